@@ -1,0 +1,1 @@
+"""Declarative ablation grids: which runs a published table or figure needs."""

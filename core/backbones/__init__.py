@@ -1,0 +1,1 @@
+"""Networks behind one contract, and the roles that share them."""

@@ -1,0 +1,1 @@
+"""Noising processes, time steps, solvers and guidance."""

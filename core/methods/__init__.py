@@ -1,0 +1,1 @@
+"""Distillation methods, each beside its torch-free schema."""

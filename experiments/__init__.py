@@ -1,0 +1,1 @@
+"""Entry points and configurations: the layer that maps names to classes."""

@@ -1,0 +1,1 @@
+"""The embedded data set, teacher and judge: builders, recipes and assets."""

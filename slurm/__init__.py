@@ -1,0 +1,1 @@
+"""Running grids on SLURM clusters."""
