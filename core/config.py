@@ -1,0 +1,237 @@
+"""Compose, validate, resolve and identify an experiment's configuration. Torch-free.
+
+Hydra composes the groups that an experiment's file chooses; every ``key=value`` is then applied by OmegaConf on the
+typed tree, which equals Hydra's own application (tested) and lets a grid compose once for all of its cells.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from core.identity import fill_hashes, identity_dict, locate, run_id
+from core.schema import (
+    METRICS,
+    REVISIONS,
+    SCHEMAS,
+    BackboneConfig,
+    BudgetConfig,
+    DataConfig,
+    EvalConfig,
+    ExecutionConfig,
+    ExperimentConfig,
+    TaskConfig,
+    TrainConfig,
+    UserError,
+    added,
+    discover_schemas,
+    execution,
+    nearest,
+    register_schema,
+)
+
+__all__ = [
+    "METRICS", "REVISIONS", "BackboneConfig", "BudgetConfig", "DataConfig", "EvalConfig", "ExecutionConfig",
+    "ExperimentConfig", "TaskConfig", "TrainConfig", "UserError", "added", "compose", "config_dir", "execution",
+    "experiments", "from_yaml", "identity_dict", "locate", "register_schema", "resolve", "run_id", "to_yaml",
+]  # fmt: skip
+
+# The field of each group's YAML that names its schema when a stored configuration is read back.
+_SCHEMA_KEY = {"method": "name", "backbone": "family", "task": "name"}
+
+
+def config_dir() -> Path:
+    """The configuration tree; it is data of the package above this one, found without importing it."""
+    spec = importlib.util.find_spec("experiments")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations))) / "config"
+
+
+def experiments() -> list[str]:
+    """Names of all experiments, e.g. ``flash/emoji``."""
+    root = config_dir() / "experiment"
+    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+
+
+def compose(experiment: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The validated configuration of ``experiment`` with ``key=value`` overrides; UserError names what is wrong."""
+    known = experiments()
+    if experiment not in known:
+        close = nearest(experiment, known)
+        raise UserError(f"unknown experiment '{experiment}'{close}; all: {', '.join(known)}")
+    groups, values = _split_overrides(overrides)
+    tree = _compose_groups(experiment, tuple(groups)).copy()
+    for key, value in values:
+        _apply(tree, key, value)
+    return _to_config(tree, f"experiment {experiment}")
+
+
+def resolve(config: ExperimentConfig) -> ExperimentConfig:
+    """``config`` with the content hashes of weights, data and parent filled in; UserError for a missing folder."""
+    fill_hashes(config)
+    return config
+
+
+def to_yaml(config: ExperimentConfig) -> str:
+    """The whole configuration, readable by ``from_yaml``."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def from_yaml(text: str, where: str = "config.yaml") -> ExperimentConfig:
+    """A stored configuration; fields that did not exist when it was written get the value that reproduces it."""
+    from omegaconf import OmegaConf
+
+    with _one_line(where):
+        stored = OmegaConf.to_container(OmegaConf.create(text))
+        if not isinstance(stored, dict):
+            raise UserError(f"{where}: not a configuration (a mapping is expected)")
+        discover_schemas()
+        schemas = {group: _schema_of(stored, group, key, where) for group, key in _SCHEMA_KEY.items()}
+        tree = OmegaConf.structured(ExperimentConfig)
+        for group, schema in schemas.items():
+            tree[group] = OmegaConf.structured(schema)
+            stored[group] = _old_values(schema) | stored[group]
+        tree = OmegaConf.merge(tree, _old_values(ExperimentConfig), stored)
+    return _to_config(tree, where)
+
+
+def _schema_of(stored: Mapping[str, Any], group: str, key: str, where: str) -> type:
+    part = stored.get(group)
+    name = part.get(key) if isinstance(part, dict) else None
+    if name not in SCHEMAS[group]:
+        raise UserError(f"{where}: {group}.{key}={name} is unknown; allowed: {', '.join(SCHEMAS[group])}")
+    return SCHEMAS[group][name]
+
+
+def _old_values(schema: type) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for item in fields(schema):
+        if "reproduces_old" in item.metadata:
+            out[item.name] = item.metadata["reproduces_old"]
+        elif is_dataclass(item.default_factory) and (nested := _old_values(item.default_factory)):
+            out[item.name] = nested
+    return out
+
+
+@functools.lru_cache(maxsize=256)
+def _compose_groups(experiment: str, groups: tuple[str, ...]) -> Any:
+    """Typed tree of one choice of groups; ``copy()`` before changing it."""
+    import hydra
+    from omegaconf import OmegaConf, open_dict
+
+    _store_schemas()
+    with _one_line(f"experiment {experiment}"), hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        tree = hydra.compose(f"experiment/{experiment}", overrides=list(groups))
+    with open_dict(tree):
+        tree.name = experiment
+    OmegaConf.set_struct(tree, True)
+    return tree
+
+
+@functools.cache
+def _store_schemas() -> None:
+    from hydra.core.config_store import ConfigStore
+
+    discover_schemas()
+    store = ConfigStore.instance()
+    store.store(name="experiment_schema", node=ExperimentConfig)
+    for group, schemas in SCHEMAS.items():
+        for name, schema in schemas.items():
+            store.store(group=group, name=name, node=schema)
+
+
+def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
+    """Choices of a group (``method=flash``) for Hydra, and values by dotted key."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    groups: list[str] = []
+    values: list[tuple[str, Any]] = []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            raise UserError(f"'{text}' is not an override; write key=value, e.g. train.batch_size=32") from None
+        key = override.key_or_group
+        if override.type is None or override.type.name != "CHANGE":
+            raise UserError(f"'{text}': keys are neither added nor deleted; write key=value")
+        if override.is_sweep_override():
+            raise UserError(f"'{text}' gives several values; one is allowed (several belong in a grid)")
+        if key in SCHEMAS:
+            groups.append(text)
+        else:
+            values.append((key, override.value()))
+    return groups, values
+
+
+def _apply(tree: Any, key: str, value: Any) -> None:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not isinstance(key, str) or OmegaConf.select(tree, key, default=_ABSENT) is _ABSENT:
+        known = _dotted_keys(tree)
+        raise UserError(f"unknown key '{key}'{nearest(key, known) or '; see: fewstep config EXPERIMENT'}")
+    try:
+        OmegaConf.update(tree, key, value, merge=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}={value}: {_first_line(error)}") from None
+
+
+_ABSENT = object()
+
+
+def _dotted_keys(tree: Any, prefix: str = "") -> list[str]:
+    from omegaconf import DictConfig
+
+    out = []
+    for key in tree:
+        node = tree._get_node(key)
+        out.append(f"{prefix}{key}")
+        if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none():
+            out.extend(_dotted_keys(node, f"{prefix}{key}."))
+    return out
+
+
+def _to_config(tree: Any, where: str) -> ExperimentConfig:
+    from omegaconf import OmegaConf
+
+    missing = sorted(OmegaConf.missing_keys(tree))
+    if missing:
+        raise UserError(f"{where}: {missing[0]} has no value; give {missing[0]}=VALUE")
+    with _one_line(where):
+        config = OmegaConf.to_object(tree)
+    assert isinstance(config, ExperimentConfig)
+    config.validate()
+    return config
+
+
+class _one_line:
+    """Turn the errors of Hydra, OmegaConf and YAML into one line that names the file."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
+
+        if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
+            cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+            raise UserError(f"{self.where}: {_first_line(cause)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    key = getattr(error, "full_key", None)
+    line = str(error).strip().splitlines()[0]
+    return f"{key}: {line}" if key and str(key) not in line else line

