@@ -1,0 +1,121 @@
+"""Solvers of the teacher's ODE with one start per sample, and the few-step sampler of the student.
+
+One contract of the network everywhere: ``denoise(x_t (A, C, H, W), t (A,), rows (A,)) -> x0 (A, C, H, W)``,
+where ``rows`` are the positions of the A samples in the batch, by which the caller picks their conditioning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.diffusion.process import Process
+
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+SOLVERS = ("ddim", "dpmpp_2m")
+
+
+@torch.no_grad()
+def solve(
+    denoise: Denoise,
+    x: Tensor,
+    start: Tensor,
+    timesteps: np.ndarray,
+    process: Process,
+    solver: str = "ddim",
+) -> tuple[Tensor, int]:
+    """Solve the ODE from ``timesteps[start]`` to x0; returns (x0, number of network samples evaluated).
+
+    ``x`` (B, C, H, W) is each sample at its own start, ``start`` (B,) its index on the grid ``timesteps``
+    (K,). A sample enters when the grid reaches its start, so the cost is the sum of K - start, not B times
+    the longest. A start on the CPU costs no device synchronisation. Computed in at least float32; no graph is
+    built.
+
+    ``ddim``: Song et al. (2021), Eq. 12, eta = 0; for a flow it is Euler's method. ``dpmpp_2m``: Lu et al.
+    (2022), Alg. 2, in its midpoint form; a sample's first step and the last one, to sigma = 0, are of first
+    order.
+    """
+    assert solver in SOLVERS, solver
+    first = start.tolist()
+    assert len(first) == len(x) and all(0 <= index < len(timesteps) for index in first), first
+    order = torch.tensor(sorted(range(len(x)), key=first.__getitem__), device=x.device)
+    first.sort()  # the active samples are now always the leading ones
+    x = x.to(torch.promote_types(x.dtype, torch.float32))[order]
+    decay, gain, extrapolation = _coefficients(process, timesteps)
+    starts = torch.tensor(first, device=x.device).view(-1, 1, 1, 1)
+    previous = torch.zeros_like(x)
+    num_evaluations = 0
+    for step in range(len(timesteps)):
+        active = sum(index <= step for index in first)
+        if not active:
+            continue
+        x_t = x[:active]
+        x0 = denoise(x_t, _times(timesteps[step], active, x.device), order[:active]).to(x.dtype)
+        num_evaluations += active
+        target = x0
+        if solver == "dpmpp_2m" and extrapolation[step]:
+            weight = extrapolation[step] * (starts[:active] < step)
+            target = x0 + weight * (x0 - previous[:active])
+        previous[:active] = x0
+        x[:active] = decay[step] * x_t + gain[step] * target
+    return torch.empty_like(x).index_copy_(0, order, x), num_evaluations
+
+
+def _times(timestep: np.generic, batch: int, device: torch.device) -> Tensor:
+    """t (B,) as the network takes it: int64 of a discrete process, float32 of a flow."""
+    dtype = torch.int64 if isinstance(timestep, np.integer) else torch.float32
+    return torch.full((batch,), timestep.item(), dtype=dtype, device=device)
+
+
+def _coefficients(process: Process, timesteps: np.ndarray) -> tuple[list[float], list[float], list[float]]:
+    """Per step: x_next = decay x_t + gain D, D = x0 + extrapolation (x0 - x0_previous); each of length K.
+
+    decay = sigma'/sigma and gain = alpha' - alpha sigma'/sigma = -alpha' (exp(-h) - 1) with h the step in
+    log-SNR lambda = log(alpha/sigma): both solvers share them, and neither divides by alpha. extrapolation =
+    1/(2r) = h/(2 h_prev), 0 at the ends, where lambda is infinite.
+    """
+    pair = process.alpha_sigma(torch.from_numpy(timesteps), torch.float64)
+    alpha, sigma = (coefficient.flatten().numpy() for coefficient in pair)
+    next_alpha, next_sigma = np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
+    decay = next_sigma / sigma
+    gain = next_alpha - alpha * decay
+    with np.errstate(divide="ignore"):
+        h = np.diff(np.log(np.append(alpha, 1.0)) - np.log(np.append(sigma, 0.0)))  # the last is infinite
+    extrapolation = np.zeros(len(timesteps))
+    extrapolation[1:-1] = h[1:-1] / (2 * h[:-2])
+    return decay.tolist(), gain.tolist(), extrapolation.tolist()
+
+
+@torch.no_grad()
+def few_step_sample(
+    denoise: Denoise, noises: Sequence[Tensor], timesteps: np.ndarray, process: Process
+) -> Tensor:
+    """Predict x0, re-noise to the next timestep with the next noise, repeat (Luo et al., 2023, Alg. 3).
+
+    ``noises`` holds one (B, C, H, W) per timestep; the first is the starting point itself (pure noise). The
+    prediction is combined with ``boundary_scalings`` as in training. Same as diffusers' LCMScheduler on these
+    timesteps.
+    """
+    assert len(noises) == len(timesteps), (len(noises), len(timesteps))
+    rows = torch.arange(len(noises[0]), device=noises[0].device)
+    x0 = torch.zeros_like(noises[0])
+    for step, (noise, timestep) in enumerate(zip(noises, timesteps, strict=True)):
+        t = _times(timestep, len(rows), noise.device)
+        x_t = noise if step == 0 else process.add_noise(x0, noise, t)
+        c_skip, c_out = boundary_scalings(t)
+        x0 = c_skip * x_t + c_out * denoise(x_t, t, rows)
+    return x0
+
+
+def boundary_scalings(t: Tensor, sigma_data: float = 0.5, scale: float = 10.0) -> tuple[Tensor, Tensor]:
+    """c_skip and c_out (B, 1, 1, 1) float32 of a consistency model (Luo et al., 2023): the identity at t = 0.
+
+    ``t`` (B,) counts 0..999 (or 0..1000) and is multiplied by ``scale``: with t in [0, 1] c_skip would be far
+    from 0 at every timestep that is sampled.
+    """
+    scaled = (scale * t.float()).view(-1, 1, 1, 1)
+    norm = scaled**2 + sigma_data**2
+    return sigma_data**2 / norm, scaled / norm.sqrt()
