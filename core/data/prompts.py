@@ -1,9 +1,9 @@
 """Evaluation prompts and the real images beside them: fixed keyed draws from a data set's split. Torch-free.
 
-Prompts are the captions of keyed views of examples, images are other keyed views of the same kind: both
+Prompts are the captions of keyed views of examples, images are other keyed views drawn in the same way: both
 follow the distribution that the data set's own view function defines, so real images compared with real
-images differ by chance alone. Draws go through the examples in keyed permutations, so that every example
-occurs equally often."""
+images differ by chance alone. Examples that share ``meta["kind"]`` (skin tones of one emoji) count as one:
+every kind occurs equally often, and so do the examples within it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from core.config import UserError
 from core.data.shards import Example, ImageTextDataset
 from core.randomness import permutation
 
-View = Callable[[Example, str], tuple[np.ndarray, str]]
-"""(example, key) -> (image uint8 (H, W, 3), caption): a pure function, every choice drawn from ``key``."""
+View = Callable[[Example, int], tuple[np.ndarray, str]]
+"""(example, variant) -> (image uint8 (H, W, 3), caption): a pure function of both."""
+
+# Training reads the variants below data.num_variants; evaluation reads its own, and never the same twice.
+PROMPT_VARIANTS, REFERENCE_VARIANTS, VARIANTS_PER_SEED = 10**6, 2 * 10**6, 10**7
 
 
 @dataclass(frozen=True)
@@ -46,38 +49,44 @@ class PromptList:
         return PromptList(tuple(prompt for prompt in self.prompts for _ in range(times)))
 
 
-def plain_view(example: Example, key: str) -> tuple[np.ndarray, str]:
-    """Image and caption as stored; transparency is shown on white."""
-    image = example.image
-    if image.shape[-1] == 4:
-        alpha = image[..., 3:].astype(np.uint16)
-        image = ((image[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return image, example.caption
-
-
 def dataset_prompts(dataset: ImageTextDataset, view: View, count: int, seed: int = 0) -> PromptList:
     """``count`` captions of keyed views of the split ``dataset``."""
-    return PromptList(tuple(caption for _, caption in _views(dataset, view, count, seed, "prompts")))
+    views = _views(dataset, view, count, seed, "prompts", PROMPT_VARIANTS)
+    return PromptList(tuple(caption for _, caption in views))
 
 
 def reference_images(
     dataset: ImageTextDataset, view: View, count: int, seed: int = 0
 ) -> Iterator[np.ndarray]:
     """``count`` real images of the split ``dataset``, from views independent of those of the prompts."""
-    return (image for image, _ in _views(dataset, view, count, seed, "reference"))
+    return (image for image, _ in _views(dataset, view, count, seed, "reference", REFERENCE_VARIANTS))
 
 
-def draw_examples(size: int, count: int, seed: int, purpose: str) -> np.ndarray:
-    """Indices of ``count`` examples, int64: keyed permutations of all ``size``, one after the other."""
-    num_epochs = -(-count // size)
-    return np.concatenate([permutation(seed, purpose, size, epoch) for epoch in range(num_epochs)])[:count]
+def draw_examples(kinds: Sequence[str], count: int, seed: int, purpose: str) -> np.ndarray:
+    """Indices of ``count`` examples, int64, balanced over ``kinds`` (one per example).
+
+    All kinds in a keyed order, then all again in another; a kind's examples take turns in the same way.
+    """
+    members: dict[str, list[int]] = {}
+    for index, kind in enumerate(kinds):
+        members.setdefault(kind, []).append(index)
+    names = sorted(members)
+    drawn: list[int] = []
+    for epoch in range(-(-count // len(names))):
+        for i in permutation(seed, purpose, len(names), epoch):
+            own = members[names[i]]
+            cycle, turn = divmod(epoch, len(own))
+            drawn.append(own[permutation(seed, f"{purpose} {names[i]}", len(own), cycle)[turn]])
+    return np.array(drawn[:count], dtype=np.int64)
 
 
 def _views(
-    dataset: ImageTextDataset, view: View, count: int, seed: int, purpose: str
+    dataset: ImageTextDataset, view: View, count: int, seed: int, purpose: str, first_variant: int
 ) -> Iterator[tuple[np.ndarray, str]]:
-    for position, index in enumerate(draw_examples(len(dataset), count, seed, f"evaluation {purpose}")):
-        yield view(dataset[int(index)], f"evaluation {purpose} {seed} {position}")
+    kinds = [str(meta.get("kind", key)) for key, meta in zip(dataset.keys, dataset.metas, strict=True)]
+    first_variant += seed * VARIANTS_PER_SEED
+    for position, index in enumerate(draw_examples(kinds, count, seed, f"evaluation {purpose}")):
+        yield view(dataset[int(index)], first_variant + position)
 
 
 def parse_prompts(items: Sequence[str]) -> PromptList:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from core.config import UserError
@@ -65,38 +66,58 @@ class ClipJudge:
         return float(self.similarities(images, prompts).mean())
 
 
-def load_clip(
-    name: str = "ViT-bigG-14", path: str | Path | None = None, device: str | torch.device = "cpu"
-) -> ClipJudge:
-    """An open_clip model by architecture name: weights from the file ``path``, or from the hub when it is
-    None.
+def load_clip(source: str = "ViT-bigG-14", device: str | torch.device = "cpu") -> ClipJudge:
+    """An open_clip model.
+
+    ``source``: a folder (``open_clip_config.json`` and weights), ``NAME:FILE`` (an architecture and its
+    weights file), or ``NAME`` alone for weights from the hub.
 
     Raises:
-        UserError: unknown architecture, missing file, no network for the hub.
+        UserError: unknown architecture, missing file, damaged weights, no network for the hub.
     """
     import open_clip
 
-    if name not in open_clip.list_models():
-        raise UserError(f"unknown open_clip model {name!r}; for example: {', '.join(HUB_WEIGHTS)}")
-    if path is not None and not Path(path).is_file():
-        raise UserError(f"clip weights {path} do not exist")
-    if path is None and name not in HUB_WEIGHTS:
-        raise UserError(
-            f"eval.clip_path must name a weights file for {name}; from the hub: {', '.join(HUB_WEIGHTS)}"
-        )
-    pretrained = str(path) if path is not None else HUB_WEIGHTS[name]
+    name, pretrained, digest = _locate(source)
     try:
         model, _, transform = open_clip.create_model_and_transforms(
             name, pretrained=pretrained, device=device
         )
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot load {name} from {pretrained}: {str(error).splitlines()[0]}") from error
-    digest = file_sha256(Path(path)) if path is not None else f"hub:{pretrained}"
+        tokenize = open_clip.get_tokenizer(name)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(f"clip model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
 
     def preprocess(images: np.ndarray) -> Tensor:
         return torch.stack([transform(Image.fromarray(image)) for image in images])
 
-    tokenize = open_clip.get_tokenizer(name)
     size = model.visual.image_size
     resize = f"open_clip bicubic to {size[0] if isinstance(size, tuple) else size}"
-    return ClipJudge(name, digest, resize, model.eval(), preprocess, tokenize, torch.device(device))
+    label = Path(source).name if Path(source).is_dir() else name
+    return ClipJudge(label, digest, resize, model.eval(), preprocess, tokenize, torch.device(device))
+
+
+def _locate(source: str) -> tuple[str, str | None, str]:
+    """open_clip's model name and ``pretrained``, and the identity of the weights."""
+    import open_clip
+
+    folder = Path(source)
+    if folder.is_dir():
+        files = sorted(p for p in folder.iterdir() if p.name.startswith("open_clip_"))
+        if not (folder / "open_clip_config.json").is_file() or len(files) < 2:
+            raise UserError(
+                f"clip folder {folder} needs open_clip_config.json and open_clip_model.safetensors"
+            )
+        return f"local-dir:{folder}", None, "+".join(file_sha256(file)[:16] for file in files)
+    name, _, file = source.partition(":")
+    if name not in open_clip.list_models():
+        raise UserError(
+            f"clip model {source!r} is neither a folder nor an open_clip architecture such as ViT-bigG-14"
+        )
+    if file and not Path(file).is_file():
+        raise UserError(f"clip weights {file} do not exist")
+    if file:
+        return name, file, file_sha256(Path(file))
+    if name not in HUB_WEIGHTS:
+        raise UserError(
+            f"clip model {name} needs a file, {name}:FILE; from the hub: {', '.join(HUB_WEIGHTS)}"
+        )
+    return name, HUB_WEIGHTS[name], f"hub:{HUB_WEIGHTS[name]}"

@@ -12,7 +12,6 @@ from core.data.prompts import (
     dataset_prompts,
     draw_examples,
     parse_prompts,
-    plain_view,
     reference_images,
 )
 from core.data.shards import Example, ImageTextDataset, RawExample
@@ -32,8 +31,8 @@ def _dataset(size: int = 5) -> ImageTextDataset:
     return ImageTextDataset(RawExample(f"k{i}", png(i), f"thing {i}", {}, "test") for i in range(size))
 
 
-def _view(example: Example, key: str) -> tuple[np.ndarray, str]:
-    shade = int(Stream(0, "view", key).integers([0], 0, 1000)[0])
+def _view(example: Example, variant: int) -> tuple[np.ndarray, str]:
+    shade = int(Stream(0, "view", example.key).integers([variant], 0, 1000)[0])
     return np.full((2, 2, 3), shade % 256, dtype=np.uint8), f"{example.caption} shade {shade}"
 
 
@@ -47,9 +46,13 @@ def test_prompts_are_keyed_and_prefixes_agree() -> None:
     assert sorted(p.split(" shade")[0] for p in prompts.prompts[:5]) == [f"thing {i}" for i in range(5)]
 
 
-def test_examples_occur_equally_often() -> None:
-    counts = Counter(draw_examples(5, 12, 0, "x").tolist())
-    assert sorted(counts.values()) == [2, 2, 2, 3, 3]
+def test_kinds_occur_equally_often_and_their_examples_take_turns() -> None:
+    kinds = ["pilot", "pilot", "pilot", "apple", "pizza"]
+    drawn = draw_examples(kinds, 18, 0, "x").tolist()
+    assert Counter(drawn) == {0: 2, 1: 2, 2: 2, 3: 6, 4: 6}
+    assert [Counter(kinds[i] for i in drawn[s : s + 3]) for s in (0, 3)] == [dict.fromkeys(set(kinds), 1)] * 2
+    assert drawn[:7] == draw_examples(kinds, 7, 0, "x").tolist()
+    assert drawn != draw_examples(kinds, 18, 0, "y").tolist()
 
 
 def test_reference_views_are_other_views_than_the_prompts() -> None:
@@ -71,13 +74,6 @@ def test_distinct_and_repeated() -> None:
     assert prompts.distinct(2).prompts == ("b", "a")
     assert prompts.distinct(9).prompts == ("b", "a", "c")
     assert PromptList(("a", "b")).repeated(2).prompts == ("a", "a", "b", "b")
-
-
-def test_plain_view_shows_transparency_on_white() -> None:
-    pixels = np.array([[[200, 0, 100, 255], [200, 0, 100, 0], [200, 0, 100, 128]]], dtype=np.uint8)
-    image, caption = plain_view(Example("k", pixels, "c"), "any")
-    np.testing.assert_array_equal(image, [[[200, 0, 100], [255, 255, 255], [227, 127, 177]]])
-    assert caption == "c"
 
 
 def test_prompts_from_the_command_line(tmp_path: Path) -> None:

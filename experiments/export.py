@@ -1,0 +1,102 @@
+"""Export a trained student for diffusers: its weights and a scheduler that samples exactly as we do.
+
+LoRA students become ``pytorch_lora_weights.safetensors``, which ``load_lora_weights`` of the base pipeline
+reads; fully fine-tuned ones a ``unet/`` folder. ``scheduler/`` holds an LCMScheduler whose timesteps are the
+student's own: diffusers' default of 50 original steps would give 999, 759, ... instead of 999, 749, 499, 249.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from diffusers import LCMScheduler, StableDiffusionPipeline
+from torch import Tensor
+
+from core.backbones.base import STUDENT, STUDENT_EMA
+from core.backbones.roles import Sharing
+from core.backbones.unet import UNetBackbone
+from core.config import UserError
+from core.run import atomic_folder
+
+USAGE = """\
+Few-step student exported by fewstep (run {run}).
+
+    from diffusers import LCMScheduler, StableDiffusionPipeline{imports}
+
+    pipe = StableDiffusionPipeline.from_pretrained("{base}"{revision})
+    {weights}
+    pipe.scheduler = LCMScheduler.from_pretrained("{out}", subfolder="scheduler")
+    pipe("{prompt}", num_inference_steps={steps}, guidance_scale=1.0).images[0].save("image.png")
+
+`num_inference_steps` must divide {steps}. No guidance: it is distilled into the student.
+"""
+
+
+def export(
+    backbone: UNetBackbone, out: Path, weights: str = "student", steps: int = 4, run: str = ""
+) -> Path:
+    """Write the role ``weights`` ("student" or "ema") and its ``steps``-step scheduler to the folder ``out``.
+
+    Raises:
+        UserError: the run has no such weights, or ``out`` cannot be written.
+    """
+    role = {"student": STUDENT, "ema": STUDENT_EMA}.get(weights)
+    if role is None or role not in backbone.roles:
+        raise UserError(
+            f"weights={weights} cannot be exported from this run; allowed: student, ema (train.ema_decay)"
+        )
+    with atomic_folder(out) as folder:
+        if backbone.roles.sharing.kind == "lora":
+            state = lora_state(backbone.role_parameters(role), backbone.roles.sharing)
+            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=state)
+        else:
+            with backbone.roles.use(role) as unet:
+                unet.save_pretrained(folder / "unet")
+        lcm_scheduler(backbone, steps).save_pretrained(folder / "scheduler")
+        (folder / "README.md").write_text(_usage(backbone, out, steps, run))
+    return out
+
+
+def lora_state(parameters: Mapping[str, Tensor], sharing: Sharing) -> dict[str, Tensor]:
+    """LoRA factors under the names that diffusers reads.
+
+    Our output is W + (alpha / rank) B A. Readers without metadata assume alpha = rank, so the factor is
+    folded into B.
+    """
+    scale = sharing.alpha / sharing.rank
+    return {
+        name: (value.detach() * scale if ".lora_B." in name else value.detach()).cpu().contiguous()
+        for name, value in parameters.items()
+    }
+
+
+def lcm_scheduler(backbone: UNetBackbone, steps: int) -> LCMScheduler:
+    """The student's sampler: the teacher's noise schedule, timesteps of a ``steps``-step trailing grid."""
+    assert backbone.source is not None
+    options = {"revision": backbone.revision} if backbone.revision else {}
+    teacher = LCMScheduler.load_config(backbone.source, subfolder="scheduler", **options)
+    return LCMScheduler.from_config(
+        teacher,
+        original_inference_steps=steps,
+        timestep_scaling=10.0,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        thresholding=False,
+    )
+
+
+def _usage(backbone: UNetBackbone, out: Path, steps: int, run: str) -> str:
+    lora = backbone.roles.sharing.kind == "lora"
+    load = f'pipe.load_lora_weights("{out}")'
+    copy = f'pipe.unet = UNet2DConditionModel.from_pretrained("{out}", subfolder="unet")'
+    return USAGE.format(
+        run=run,
+        base=backbone.source,
+        revision=f', revision="{backbone.revision}"' if backbone.revision else "",
+        imports="" if lora else ", UNet2DConditionModel",
+        weights=load if lora else copy,
+        out=out,
+        steps=steps,
+        prompt="red apple",
+    )

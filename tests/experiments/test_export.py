@@ -1,0 +1,112 @@
+"""diffusers alone, from the exported files, gives our samples from the same injected noise."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+from core.backbones.base import STUDENT
+from core.backbones.roles import Sharing
+from core.backbones.tiny import write_tiny_sd
+from core.backbones.unet import UNetBackbone
+from core.config import UserError
+from core.diffusion.solvers import few_step_sample
+from core.diffusion.timesteps import trailing_timesteps
+from experiments.export import export, lcm_scheduler
+
+LORA = Sharing("lora", rank=4, alpha=2, targets=("to_q", "to_k", "to_v", "to_out.0"))
+PROMPTS = ["red apple", "blue heart", "a dog"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_sd(tmp_path_factory.mktemp("teacher") / "tiny-sd")
+
+
+def _student(teacher: Path, sharing: Sharing) -> UNetBackbone:
+    """A student that is far from its teacher."""
+    backbone = UNetBackbone.load(str(teacher), sharing)
+    backbone.add_role(STUDENT, trainable=True)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in backbone.role_parameters(STUDENT).values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return backbone
+
+
+def _ours(backbone: UNetBackbone, noises: list[torch.Tensor], role: str = STUDENT) -> torch.Tensor:
+    cond = backbone.encode_text(PROMPTS)
+    timesteps = trailing_timesteps(len(noises), 1000)
+    with torch.no_grad():
+        return few_step_sample(
+            lambda x, t, rows: backbone.predict(role, x, t, cond[rows]), noises, timesteps, backbone.process
+        )
+
+
+def _theirs(
+    pipe: StableDiffusionPipeline, noises: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> torch.Tensor:
+    """The pipeline starts from the first noise; its scheduler is handed the others instead of drawing."""
+    rest = iter(noises[1:])
+    monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *a, **k: next(rest))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        PROMPTS, latents=noises[0], num_inference_steps=len(noises), guidance_scale=1.0, output_type="latent"
+    ).images
+
+
+def _noises(steps: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn((len(PROMPTS), 4, 8, 8), generator=generator) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_exported_lora_gives_our_samples(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    backbone = _student(teacher, LORA)
+    export(backbone, tmp_path / "out", steps=4)
+    pipe = StableDiffusionPipeline.from_pretrained(teacher)
+    pipe.load_lora_weights(tmp_path / "out")
+    pipe.scheduler = LCMScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler")
+    ours = _ours(backbone, _noises(steps))
+    theirs = _theirs(pipe, _noises(steps), monkeypatch)
+    assert (ours - _ours(backbone, _noises(steps), "teacher")).abs().max() > 0.05, "the student must differ"
+    assert (ours - theirs).abs().max() < 1e-3
+
+
+def test_exported_full_student_gives_our_samples(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = _student(teacher, Sharing("full"))
+    export(backbone, tmp_path / "out", steps=4)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        teacher, unet=UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet")
+    )
+    pipe.scheduler = LCMScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler")
+    assert (_ours(backbone, _noises(4)) - _theirs(pipe, _noises(4), monkeypatch)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_scheduler_has_the_students_timesteps(teacher: Path, steps: int) -> None:
+    scheduler = lcm_scheduler(UNetBackbone.load(str(teacher), LORA), max(4, steps))
+    scheduler.set_timesteps(steps)
+    np.testing.assert_array_equal(scheduler.timesteps.numpy(), trailing_timesteps(steps, 1000))
+
+
+def test_readme_names_the_teacher_and_how_to_load(teacher: Path, tmp_path: Path) -> None:
+    text = (
+        export(_student(teacher, LORA), tmp_path / "out", steps=4, run="0123456789") / "README.md"
+    ).read_text()
+    assert "run 0123456789" in text and str(teacher) in text and "load_lora_weights" in text
+    assert "{" not in text
+
+
+def test_missing_ema_is_one_clear_line(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="weights=ema cannot be exported from this run; allowed: student, ema"
+    ):
+        export(_student(teacher, LORA), tmp_path / "out", weights="ema")
+    assert not (tmp_path / "out").exists()
