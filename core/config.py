@@ -1,14 +1,15 @@
 """Compose, validate, resolve and identify an experiment's configuration. Torch-free.
 
-Hydra composes the groups that an experiment's file chooses; every ``key=value`` is then applied by OmegaConf on the
-typed tree, which equals Hydra's own application (tested) and lets a grid compose once for all of its cells.
+Hydra composes the groups that an experiment's file chooses; every ``key=value`` is then applied by OmegaConf
+on the typed tree, which equals Hydra's own application (tested) and lets a grid compose once for all cells.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ from core.schema import (
 
 __all__ = [
     "METRICS", "REVISIONS", "BackboneConfig", "BudgetConfig", "DataConfig", "EvalConfig", "ExecutionConfig",
-    "ExperimentConfig", "TaskConfig", "TrainConfig", "UserError", "added", "compose", "config_dir", "execution",
-    "experiments", "from_yaml", "identity_dict", "locate", "register_schema", "resolve", "run_id", "to_yaml",
+    "ExperimentConfig", "TaskConfig", "TrainConfig", "UserError", "added", "compose", "config_dir",
+    "execution", "experiments", "from_yaml", "identity_dict", "locate", "register_schema", "resolve",
+    "run_id", "to_yaml",
 ]  # fmt: skip
 
 # The field of each group's YAML that names its schema when a stored configuration is read back.
@@ -58,7 +60,7 @@ def experiments() -> list[str]:
 
 
 def compose(experiment: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The validated configuration of ``experiment`` with ``key=value`` overrides; UserError names what is wrong."""
+    """Validated configuration of ``experiment`` with ``key=value`` overrides; UserError for a mistake."""
     known = experiments()
     if experiment not in known:
         close = nearest(experiment, known)
@@ -71,7 +73,7 @@ def compose(experiment: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
 
 
 def resolve(config: ExperimentConfig) -> ExperimentConfig:
-    """``config`` with the content hashes of weights, data and parent filled in; UserError for a missing folder."""
+    """``config`` with the hashes of weights, data and parent filled in; UserError for a missing folder."""
     fill_hashes(config)
     return config
 
@@ -84,7 +86,7 @@ def to_yaml(config: ExperimentConfig) -> str:
 
 
 def from_yaml(text: str, where: str = "config.yaml") -> ExperimentConfig:
-    """A stored configuration; fields that did not exist when it was written get the value that reproduces it."""
+    """A stored configuration; fields younger than it get the value that reproduces it."""
     from omegaconf import OmegaConf
 
     with _one_line(where):
@@ -126,7 +128,8 @@ def _compose_groups(experiment: str, groups: tuple[str, ...]) -> Any:
     from omegaconf import OmegaConf, open_dict
 
     _store_schemas()
-    with _one_line(f"experiment {experiment}"), hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+    root = str(config_dir())
+    with _one_line(f"experiment {experiment}"), hydra.initialize_config_dir(root, version_base="1.3"):
         tree = hydra.compose(f"experiment/{experiment}", overrides=list(groups))
     with open_dict(tree):
         tree.name = experiment
@@ -158,7 +161,7 @@ def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[tuple[st
         try:
             override = parser.parse_override(text)
         except HydraException:
-            raise UserError(f"'{text}' is not an override; write key=value, e.g. train.batch_size=32") from None
+            raise UserError(f"'{text}' is not an override; write key=value, e.g. seed=1") from None
         key = override.key_or_group
         if override.type is None or override.type.name != "CHANGE":
             raise UserError(f"'{text}': keys are neither added nor deleted; write key=value")
@@ -181,7 +184,7 @@ def _apply(tree: Any, key: str, value: Any) -> None:
     try:
         OmegaConf.update(tree, key, value, merge=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"{key}={value}: {_first_line(error)}") from None
+        raise UserError(f"{key}={value}: {str(error).splitlines()[0]}") from None
 
 
 _ABSENT = object()
@@ -212,23 +215,18 @@ def _to_config(tree: Any, where: str) -> ExperimentConfig:
     return config
 
 
-class _one_line:
+@contextlib.contextmanager
+def _one_line(where: str) -> Iterator[None]:
     """Turn the errors of Hydra, OmegaConf and YAML into one line that names the file."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError
-
-        if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
-            cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-            raise UserError(f"{self.where}: {_first_line(cause)}") from None
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+        raise UserError(f"{where}: {_first_line(cause)}") from None
 
 
 def _first_line(error: BaseException) -> str:

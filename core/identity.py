@@ -59,7 +59,7 @@ def run_id(config: ExperimentConfig) -> str:
 
 
 def fill_hashes(config: ExperimentConfig) -> None:
-    """Set weights_hash, data_hash and parent of ``config`` in place; UserError when a folder does not exist."""
+    """Set weights_hash, data_hash and parent of ``config`` in place; UserError for a missing folder."""
     cache = Path(config.execution.cache_dir)
     backbone, data, train = config.backbone, config.data, config.train
     backbone.weights_hash = _weights_hash(backbone.path, backbone.revision, cache)
@@ -98,8 +98,8 @@ def _parent_id(init_from: str, cache: Path) -> str:
 
 
 def folder_hash(folder: Path, cache_dir: Path, ignored: set[str] = frozenset()) -> str:
-    """16 hex digits of the names and contents of all files below ``folder`` (hidden ones and suffixes ``ignored``
-    left out). File hashes are remembered in ``cache_dir`` by (path, size, modification time)."""
+    """16 hex digits of the names and contents of all files below ``folder``, without hidden ones and suffixes
+    ``ignored``. File hashes are remembered in ``cache_dir`` by (path, size, modification time)."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix not in ignored)
     files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
     if not files:

@@ -1,8 +1,8 @@
 """Configuration schemas: one dataclass per group, validated by OmegaConf (types) and ``validate()`` (values).
 
-A field marked ``execution(...)`` says where or how fast a run happens, never what it computes: it is left out of
-the run's identity. A field added later declares with ``added(default, old=...)`` the value that old runs had, so
-that their ids do not change. Torch-free.
+A field marked ``execution(...)`` says where or how fast a run happens, never what it computes: it is left out
+of the run's identity. A field added later declares with ``added(default, old=...)`` the value that old runs
+had, so that their ids do not change. Torch-free.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-MISSING: Any = "???"  # OmegaConf's marker of a mandatory value; a literal keeps `fewstep --help` free of its import
+MISSING: Any = "???"  # OmegaConf's marker of a mandatory value; written out to keep `--help` fast
 
 METRICS = ("kd_effnet", "fd_effnet", "kid", "fid", "clip_score", "diversity")
 BUDGET_UNITS = ("images", "iterations", "evaluations")
@@ -31,14 +31,13 @@ def execution(default: Any) -> Any:
 
 
 def added(default: Any, old: Any) -> Any:
-    """A field added after runs exist: runs without it behave as ``old``, and ``old`` does not enter the identity."""
+    """A field younger than existing runs: those behave as ``old``, which does not enter the identity."""
     return _field(default, {"reproduces_old": old})
 
 
 def _field(default: Any, metadata: dict[str, Any]) -> Any:
-    if isinstance(default, list | dict) or isinstance(default, type):
-        factory = default if isinstance(default, type) else lambda: default.copy()
-        return field(default_factory=factory, metadata=metadata)
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -72,7 +71,7 @@ class BudgetConfig:
     """How much training a run gets; schedules and stage boundaries are fractions of it."""
 
     amount: int = MISSING
-    unit: str = "images"  # images seen by the student | iterations | evaluations (network evaluations, all roles)
+    unit: str = "images"  # images (seen by the student) | iterations | evaluations (of networks, all roles)
 
     def validate(self) -> None:
         check_range("train.budget.amount", self.amount, 0)
@@ -135,7 +134,7 @@ class DataConfig:
     """Images with captions, and the view under which they are trained on."""
 
     name: str = MISSING
-    path: str = execution("")  # folder of shards or images, package:..., or random:...; its content is data_hash
+    path: str = execution("")  # folder, package:..., or random:...; its content is data_hash
     data_hash: str = ""  # filled by resolve
     split: str = "train"
     view: str = "plain"  # plain: image and caption as stored | emoji: keyed captions and augmentation
@@ -228,11 +227,10 @@ class ExperimentConfig:
             part.validate()
         micro_batch = self.execution.micro_batch
         if micro_batch is not None and self.train.batch_size % micro_batch:
-            raise UserError(
-                f"execution.micro_batch={micro_batch} does not divide train.batch_size={self.train.batch_size}"
-            )
+            batch_size = self.train.batch_size
+            raise UserError(f"execution.micro_batch={micro_batch} does not divide batch_size={batch_size}")
         if self.method.trains and self.train.budget.amount == 0:
-            raise UserError(f"train.budget.amount=0 leaves method {self.method.name} untrained; give at least 1")
+            raise UserError(f"train.budget.amount=0 leaves {self.method.name} untrained; give at least 1")
 
 
 SCHEMAS: dict[str, dict[str, type]] = {"method": {}, "backbone": {}, "task": {}, "data": {}, "eval": {}}

@@ -1,6 +1,7 @@
 """Schema of Flash Diffusion (Chadebec et al., 2024). Defaults: SD1.5 of the paper.
 
-Provenance: [P] in the paper, [C] in its official release. Lists are per stage; stages are equal parts of the budget.
+Provenance: [P] in the paper, [C] in its official release. Lists are per stage; stages are equal parts of the
+budget.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import ClassVar
 from core.schema import UserError, check_choice, check_range, listing, register_schema
 
 REVISION = 1
+TIMESTEP_DISTRIBUTIONS = ("mixture", "uniform", "gaussian", "sharp")
 
 
 @dataclass
@@ -22,7 +24,7 @@ class FlashConfig:
     name: str = "flash"
     num_timesteps: int = 32  # K, start points of the teacher's ODE, trailing spacing [P]
     timestep_distribution: str = "mixture"  # pi(t): mixture (Eq. 7) | uniform | gaussian | sharp [P]
-    mixture_variance: float = 0.5  # of each mode, in squared index units (Eq. 7) [P]; the release has 0.25 [C]
+    mixture_variance: float = 0.5  # of each mode, squared index units (Eq. 7) [P]; the release has 0.25 [C]
     # Weights beta of the modes at full, 3/4, 1/2 and 1/4 noise, one row per stage [C]
     stage_weights: list[list[float]] = listing(
         (0.0, 0.0, 0.5, 0.5), (0.1, 0.3, 0.3, 0.3), (0.25, 0.25, 0.25, 0.25), (0.4, 0.2, 0.2, 0.2)
@@ -34,7 +36,7 @@ class FlashConfig:
     distill_weight: float = 1.0
     adversarial_loss: str = "lsgan"  # Eq. 8 [P]
     adversarial_weight: list[float] = listing(0.0, 0.1, 0.2, 0.3)  # lambda_adv per stage [P]
-    adversarial_timesteps: list[float] = listing(0.01, 0.25, 0.5, 0.75)  # t' as a fraction of the noise range [P]
+    adversarial_timesteps: list[float] = listing(0.01, 0.25, 0.5, 0.75)  # t' as a fraction of T [P]
     dmd_weight: list[float] = listing(0.0, 0.3, 0.5, 0.7)  # lambda_DMD per stage [P]
     student_lr: float = 1e-5  # Adam [P]
     critic_lr: float = 1e-5  # Adam [P]
@@ -46,9 +48,7 @@ class FlashConfig:
         """Raise UserError for the first value that is not allowed."""
         if self.num_timesteps < 4 or self.num_timesteps % 4:
             raise UserError(f"method.num_timesteps={self.num_timesteps} is not a positive multiple of 4")
-        check_choice(
-            "method.timestep_distribution", self.timestep_distribution, ("mixture", "uniform", "gaussian", "sharp")
-        )
+        check_choice("method.timestep_distribution", self.timestep_distribution, TIMESTEP_DISTRIBUTIONS)
         check_choice("method.solver", self.solver, ("dpmpp_2m", "ddim"))
         check_choice("method.distill_loss", self.distill_loss, ("mse",))
         check_choice("method.adversarial_loss", self.adversarial_loss, ("lsgan",))
@@ -62,14 +62,14 @@ class FlashConfig:
         for fraction in self.adversarial_timesteps:
             check_range("method.adversarial_timesteps", fraction, 0.0, 1.0)
         if len(self.adam_betas) != 2:
-            raise UserError(f"method.adam_betas={self.adam_betas} has {len(self.adam_betas)} values; 2 are allowed")
+            raise UserError(f"method.adam_betas={self.adam_betas} is not a pair; give two values")
 
     def _validate_stages(self) -> None:
         num_stages = len(self.stage_weights)
         for row in self.stage_weights:
             if len(row) != 4 or min(row) < 0 or sum(row) <= 0:
                 raise UserError(
-                    f"method.stage_weights row {row} is not 4 non-negative weights (full, 3/4, 1/2, 1/4 noise)"
+                    f"method.stage_weights row {row} is not 4 weights >= 0 (full, 3/4, 1/2, 1/4 noise)"
                 )
         for key in ("adversarial_weight", "dmd_weight"):
             values = getattr(self, key)

@@ -1,4 +1,4 @@
-"""Schema of the teacher itself as a method: nothing is trained, it is the reference that students are compared to."""
+"""Schema of the teacher itself as a method: nothing is trained; students are compared to it."""
 
 from __future__ import annotations
 

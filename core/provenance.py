@@ -1,0 +1,53 @@
+"""Where a run's numbers come from: code, packages, weights, data, machine. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from core.schema import ExperimentConfig
+
+_PACKAGES = ("fewstep", "torch", "diffusers", "transformers", "peft", "numpy", "omegaconf", "hydra-core")
+_MAX_PATCH_CHARS = 200_000
+
+
+def provenance(config: ExperimentConfig) -> dict[str, Any]:
+    """Facts to store beside a run when it is created; job ids and devices belong to its attempts."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty_patch": (_git("diff", "HEAD") or "")[:_MAX_PATCH_CHARS],
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "weights_hash": config.backbone.weights_hash,
+        "data_hash": config.data.data_hash,
+        "parent": config.train.parent,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "num_cpus": os.cpu_count(),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in the project's own checkout; None when the package was installed without one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

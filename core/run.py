@@ -1,0 +1,295 @@
+"""A run: its folder, its attempts, its records, and its state, which is read from files alone. Torch-free.
+
+``runs/<experiment>/<label>-<id>/`` holds config.yaml, provenance.json, attempts/, metrics.jsonl, evals.jsonl,
+heartbeat.json and what the trainer adds (samples/, snapshots/, state/, log.txt). The same configuration has
+the same id, hence the same folder, whatever its label: it resumes. Files appear complete or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from core.config import ExperimentConfig, UserError, from_yaml, run_id, to_yaml
+from core.provenance import provenance
+
+END_STATES = ("done", "failed", "diverged", "stopped")
+_EVAL_KEY = ("metric", "split", "steps", "weights", "images", "protocol")
+_LOCK_TRIES = 10  # a reader that asks for the state holds the lock for microseconds
+
+
+def atomic_write(path: Path | str, data: str | bytes) -> None:
+    """Write ``path`` completely or not at all; UserError when the disk refuses."""
+    path = Path(path)
+    content = data.encode() if isinstance(data, str) else data
+    with _disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """A folder to fill; it appears at ``path``, replacing an older one, when the block ends without error."""
+    path = Path(path)
+    with _disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield temporary
+            for file in sorted(p for p in temporary.rglob("*") if p.is_file()):
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            temporary.chmod(0o755)
+            if path.exists():  # rename does not replace a filled folder
+                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+                path.rename(old / path.name)
+                temporary.rename(path)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def find_runs(runs_dir: Path | str) -> Iterator[Path]:
+    """All run folders below ``runs_dir``, in the order of their names."""
+    for folder, names, files in os.walk(runs_dir, followlinks=True):
+        names[:] = sorted(n for n in names if not n.startswith("."))
+        if "config.yaml" in files:
+            names.clear()
+            yield Path(folder)
+
+
+def _find(runs_dir: Path | str, identity: str) -> Path | None:
+    return next((path for path in find_runs(runs_dir) if _id_of(path) == identity), None)
+
+
+def _id_of(path: Path) -> str:
+    return path.name.rpartition("-")[2]
+
+
+@dataclass
+class Run:
+    """One run's folder; the execution part of ``config`` may differ from the stored one."""
+
+    path: Path
+    id: str
+    config: ExperimentConfig
+
+    @classmethod
+    def create(cls, config: ExperimentConfig) -> Run:
+        """The run of a resolved configuration: its existing folder wherever it lies, or a new one."""
+        identity, runs_dir = run_id(config), Path(config.execution.runs_dir)
+        path = _find(runs_dir, identity)
+        if path is None:
+            label = config.execution.label
+            path = runs_dir / config.name / (f"{label}-{identity}" if label else identity)
+            with _disk(path):
+                path.mkdir(parents=True, exist_ok=True)
+            atomic_write(path / "provenance.json", json.dumps(provenance(config), indent=1) + "\n")
+            atomic_write(path / "config.yaml", to_yaml(config))  # last: it makes the folder a run
+        else:
+            Run.open(path)  # a damaged folder is told before anything is computed
+        return cls(path, identity, config)
+
+    @classmethod
+    def open(cls, path_or_id: Path | str, runs_dir: Path | str = "runs") -> Run:
+        """An existing run by folder or id; UserError when there is none or its config.yaml is damaged."""
+        path = Path(path_or_id)
+        if not (path / "config.yaml").is_file():
+            found = _find(runs_dir, str(path_or_id))
+            if found is None:
+                raise UserError(f"'{path_or_id}' is neither a run folder nor the id of a run in {runs_dir}/")
+            path = found
+        file = path / "config.yaml"
+        try:
+            text = file.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: cannot be read ({error})") from error
+        return cls(path, _id_of(path), from_yaml(text, str(file)))
+
+    # --- who is at work -----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held by the one process that trains this run; the system releases it when that process dies."""
+        with _disk(self.path):
+            stream = (self.path / "lock").open("a+")
+        with stream:
+            if not _try_lock(stream, _LOCK_TRIES):
+                stream.seek(0)
+                pid, _, host = stream.read().strip().partition(" ")
+                raise UserError(f"run {self.id} is being trained by pid {pid} on host {host}")
+            stream.truncate(0)
+            stream.write(f"{os.getpid()} {socket.gethostname()}\n")
+            stream.flush()
+            yield
+
+    def begin_attempt(self, **facts: Any) -> int:
+        """Start the next attempt (1, 2, ...); ``facts`` (device, world size, job id) are stored with it."""
+        attempt = len(self._attempts()) + 1
+        record = {"attempt": attempt, "started": _now(), "pid": os.getpid(), "host": socket.gethostname()}
+        atomic_write(self._attempt_file(attempt), json.dumps(record | facts, indent=1) + "\n")
+        return attempt
+
+    def end_attempt(self, state: str, reason: str = "") -> None:
+        """Close the latest attempt as done, failed, diverged, or stopped (resumable, more work to do)."""
+        assert state in END_STATES, state
+        record = self._attempts()[-1] | {"ended": _now(), "state": state, "reason": reason}
+        atomic_write(self._attempt_file(record["attempt"]), json.dumps(record, indent=1) + "\n")
+
+    def _attempt_file(self, attempt: int) -> Path:
+        return self.path / "attempts" / f"{attempt:04d}.json"
+
+    def _attempts(self) -> list[dict[str, Any]]:
+        return [_read_json(p) for p in sorted((self.path / "attempts").glob("*.json"))]
+
+    def heartbeat(self, facts: Mapping[str, Any]) -> None:
+        """Tell other processes that this one lives and where it is."""
+        record = {"time": time.time(), "pid": os.getpid(), "host": socket.gethostname(), **facts}
+        atomic_write(self.path / "heartbeat.json", json.dumps(record) + "\n")
+
+    def state(self) -> str:
+        """planned (new, or stopped with work left) | running | done | failed (or killed) | diverged."""
+        if self._is_locked() or self._beats_elsewhere():
+            return "running"
+        attempts = self._attempts()
+        if not attempts or attempts[-1].get("state") == "stopped":
+            return "planned"
+        return attempts[-1].get("state", "failed")
+
+    def reason(self) -> str:
+        """Why the latest attempt ended as it did."""
+        attempts = self._attempts()
+        if not attempts:
+            return ""
+        return attempts[-1].get("reason", "") if "state" in attempts[-1] else "killed"
+
+    def _is_locked(self) -> bool:
+        try:
+            with (self.path / "lock").open("r") as stream:
+                return not _try_lock(stream, tries=1)
+        except OSError:  # nobody has ever locked it
+            return False
+
+    def _beats_elsewhere(self) -> bool:
+        """Another host's lock may not be visible here; a fresh heartbeat of an open attempt counts too."""
+        file, attempts = self.path / "heartbeat.json", self._attempts()
+        if not file.exists() or not attempts or "state" in attempts[-1]:
+            return False
+        beat = _read_json(file)
+        age = time.time() - beat["time"]
+        return beat["host"] != socket.gethostname() and age < 3 * self.config.execution.heartbeat_s
+
+    # --- records ------------------------------------------------------------------------------------------
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl; it carries ``attempt`` and ``images``."""
+        assert "attempt" in record and "images" in record
+        _append_line(self.path / "metrics.jsonl", record)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl; a last line torn by a crash is left out."""
+        return _read_lines(self.path / "metrics.jsonl")
+
+    def rewind_metrics(self, images: int) -> None:
+        """Drop the lines beyond the position that training resumes from."""
+        kept = [line for line in self.metrics() if line["images"] <= images]
+        atomic_write(self.path / "metrics.jsonl", "".join(_dump_line(line) for line in kept))
+
+    def append_eval(self, record: Mapping[str, Any]) -> None:
+        """Add one measured value with its protocol to evals.jsonl."""
+        assert all(key in record for key in (*_EVAL_KEY, "value", "n")), record
+        _append_line(self.path / "evals.jsonl", {"run": self.id, "time": _now(), **record})
+
+    def evals(self) -> list[dict[str, Any]]:
+        """Measured values; of several with one metric, split, steps, weights, images, protocol the newest."""
+        newest = {tuple(line[k] for k in _EVAL_KEY): line for line in _read_lines(self.path / "evals.jsonl")}
+        return list(newest.values())
+
+
+def _try_lock(stream: TextIO, tries: int) -> bool:
+    for left in reversed(range(tries)):
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if left:
+                time.sleep(0.02)
+    return False
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _dump_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, separators=(",", ":")) + "\n"
+
+
+def _append_line(path: Path, record: Mapping[str, Any]) -> None:
+    with _disk(path), path.open("a+b") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        if end:
+            stream.seek(end - 1)
+            if stream.read(1) != b"\n":  # a line torn by a crash: close it, so that only it is lost
+                stream.write(b"\n")
+        stream.write(_dump_line(record).encode())
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    out = []
+    for line in path.read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            out.append(json.loads(line))
+    return out
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is damaged ({error})") from error

@@ -1,0 +1,47 @@
+"""The ``fewstep`` command. Every layer registers its subcommands: entry points ``fewstep.commands``.
+
+A subcommand's parser sets ``run``, a function of the parsed arguments that returns an exit code. A user's
+mistake is one line on stderr and exit code 2. Nothing heavy is imported here, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+
+from core.schema import UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with the subcommands of all installed layers."""
+    parser = argparse.ArgumentParser(
+        prog="fewstep",
+        description="Distil diffusion models into few-step students; ablate, tabulate and plot it.",
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    entries = entry_points(group="fewstep.commands")
+    for entry in sorted(entries, key=lambda entry: entry.name != "experiments"):
+        entry.load()(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away; keep Python from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())
