@@ -1,0 +1,1 @@
+"""The library: what a distillation method needs, and nothing about one paper's numbers."""
