@@ -1,0 +1,59 @@
+"""Losses by value, gradient and sign."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from core.losses.adversarial import GAN_LOSSES
+from core.losses.distill import DISTILL_LOSSES
+from core.losses.matching import dmd_gradient, dmd_loss
+
+
+def test_mse_is_per_sample() -> None:
+    pred = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1).expand(2, 4, 2, 2)
+    assert DISTILL_LOSSES["mse"](pred.bfloat16(), torch.zeros(2, 4, 2, 2)).tolist() == [1.0, 9.0]
+
+
+def test_dmd_gradient_has_one_normaliser_per_sample() -> None:
+    """The second sample is 100 times farther: a normaliser of the batch would drown the first."""
+    x0 = torch.zeros(2, 1, 1, 2)
+    real = torch.tensor([[1.0, -3.0], [100.0, -300.0]]).view(2, 1, 1, 2)  # mean |x0 - real| = 2 and 200
+    fake = real + torch.tensor([[1.0, 2.0], [4.0, -2.0]]).view(2, 1, 1, 2)
+    expected = torch.tensor([[0.5, 1.0], [0.02, -0.01]]).view(2, 1, 1, 2)
+    torch.testing.assert_close(dmd_gradient(x0, real, fake), expected, rtol=1e-5, atol=0)
+
+
+def test_dmd_gradient_is_finite_and_float32_when_the_student_is_the_teacher() -> None:
+    x0 = torch.ones(1, 1, 2, 2, dtype=torch.bfloat16)
+    gradient = dmd_gradient(x0, x0, x0)
+    assert gradient.dtype == torch.float32 and not gradient.any()
+    # 1e-5 in the denominator alone: not clamped, not larger
+    torch.testing.assert_close(dmd_gradient(x0, x0, x0 + 1), torch.full((1, 1, 2, 2), 1e5))
+
+
+def test_dmd_loss_moves_the_student_from_fake_to_real() -> None:
+    x0 = torch.zeros(2, 1, 2, 2, requires_grad=True)
+    real, fake = torch.full((2, 1, 2, 2), 1.0), torch.full((2, 1, 2, 2), -1.0)
+    gradient = dmd_gradient(x0, real, fake)
+    loss = dmd_loss(x0, gradient)
+    (step,) = torch.autograd.grad(loss, x0)
+    torch.testing.assert_close(loss, gradient.square().mean())
+    torch.testing.assert_close(step, 2 * gradient / gradient.numel())
+    assert (step < 0).all()  # descent raises x0 towards the teacher's 1
+
+
+def test_lsgan_is_equation_8_on_raw_logits() -> None:
+    loss = GAN_LOSSES["lsgan"]()
+    fake, real = torch.tensor([3.0, -1.0]), torch.tensor([1.0, 5.0])
+    assert loss.generator(fake).item() == 0.5 * (4 + 4) / 2
+    assert loss.discriminator(real, fake).item() == 0.5 * ((0 + 16) / 2 + (9 + 1) / 2)
+
+
+@pytest.mark.parametrize("name", GAN_LOSSES)
+def test_gan_losses_pull_logits_apart(name: str) -> None:
+    real, fake = torch.zeros(4, requires_grad=True), torch.full((4,), 0.5, requires_grad=True)
+    loss = GAN_LOSSES[name]()
+    to_real, to_fake = torch.autograd.grad(loss.discriminator(real, fake), (real, fake))
+    assert (to_real < 0).all() and (to_fake > 0).all()
+    assert (torch.autograd.grad(loss.generator(fake), fake)[0] < 0).all()
