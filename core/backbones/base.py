@@ -1,0 +1,153 @@
+"""The backbone contract: one conditional denoiser seen by every method, whatever the network predicts inside.
+
+A method never converts predictions, never batches guidance itself and never asks which family it has.
+Shapes: latents (B, C, H, W) float32, already scaled; ``t`` (B,) in the network's own units (VP: 0..999, flow: 0..1000).
+Guidance, one convention everywhere: x_w = w x_cond + (1 - w) x_null, so w = 1 is no guidance.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.diffusion.guidance import combine
+from core.diffusion.process import Process
+
+STUDENT, TEACHER, STUDENT_EMA = "student", "teacher", "student_ema"
+
+
+@dataclass(frozen=True)
+class Cond:
+    """Conditioning of a batch: named tensors whose first dimension is the batch."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, rows: Tensor | slice) -> Cond:
+        return Cond({name: value[rows] for name, value in self.tensors.items()})
+
+    def expand(self, batch: int) -> Cond:
+        """Repeat a batch of one (the null conditioning) without copying."""
+        return Cond({name: value.expand(batch, *value.shape[1:]) for name, value in self.tensors.items()})
+
+    def to(self, device: torch.device | str) -> Cond:
+        return Cond({name: value.to(device) for name, value in self.tensors.items()})
+
+    @staticmethod
+    def cat(conds: Sequence[Cond]) -> Cond:
+        return Cond({name: torch.cat([cond.tensors[name] for cond in conds]) for name in conds[0].tensors})
+
+
+class Backbone(ABC):
+    """One or more roles (teacher, student, fake_score, ...) of one denoising network.
+
+    ``evaluations`` counts network evaluations in samples, by role; guidance costs two a sample.
+    """
+
+    process: Process
+    prediction: str  # what the network predicts: "eps", "v", "x0" or "flow"
+    latent_shape: tuple[int, int, int]
+
+    def __init__(self) -> None:
+        self.evaluations: Counter[str] = Counter()
+        self.compute_dtype: torch.dtype | None = None  # autocast dtype of every forward, rollouts included
+
+    # What a family implements.
+    @abstractmethod
+    def network(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The role's raw prediction, of kind ``self.prediction``; (B, C, H, W)."""
+
+    @abstractmethod
+    def network_features(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The role's bottleneck (B, F, h, w), by an explicit half-forward (an early stop breaks sharding)."""
+
+    @abstractmethod
+    def add_role(self, role: str, like: str | None = None, *, trainable: bool, seed: int = 0) -> None:
+        """Create a role: an adapter or a copy, initialised from ``like`` (or as the teacher)."""
+
+    @abstractmethod
+    def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """The role's own parameters by stable name (adapters only, when the base is shared)."""
+
+    @abstractmethod
+    def encode(self, images: np.ndarray) -> Tensor:
+        """uint8 (B, H, W, 3) -> latents (B, C, h, w), scaled to about unit variance."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Latents (B, C, h, w) -> uint8 (B, H, W, 3)."""
+
+    @abstractmethod
+    def encode_text(self, prompts: Sequence[str]) -> Cond:
+        """Prompts -> conditioning; the null conditioning is that of the empty prompt."""
+
+    @abstractmethod
+    def shard_units(self) -> list[nn.Module]:
+        """The modules that a sharded trainer wraps one by one."""
+
+    @property
+    @abstractmethod
+    def feature_shape(self) -> tuple[int, int, int]:
+        """(F, h, w) of ``features``."""
+
+    # What a method calls.
+    def predict(self, role: str, x_t: Tensor, t: Tensor, cond: Cond, as_: str = "x0") -> Tensor:
+        """The role's prediction converted once, in fp32, to ``as_``: "x0", "eps", "v" or "flow"."""
+        self.evaluations[role] += len(x_t)
+        with self._autocast(x_t):
+            raw = self.network(role, x_t, t, cond)
+        return self.process.convert(raw.float(), x_t.float(), t, self.prediction, as_)
+
+    def guided(
+        self, role: str, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, w: Tensor | float, as_: str = "x0"
+    ) -> Tensor:
+        """Classifier-free guidance as **one** batch of 2B; w is a number or one value per sample.
+
+        The number 1 (no guidance) asks for the conditional pass alone.
+        """
+        if isinstance(w, (int, float)) and w == 1:
+            return self.predict(role, x_t, t, cond, as_)
+        both = self.predict(role, torch.cat([x_t, x_t]), torch.cat([t, t]), Cond.cat([cond, null.expand(len(x_t))]), as_)
+        return combine(*both.chunk(2), w)
+
+    def features(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Bottleneck features for a critic, float32; counted apart (half a network)."""
+        self.evaluations[f"{role}_features"] += len(x_t)
+        with self._autocast(x_t):
+            return self.network_features(role, x_t, t, cond).float()
+
+    def _autocast(self, like: Tensor) -> AbstractContextManager:
+        if self.compute_dtype is None:
+            return nullcontext()
+        return torch.autocast(like.device.type, dtype=self.compute_dtype)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Evaluations inside (sampling for metrics, sample sheets) are not the training's."""
+        counted, self.evaluations = self.evaluations, Counter()
+        try:
+            yield
+        finally:
+            self.evaluations = counted
+
+    def copy_role(self, source: str, target: str) -> None:
+        """Overwrite the parameters of ``target`` with those of ``source``."""
+        theirs = self.role_parameters(source)
+        with torch.no_grad():
+            for name, parameter in self.role_parameters(target).items():
+                parameter.copy_(theirs[name])
+
+
+def freeze(parameters: Iterable[nn.Parameter]) -> None:
+    """Exclude parameters from training for good: roles never flip ``requires_grad`` later."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)

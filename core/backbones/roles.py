@@ -1,0 +1,133 @@
+"""Teacher, student, fake score, ... as roles of one frozen base (``sharing: lora``) or as copies (``sharing: full``).
+
+With LoRA the base is held once: the teacher is the base with adapters off, every other role an adapter. peft's own
+``set_adapter`` and ``disable_adapters`` flip ``requires_grad`` of all adapters at each call, which would change what
+trains several times a step; here a role only says which adapter the *forward* reads. The choice is part of the
+recomputation under activation checkpointing: without that the backward pass recomputes with whichever adapter is
+active then, and gradients are silently wrong.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from core.backbones.base import TEACHER, freeze
+from core.randomness import torch_seed
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How roles share weights: ``lora`` (rank, alpha, targets: module name endings) or ``full``."""
+
+    kind: str
+    rank: int = 0
+    alpha: int = 0
+    targets: tuple[str, ...] = ()
+
+
+@contextmanager
+def keyed_init(*key: object) -> Iterator[None]:
+    """Initialise modules inside from a key: identical on every rank, whatever ran before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(*key))
+        yield
+
+
+class Roles:
+    """The roles of one network ``base``, which is frozen and is the teacher."""
+
+    def __init__(self, base: nn.Module, sharing: Sharing) -> None:
+        freeze(base.parameters())
+        self.base = base.eval()
+        self.sharing = sharing
+        self._copies: dict[str, nn.Module] = {}
+        self._trainable: dict[str, bool] = {TEACHER: False}
+        self._layers: list[BaseTunerLayer] = []
+        self._current = TEACHER
+
+    def __contains__(self, role: str) -> bool:
+        return role in self._trainable
+
+    def add(self, role: str, like: str | None, *, trainable: bool, seed: int) -> None:
+        """Create ``role`` with the weights of ``like``, or (None) those that compute what the teacher computes."""
+        assert role not in self, f"role {role} exists"
+        if self.sharing.kind == "full":
+            source = self.base if like in (None, TEACHER) else self._copies[like]
+            self._copies[role] = copy.deepcopy(source)
+        else:
+            self._inject(role, seed)
+        self._trainable[role] = trainable
+        for name, train in self._trainable.items():
+            for parameter in self.parameters(name).values():
+                parameter.requires_grad_(train)
+        if like not in (None, TEACHER) and self.sharing.kind == "lora":
+            theirs = self.parameters(like)
+            for name, parameter in self.parameters(role).items():
+                parameter.data.copy_(theirs[name].data)
+
+    def _inject(self, role: str, seed: int) -> None:
+        lora = LoraConfig(
+            r=self.sharing.rank, lora_alpha=self.sharing.alpha, target_modules=list(self.sharing.targets), bias="none"
+        )
+        with keyed_init(seed, role, "lora"):
+            inject_adapter_in_model(lora, self.base, adapter_name=role)
+        freeze(self.base.parameters())  # injection unfreezes; `add` then sets what trains, once
+        self._layers = [module for module in self.base.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in self._layers:
+            for parameter in (*layer.lora_A[role].parameters(), *layer.lora_B[role].parameters()):
+                parameter.data = parameter.data.float()
+        self._activate(self._current)
+
+    def parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """The role's own parameters; adapter names are stripped, so that roles of one kind share names."""
+        if role in self._copies:
+            return dict(self._copies[role].named_parameters())
+        if role == TEACHER:
+            return {n: p for n, p in self.base.named_parameters() if ".lora_A." not in n and ".lora_B." not in n}
+        marks = (f".lora_A.{role}.", f".lora_B.{role}.")
+        return {
+            name.replace(f".{role}.", "."): parameter
+            for name, parameter in self.base.named_parameters()
+            if any(mark in name for mark in marks)
+        }
+
+    @contextmanager
+    def use(self, role: str) -> Iterator[nn.Module]:
+        """The module to call for ``role``; nothing but the forward's choice of weights changes."""
+        assert role in self, f"unknown role {role}"
+        previous = self._current
+        self._activate(role)
+        try:
+            yield self._copies.get(role, self.base)
+        finally:
+            self._activate(previous)
+
+    def _activate(self, role: str) -> None:
+        self._current = role
+        off = role == TEACHER or role in self._copies
+        for layer in self._layers:
+            layer._disable_adapters = off
+            if not off:
+                layer._active_adapter = [role]
+
+    def checkpointing(self) -> Callable:
+        """A gradient-checkpointing function that recomputes under the role of the forward."""
+
+        def run(function: Callable, *args: object) -> object:
+            role = self._current
+
+            def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+                return nullcontext(), self.use(role)
+
+            return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
+
+        return run

@@ -1,0 +1,67 @@
+"""Batches from a latent cache in a keyed order: sample p of a run is a pure function of (seed, p)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.backbones.base import Cond
+from core.data.cache import LatentCache
+from core.randomness import permutation
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``positions``: global sample indices (B,); ``x0``: latents (B, C, H, W); ``null``: conditioning of "" (batch 1)."""
+
+    positions: np.ndarray
+    x0: Tensor
+    cond: Cond
+    null: Cond
+
+    def split(self, size: int) -> list[Batch]:
+        """Micro-batches of ``size`` samples; the order is kept."""
+        assert len(self.positions) % size == 0
+        starts = range(0, len(self.positions), size)
+        return [
+            Batch(self.positions[i : i + size], self.x0[i : i + size], self.cond[slice(i, i + size)], self.null)
+            for i in starts
+        ]
+
+
+class LatentData:
+    """Reads a memory-mapped cache in epochs, each a keyed permutation of all items."""
+
+    def __init__(self, cache: LatentCache, seed: int, device: torch.device | str = "cpu") -> None:
+        self.cache, self.seed, self.device = cache, seed, torch.device(device)
+        self.null = self._cond(np.zeros(1, dtype=np.int64))
+
+    @property
+    def content_hash(self) -> str:
+        return self.cache.content_hash
+
+    @lru_cache(maxsize=2)  # noqa: B019  one instance lives as long as its run
+    def _order(self, epoch: int) -> np.ndarray:
+        return permutation(self.seed, "order", len(self.cache.latents), epoch)
+
+    def items(self, positions: np.ndarray) -> np.ndarray:
+        """Cache items of global positions, int64 (B,)."""
+        size = len(self.cache.latents)
+        return np.array([self._order(int(p) // size)[int(p) % size] for p in positions], dtype=np.int64)
+
+    def batch(self, positions: np.ndarray) -> Batch:
+        items = self.items(positions)
+        x0 = torch.from_numpy(np.asarray(self.cache.latents[items], dtype=np.float32))
+        cond = self._cond(np.asarray(self.cache.caption_index[items], dtype=np.int64))
+        return Batch(positions, x0.to(self.device, non_blocking=True), cond, self.null)
+
+    def _cond(self, captions: np.ndarray) -> Cond:
+        tensors = {
+            name: torch.from_numpy(np.asarray(values[captions], dtype=np.float32))
+            for name, values in self.cache.cond.items()
+        }
+        return Cond(tensors).to(self.device)

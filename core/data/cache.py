@@ -1,0 +1,121 @@
+"""Latents and text conditioning of a data set, computed once and memory-mapped; the training loop runs neither the
+VAE nor the text encoder. Torch-free.
+
+Item n is variant n % num_variants of example n // num_variants; a variant is a pure function of (example, variant).
+Captions are stored once each; captions[0] is the null caption "". A cache is written to a temporary folder, fsynced
+and renamed with the hashes of its files; one that is half-written or damaged is never opened but built again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from core.data.prompts import View
+from core.data.shards import ImageTextDataset
+from core.run import atomic_folder
+
+log = logging.getLogger("fewstep")
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """Memory-mapped arrays: ``latents`` (N, C, h, w), ``caption_index`` (N,), ``cond[name]`` (num_captions, ...)."""
+
+    latents: np.ndarray
+    caption_index: np.ndarray
+    captions: list[str]
+    cond: Mapping[str, np.ndarray]
+    keys: list[str]
+    content_hash: str
+
+
+def build_cache(
+    path: Path,
+    dataset: ImageTextDataset,
+    view: View,
+    num_variants: int,
+    encode_image: Callable[[np.ndarray], np.ndarray],
+    encode_text: Callable[[list[str]], Mapping[str, np.ndarray]],
+    batch_size: int = 64,
+    dtype: str = "float16",
+) -> LatentCache:
+    """Encode every variant of every example and open the result.
+
+    ``encode_image``: uint8 (B, H, W, 3) -> (B, C, h, w); ``encode_text``: prompts -> named arrays (B, ...).
+    """
+    path = Path(path)
+    shutil.rmtree(path, ignore_errors=True)
+    index: dict[str, int] = {"": 0}
+    caption_index = np.empty(len(dataset) * num_variants, dtype=np.int32)
+    with atomic_folder(path) as folder:
+        latents: np.memmap | None = None
+        for start in tqdm(range(0, len(caption_index), batch_size), desc="encoding images", unit="batch", disable=None):
+            views = [_item(dataset, view, n, num_variants) for n in range(start, min(start + batch_size, len(caption_index)))]
+            encoded = encode_image(np.stack([image for image, _ in views])).astype(dtype)
+            if latents is None:
+                shape = (len(caption_index), *encoded.shape[1:])
+                latents = np.lib.format.open_memmap(folder / "latents.npy", mode="w+", dtype=dtype, shape=shape)
+            latents[start : start + len(views)] = encoded
+            for n, (_, caption) in enumerate(views, start):
+                caption_index[n] = index.setdefault(caption, len(index))
+        assert latents is not None, "an empty data set cannot be opened"
+        latents.flush()
+        np.save(folder / "caption_index.npy", caption_index)
+        captions = list(index)
+        chunks = [encode_text(captions[i : i + batch_size]) for i in range(0, len(captions), batch_size)]
+        for name in chunks[0]:
+            np.save(folder / f"cond.{name}.npy", np.concatenate([chunk[name] for chunk in chunks]).astype(dtype))
+        keys = [key for key in dataset.keys for _ in range(num_variants)]
+        (folder / "items.json").write_text(json.dumps({"captions": captions, "keys": keys}))
+        hashes = {file.name: _hash(file) for file in sorted(folder.iterdir())}
+        (folder / "COMPLETE.json").write_text(json.dumps({"format": FORMAT, "files": hashes}))
+    cache = open_cache(path)
+    assert cache is not None, path
+    return cache
+
+
+def open_cache(path: Path) -> LatentCache | None:
+    """The cache at ``path``, or None when there is none that is whole."""
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        record = json.loads((path / "COMPLETE.json").read_text())
+        damaged = [name for name, expected in record["files"].items() if _hash(path / name) != expected]
+        if damaged or record["format"] != FORMAT:
+            raise ValueError(f"damaged files: {', '.join(damaged)}")
+    except (OSError, ValueError, KeyError) as error:
+        log.warning("cache %s is not whole and is built again (%s)", path, error)
+        return None
+    items = json.loads((path / "items.json").read_text())
+    cond = {file.name.split(".")[1]: np.load(file, mmap_mode="r") for file in sorted(path.glob("cond.*.npy"))}
+    return LatentCache(
+        latents=np.load(path / "latents.npy", mmap_mode="r"),
+        caption_index=np.load(path / "caption_index.npy"),
+        captions=items["captions"],
+        cond=cond,
+        keys=items["keys"],
+        content_hash=hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=8).hexdigest(),
+    )
+
+
+def _item(dataset: ImageTextDataset, view: View, n: int, num_variants: int) -> tuple[np.ndarray, str]:
+    return view(dataset[n // num_variants], n % num_variants)
+
+
+def _hash(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").hexdigest()
+
+

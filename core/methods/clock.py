@@ -1,0 +1,73 @@
+"""Progress of a run, counted in samples; the budget's unit is one of three axes, and logs carry all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from core.diffusion.timesteps import stage_at
+
+UNITS = ("images", "iterations", "evaluations")
+
+
+@dataclass
+class Clock:
+    """``images`` counts the samples drawn for the student's turn; stage boundaries are fractions of the budget.
+
+    ``evaluations`` are the network evaluations that the method asked for, by role. Teacher solutions read from the
+    store count too (``stored``): whether a store is used is execution, and must not move a schedule.
+    """
+
+    budget: int
+    unit: str = "images"
+    batch_size: int = 1
+    iteration: int = 0
+    images: int = 0
+    evaluations: Counter[str] = field(default_factory=Counter)
+    stored: int = 0
+    seconds: float = 0.0
+
+    @property
+    def amount(self) -> int:
+        """Progress in the budget's own unit."""
+        if self.unit == "evaluations":
+            return sum(self.evaluations.values()) + self.stored
+        return self.images if self.unit == "images" else self.iteration
+
+    @property
+    def fraction(self) -> float:
+        """Progress in [0, 1]."""
+        return min(self.amount / self.budget, 1.0) if self.budget else 1.0
+
+    @property
+    def done(self) -> bool:
+        return self.amount >= self.budget
+
+    def stage(self, num_stages: int) -> int:
+        """Index of the current stage of equal length, 0..num_stages-1."""
+        return stage_at(self.fraction, num_stages)
+
+    def positions(self) -> np.ndarray:
+        """Global indices of the samples of this iteration, int64 (batch_size,)."""
+        return np.arange(self.images, self.images + self.batch_size, dtype=np.int64)
+
+    def advance(self) -> None:
+        self.iteration += 1
+        self.images += self.batch_size
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "iteration": self.iteration,
+            "images": self.images,
+            "evaluations": dict(self.evaluations),
+            "stored": self.stored,
+            "seconds": self.seconds,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.iteration, self.images = state["iteration"], state["images"]
+        self.evaluations = Counter(state["evaluations"])
+        self.stored, self.seconds = state["stored"], state["seconds"]

@@ -1,0 +1,165 @@
+"""Flash Diffusion: one-step student predictions against multi-step teacher solutions (Chadebec et al., Algorithm 1).
+
+L = distill + adversarial_weight * adversarial + dmd_weight * dmd (Eq. 10). The student predicts x0 from z_t in one
+step; the target is the teacher's guided ODE solution from the same z_t. The discriminator reads the frozen teacher's
+encoder half; the fake score is the student itself (Sec. 4.4), so no further network exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.backbones.base import STUDENT, TEACHER
+from core.backbones.roles import keyed_init
+from core.critics.latent import LatentCritic
+from core.data.batches import Batch
+from core.diffusion.solvers import boundary_scalings, solve
+from core.diffusion.timesteps import timestep_pmf
+from core.losses.adversarial import GAN_LOSSES
+from core.losses.distill import DISTILL_LOSSES
+from core.losses.matching import dmd_gradient, dmd_loss
+from core.methods.base import Method, Optimizer, Player, Rollout, draw
+from core.methods.clock import Clock
+
+CRITIC = "critic"
+
+
+class Flash(Method):
+    """See the module's docstring; settings are ``FlashConfig``."""
+
+    def build(self) -> None:
+        self.add_student()
+        self.timesteps = self.backbone.process.timesteps(self.config.num_timesteps)
+        self.gan = GAN_LOSSES[self.config.adversarial_loss]()
+        self.distill = DISTILL_LOSSES[self.config.distill_loss]
+        self.critic: LatentCritic | None = None
+        if any(self.config.adversarial_weight):
+            with keyed_init(self.seed, CRITIC):
+                self.critic = LatentCritic(self.backbone.feature_shape, self.config.critic_channels)
+
+    def players(self) -> list[Player]:
+        betas = tuple(self.config.adam_betas)
+        student = Optimizer(self.config.student_lr, betas, self.config.weight_decay)
+        players = [self.student_player(student)]
+        if self.critic is not None:
+            critic = Optimizer(self.config.critic_lr, betas, self.config.weight_decay)
+            players.append(Player(CRITIC, dict(self.critic.named_parameters()), critic))
+        return players
+
+    def turns(self, clock: Clock) -> Sequence[str]:
+        """Both every iteration; the discriminator trains from stage 0 on, before its weight is positive (release)."""
+        return (STUDENT, CRITIC) if self.critic is not None else (STUDENT,)
+
+    def weights(self, player: str, clock: Clock) -> dict[str, float]:
+        if player == CRITIC:
+            return {"critic": 1.0}
+        stage = clock.stage(len(self.config.stage_weights))
+        return {
+            "distill": self.config.distill_weight,
+            "adversarial": self.config.adversarial_weight[stage],
+            "dmd": self.config.dmd_weight[stage],
+        }
+
+    def rollout(self, batch: Batch, clock: Clock) -> Rollout:
+        """z_t with t ~ pi(t) of this stage, and the teacher's solution from it when a loss reads it."""
+        pmf = timestep_pmf(
+            self.config.timestep_distribution,
+            self.config.num_timesteps,
+            self.config.stage_weights[clock.stage(len(self.config.stage_weights))],
+            self.config.mixture_variance,
+        )
+        index = self.stream(STUDENT, "timestep").choice(batch.positions, pmf)
+        noise = draw(self.stream(STUDENT, "noise").normal(batch.positions, batch.x0.shape[1:]), batch.x0)
+        t = draw(self.timesteps[index], batch.x0)
+        full_noise = draw(index == 0, batch.x0)[:, None, None, None]  # sampling starts there from pure noise
+        x_t = torch.where(full_noise, noise, self.backbone.process.add_noise(batch.x0, noise, t))
+        rollout = Rollout(batch, {"x_t": x_t, "t": t})
+        if self.weights(STUDENT, clock)["distill"]:
+            target, stored = self._teacher_solution(batch, x_t, index)
+            rollout.tensors["target"] = target.to(x_t.device)
+            rollout.stored = stored
+        return rollout
+
+    @torch.no_grad()
+    def _teacher_solution(self, batch: Batch, x_t: Tensor, index: np.ndarray) -> tuple[Tensor, int]:
+        """The guided solution of the probability-flow ODE from x_t, and the evaluations that the store has saved."""
+        guidance = self._guidance("guidance", batch)
+
+        def compute() -> Tensor:
+            def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+                w = guidance if isinstance(guidance, float) else guidance[rows]
+                return self.backbone.guided(TEACHER, x, t, batch.cond[rows], batch.null, w)
+
+            start = torch.from_numpy(index)
+            return solve(denoise, x_t, start, self.timesteps, self.backbone.process, self.config.solver)[0]
+
+        if self.solutions is None:
+            return compute(), 0
+        target, stored = self.solutions.fetch(batch.positions, compute)
+        passes = 1 if isinstance(guidance, float) and guidance == 1 else 2
+        return target, stored * passes * int((self.config.num_timesteps - index).sum())
+
+    def _guidance(self, purpose: str, batch: Batch) -> Tensor | float:
+        """w ~ U[guidance_min, guidance_max] per sample (B,); a number when the range is a point."""
+        low, high = self.config.guidance_min, self.config.guidance_max
+        if low == high:
+            return float(low)
+        return draw(self.stream(STUDENT, purpose).uniform(batch.positions, low, high), batch.x0, torch.float32)
+
+    def losses(self, player: str, rollout: Rollout, clock: Clock) -> dict[str, Tensor]:
+        return self._critic_losses(rollout) if player == CRITIC else self._student_losses(rollout, clock)
+
+    def _student_losses(self, rollout: Rollout, clock: Clock) -> dict[str, Tensor]:
+        weights = self.weights(STUDENT, clock)
+        x0 = self._student_x0(rollout)
+        rollout.samples = x0.detach()
+        terms: dict[str, Tensor] = {}
+        if weights["distill"]:
+            terms["distill"] = self.distill(x0, rollout.tensors["target"]).mean()
+        if weights["dmd"]:
+            terms["dmd"] = self._distribution_matching(x0, rollout.batch)
+        if weights["adversarial"]:
+            features = self._features(x0, rollout.batch)
+            rollout.tensors["fake_features"] = features.detach()
+            terms["adversarial"] = self.gan.generator(self.critic(features))
+        return terms
+
+    def _student_x0(self, rollout: Rollout) -> Tensor:
+        """f(z_t, t) = c_skip z_t + c_out x0, as the sampler evaluates it."""
+        x_t, t = rollout.tensors["x_t"], rollout.tensors["t"]
+        c_skip, c_out = boundary_scalings(t)
+        return c_skip * x_t + c_out * self.backbone.predict(STUDENT, x_t, t, rollout.batch.cond)
+
+    def _distribution_matching(self, x0: Tensor, batch: Batch) -> Tensor:
+        """Eq. 9 with the student as fake score; the guidance is a second draw from the range (release)."""
+        with torch.no_grad():
+            process, p = self.backbone.process, batch.positions
+            t = process.timestep(draw(self.stream(STUDENT, "dmd_timestep").uniform(p), x0))
+            noise = draw(self.stream(STUDENT, "dmd_noise").normal(p, x0.shape[1:]), x0)
+            x_t = process.add_noise(x0.detach(), noise, t)
+            w = self._guidance("dmd_guidance", batch)
+            real = self.backbone.guided(TEACHER, x_t, t, batch.cond, batch.null, w)
+            fake = self.backbone.predict(STUDENT, x_t, t, batch.cond)
+            gradient = dmd_gradient(x0.detach(), real, fake)
+        return dmd_loss(x0, gradient)
+
+    def _features(self, x0: Tensor, batch: Batch) -> Tensor:
+        """Teacher features of re-noised latents; fake and real share t' and the noise of their position."""
+        fractions, p = np.asarray(self.config.adversarial_timesteps), batch.positions
+        choice = self.stream(CRITIC, "timestep").integers(p, 0, len(fractions))
+        t = self.backbone.process.timestep(draw(fractions[choice], x0))
+        noise = draw(self.stream(CRITIC, "noise").normal(p, x0.shape[1:]), x0)
+        return self.backbone.features(TEACHER, self.backbone.process.add_noise(x0, noise, t), t, batch.cond)
+
+    def _critic_losses(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Eq. 8; the fake features of the student's turn serve again, detached."""
+        with torch.no_grad():
+            real = self._features(rollout.batch.x0, rollout.batch)
+            fake = rollout.tensors.get("fake_features")
+            if fake is None:
+                fake = self._features(rollout.samples, rollout.batch)
+        return {"critic": self.gan.discriminator(self.critic(real), self.critic(fake))}

@@ -1,0 +1,61 @@
+"""The undistilled teacher as a method without training, so that reference rows are ordinary runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from core.backbones.base import TEACHER, Backbone, Cond
+from core.data.batches import Batch
+from core.diffusion.solvers import solve
+from core.methods.base import Method, Player, Rollout
+from core.methods.clock import Clock
+
+
+@torch.no_grad()
+def teacher_sample(
+    backbone: Backbone, x_t: Tensor, cond: Cond, null: Cond, steps: int, guidance: float, solver: str
+) -> Tensor:
+    """``steps`` solver steps of the teacher from pure noise ``x_t``; latents (B, C, H, W)."""
+    timesteps = backbone.process.timesteps(steps)
+
+    def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        return backbone.guided(TEACHER, x, t, cond[rows], null, guidance)
+
+    start = torch.zeros(len(x_t), dtype=torch.long)
+    return solve(denoise, x_t, start, timesteps, backbone.process, solver)[0]
+
+
+class Teacher(Method):
+    """Settings are ``TeacherConfig``: solver, steps, guidance."""
+
+    trains = False
+
+    def build(self) -> None:
+        """The teacher needs no role of its own."""
+
+    def players(self) -> list[Player]:
+        return []
+
+    def turns(self, clock: Clock) -> Sequence[str]:
+        return ()
+
+    def rollout(self, batch: Batch, clock: Clock) -> Rollout:
+        return Rollout(batch)
+
+    def losses(self, player: str, rollout: Rollout, clock: Clock) -> dict[str, Tensor]:
+        raise AssertionError("the teacher does not train")
+
+    def weights(self, player: str, clock: Clock) -> dict[str, float]:
+        return {}
+
+    def num_noises(self, steps: int) -> int:
+        return 1
+
+    def sample(
+        self, role: str, noises: Sequence[Tensor], cond: Cond, null: Cond, steps: int, guidance: float | None = None
+    ) -> Tensor:
+        guidance = self.config.guidance if guidance is None else guidance
+        return teacher_sample(self.backbone, noises[0], cond, null, steps, guidance, self.config.solver)

@@ -1,0 +1,148 @@
+"""The only training loop: rollouts, turns, checkpoints. Methods, backbones and data plug in through their contracts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from core.config import ExperimentConfig, UserError
+from core.data.batches import LatentData
+from core.methods.base import Method, Rollout, total
+from core.methods.clock import Clock
+from core.run import Run
+from core.training.checkpoint import Checkpoints, save_snapshot
+from core.training.monitor import Monitor
+from core.training.player import TrainedPlayer
+from core.training.preemption import PreemptionFlag, Preempted
+
+MAX_SKIPPED_IN_ROW = 20
+
+
+class Diverged(Exception):  # noqa: N818  a result, not a crash
+    """A player's gradients were not finite for many updates in a row."""
+
+
+class Trainer:
+    """Trains one run; ``sheet`` (optional) draws the fixed-prompt sample sheet at the current weights."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        method: Method,
+        data: LatentData,
+        run: Run,
+        clock: Clock,
+        attempt: int,
+        sheet: Callable[[Clock], None] | None = None,
+    ) -> None:
+        self.config, self.method, self.data, self.run, self.clock, self.sheet = config, method, data, run, clock, sheet
+        self.micro_batch = micro_batch(config)
+        backbone = method.backbone
+        self.players = {
+            spec.name: TrainedPlayer(
+                spec,
+                config.train.max_grad_norm,
+                backbone.role_parameters(spec.ema_role) if spec.ema_role else {},
+                config.train.ema_decay,
+            )
+            for spec in method.players()
+        }
+        self.checkpoints = Checkpoints(run.path / "state", config.execution.keep_checkpoints)
+        self.flag = PreemptionFlag()
+        self._resume()
+        self.monitor = Monitor(run, clock, attempt, config.execution.heartbeat_s, config.execution.tensorboard)
+
+    def train(self, until: float = 1.0) -> None:
+        """Train to the fraction ``until`` of the budget; raises Preempted (state saved) or Diverged."""
+        with self.flag.watching():
+            while not self.clock.done and self.clock.fraction < until:
+                started = time.perf_counter()
+                self._iteration()
+                self.clock.seconds += time.perf_counter() - started
+                self._after_iteration()
+
+    def _iteration(self) -> None:
+        batch = self.data.batch(self.clock.positions())
+        rollouts = [self.method.rollout(micro, self.clock) for micro in batch.split(self.micro_batch)]
+        for name in self.method.turns(self.clock):
+            self._turn(name, rollouts)
+        for rollout in rollouts:
+            if rollout.samples is not None:
+                self.monitor.add("student/latent_mean", rollout.samples.mean())
+                self.monitor.add("student/latent_std", rollout.samples.std())
+        self.clock.stored += sum(rollout.stored for rollout in rollouts)
+        self.clock.advance()
+
+    def _turn(self, name: str, rollouts: list[Rollout]) -> None:
+        """One update of one player, accumulated over the micro-batches."""
+        player = self.players[name]
+        player.zero_grad()
+        weights = self.method.weights(name, self.clock)
+        for rollout in rollouts:
+            terms = self.method.losses(name, rollout, self.clock)
+            (total(terms, weights) / len(rollouts)).backward()
+            for term, value in terms.items():
+                self.monitor.add(f"{name}/{term}", value)
+        self.monitor.add(f"{name}/grad_norm", player.step())
+
+    def _after_iteration(self) -> None:
+        means = None
+        if self._every(self.config.execution.log_every_images) or self.clock.done:
+            means = self.monitor.flush()
+            self._check_divergence()
+        self.monitor.tick(means)
+        if self.sheet is not None and self._every(self.config.execution.sample_every_images):
+            self.sheet(self.clock)
+        stop = self.config.execution.stop_after_images
+        preempted = self.flag.raised or (stop is not None and self.clock.images >= stop)
+        if preempted or self._every(self.config.execution.checkpoint_every_images) or self.clock.done:
+            self.save()
+        if preempted and not self.clock.done:
+            raise Preempted(f"stopped at {self.clock.images} images; the same command goes on from there")
+
+    def _every(self, images: int) -> bool:
+        """Whether this iteration has crossed a multiple of ``images``; 0 means never."""
+        return images > 0 and self.clock.images // images > (self.clock.images - self.clock.batch_size) // images
+
+    def _check_divergence(self) -> None:
+        for name, player in self.players.items():
+            if player.skipped_in_row.item() >= MAX_SKIPPED_IN_ROW:
+                raise Diverged(f"{name}: gradients not finite for {MAX_SKIPPED_IN_ROW} updates up to {self.clock.images} images")
+
+    def save(self) -> None:
+        tensors: dict[str, torch.Tensor] = {}
+        for player in self.players.values():
+            tensors |= player.state()
+        self.checkpoints.save(self.clock.images, tensors, {"clock": self.clock.state()})
+
+    def snapshot(self) -> None:
+        """Weights to use, at the current position."""
+        roles = {}
+        for spec in self.method.players():
+            roles[spec.name] = spec.parameters
+            if spec.ema_role:
+                roles[spec.ema_role] = self.method.backbone.role_parameters(spec.ema_role)
+        save_snapshot(self.run.path / "snapshots", self.clock.images, roles)
+
+    def _resume(self) -> None:
+        self.method.backbone.evaluations = self.clock.evaluations
+        state = self.checkpoints.load()
+        if state is None:
+            self.run.rewind_metrics(0)
+            return
+        tensors, meta = state
+        for player in self.players.values():
+            player.load_state(tensors)
+        self.clock.load_state(meta["clock"])
+        self.method.backbone.evaluations = self.clock.evaluations
+        self.run.rewind_metrics(self.clock.images)
+
+
+def micro_batch(config: ExperimentConfig) -> int:
+    """The micro-batch; the global batch is identity, so a size that does not divide it is an error."""
+    size = config.execution.micro_batch or config.train.batch_size
+    if config.train.batch_size % size:
+        raise UserError(f"execution.micro_batch={size} does not divide train.batch_size={config.train.batch_size}")
+    return size

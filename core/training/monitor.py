@@ -1,0 +1,103 @@
+"""What a run tells: metrics lines, a progress bar on a terminal, a heartbeat line otherwise, optional TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from core.methods.clock import Clock
+from core.run import Run
+
+log = logging.getLogger("fewstep")
+
+
+class Monitor:
+    """Averages device scalars between log points; reads them on the host once per log point."""
+
+    def __init__(self, run: Run, clock: Clock, attempt: int, heartbeat_s: float, tensorboard: bool = False) -> None:
+        self.run, self.clock, self.attempt, self.heartbeat_s = run, clock, attempt, heartbeat_s
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._last_line = self._last_log = time.monotonic()
+        self._last_images = self._first_images = clock.images
+        self._started = time.monotonic()
+        self._bar = tqdm(total=clock.budget, initial=clock.amount, unit=clock.unit) if sys.stderr.isatty() else None
+        self._tensorboard = _open_tensorboard(run) if tensorboard else None
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Accumulate one detached scalar."""
+        value = value.detach()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    def flush(self) -> dict[str, float]:
+        """Write one metrics line; returns its averages."""
+        names = list(self._sums)
+        values = torch.stack([self._sums[n].float() for n in names]).tolist() if names else []
+        means = {name: value / self._counts[name] for name, value in zip(names, values, strict=True)}
+        self._sums, self._counts = {}, {}
+        now, clock = time.monotonic(), self.clock
+        line: dict[str, Any] = {
+            "attempt": self.attempt,
+            "iteration": clock.iteration,
+            "images": clock.images,
+            "evaluations": dict(clock.evaluations),
+            "stored_evaluations": clock.stored,
+            "seconds": round(clock.seconds, 3),
+            "device_hours": clock.seconds / 3600,
+            "images_per_s": round((clock.images - self._last_images) / max(now - self._last_log, 1e-9), 2),
+            **means,
+        }
+        self._last_log, self._last_images = now, clock.images
+        self.run.append_metrics(line)
+        self._to_tensorboard(means)
+        return means
+
+    def tick(self, means: dict[str, float] | None = None) -> None:
+        """Show progress; ``means`` only at log points."""
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self.clock.amount - self._bar.n)
+            if means:
+                self._bar.set_postfix({k: f"{v:.3g}" for k, v in means.items() if k.count("/") == 1}, refresh=False)
+        if now - self._last_line < self.heartbeat_s:
+            return
+        self._last_line = now
+        speed = (self.clock.images - self._first_images) / max(now - self._started, 1e-9)
+        remaining = (1 - self.clock.fraction) / max(self.clock.fraction, 1e-9) * self.clock.seconds
+        self.run.heartbeat({"images": self.clock.images, "images_per_s": round(speed, 2), "eta_s": round(remaining)})
+        if self._bar is None:
+            text = f"{self.run.id}  {self.clock.fraction:4.0%}  {self.clock.images} images  {speed:.1f} images/s"
+            log.info("%s  ETA %d s", text, remaining)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _to_tensorboard(self, means: dict[str, float]) -> None:
+        if self._tensorboard is None:
+            return
+        try:
+            for name, value in means.items():
+                self._tensorboard.add_scalar(name, value, self.clock.images)
+        except Exception as error:  # a logging sink must never stop a training
+            log.warning("TensorBoard sink failed and is off: %s", error)
+            self._tensorboard = None
+
+
+def _open_tensorboard(run: Run) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(run.path / "tensorboard"))
+    except Exception as error:
+        log.warning("TensorBoard sink is off: %s", error)
+        return None

@@ -1,0 +1,273 @@
+"""Names to objects: the only file that knows which class a configuration's words stand for."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from core.backbones.base import STUDENT, STUDENT_EMA, Backbone, Cond
+from core.backbones.roles import Sharing
+from core.backbones.tiny import write_tiny_sd
+from core.backbones.unet import UNetBackbone
+from core.config import DataConfig, ExperimentConfig, UserError, resolve
+from core.data.batches import LatentData
+from core.data.cache import LatentCache, build_cache, open_cache
+from core.data.prompts import View
+from core.data.shards import open_dataset
+from core.data.solutions import SolutionStore
+from core.data.views import plain
+from core.identity import identity_dict, locate
+from core.methods.base import Method
+from core.methods.clock import Clock
+from core.methods.flash import Flash
+from core.methods.teacher import Teacher, teacher_sample
+from core.randomness import Stream
+from core.run import Run
+from core.training.checkpoint import latest_snapshot
+from experiments.emoji.views import view as emoji_view
+
+FAMILIES: dict[str, type[UNetBackbone]] = {"unet": UNetBackbone}
+METHODS: dict[str, type[Method]] = {"flash": Flash, "teacher": Teacher}
+RANDOM_PIPELINES = {"tiny-sd": write_tiny_sd}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WEIGHTS = {"student": STUDENT, "ema": STUDENT_EMA}
+
+
+def device_of(config: ExperimentConfig) -> torch.device:
+    name = config.execution.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("execution.device=cuda: no CUDA device is visible here; allowed: auto, cpu, cuda")
+    return torch.device(name)
+
+
+def view_function(data: DataConfig) -> View:
+    """(example, variant) -> (image uint8 (image_size, image_size, 3), caption)."""
+    return emoji_view if data.view == "emoji" else partial(plain, image_size=data.image_size)
+
+
+def build_backbone(config: ExperimentConfig) -> Backbone:
+    """The teacher's pipeline with its roles still to be added."""
+    spec = config.backbone
+    sharing = Sharing(spec.sharing, spec.lora_rank, spec.lora_alpha, tuple(spec.lora_targets))
+    source = str(locate(spec.path))
+    if spec.path.startswith("random:"):
+        name = spec.path.removeprefix("random:")
+        if name not in RANDOM_PIPELINES:
+            raise UserError(f"backbone.path={spec.path} is unknown; allowed: {', '.join(RANDOM_PIPELINES)}")
+        with _locked(Path(config.execution.cache_dir) / "random" / f"{name}.lock"):
+            source = str(RANDOM_PIPELINES[name](Path(config.execution.cache_dir) / "random" / name))
+    # A shared base is only read, so it may be stored as it computes; weights that train stay in fp32.
+    dtype = DTYPES[config.train.precision] if spec.sharing == "lora" else torch.float32
+    backbone = FAMILIES[spec.family].load(
+        source, sharing, revision=spec.revision, device=device_of(config), dtype=dtype
+    )
+    backbone.compute_dtype = None if config.train.precision == "fp32" else DTYPES[config.train.precision]
+    return backbone
+
+
+def build_data(config: ExperimentConfig, backbone: Backbone) -> LatentData:
+    """Latents and embeddings, computed once for (weights, data, view, variants) and memory-mapped from then on."""
+    data = config.data
+    key = [config.backbone.weights_hash, data.data_hash, data.split, data.view, data.num_variants, data.image_size]
+    name = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
+    folder = Path(config.execution.cache_dir) / "latents" / name
+    with _locked(folder.with_suffix(".lock")):
+        cache = _open_or_build(folder, config, backbone)
+    return LatentData(cache, config.seed, device_of(config))
+
+
+def _open_or_build(folder: Path, config: ExperimentConfig, backbone: Backbone) -> LatentCache:
+    cache = open_cache(folder)
+    if cache is not None:
+        return cache
+    dataset = open_dataset(locate(config.data.path), config.data.split)
+    return build_cache(
+        folder,
+        dataset,
+        view_function(config.data),
+        config.data.num_variants,
+        encode_image=lambda images: backbone.encode(images).cpu().numpy(),
+        encode_text=lambda prompts: {k: v.cpu().numpy() for k, v in backbone.encode_text(prompts).tensors.items()},
+    )
+
+
+def build_clock(config: ExperimentConfig) -> Clock:
+    return Clock(config.train.budget.amount, config.train.budget.unit, config.train.batch_size)
+
+
+def build_method(config: ExperimentConfig, backbone: Backbone, data: LatentData | None = None) -> Method:
+    """The method with its roles and critics; ``data`` is needed to train with stored teacher solutions."""
+    method = METHODS[config.method.name](
+        config.method,
+        backbone,
+        config.seed,
+        ema=config.train.ema_decay > 0,
+        solutions=None if data is None else _solutions(config, backbone, data),
+    )
+    for player in method.players():
+        for parameter in player.parameters.values():
+            parameter.data = parameter.data.to(device_of(config))
+    if config.train.init_from is not None:
+        _load_student(backbone, _parent_weights(config))
+    return method
+
+
+# What decides the teacher's problems; everything downstream of the teacher is absent, so cells of a grid share them.
+PROBLEM_FIELDS = (
+    "num_timesteps", "timestep_distribution", "mixture_variance", "stage_weights", "guidance_min", "guidance_max",
+    "solver",
+)  # fmt: skip
+
+
+def _solutions(config: ExperimentConfig, backbone: Backbone, data: LatentData) -> SolutionStore | None:
+    problem = identity_dict(config.method)
+    budget, batch = config.train.budget, config.train.batch_size
+    if not config.execution.use_solution_store or not set(PROBLEM_FIELDS) <= problem.keys():
+        return None
+    if budget.unit == "evaluations":  # stages then end at positions that depend on the loss terms
+        return None
+    iterations = -(-budget.amount // batch) if budget.unit == "images" else budget.amount
+    key: dict[str, Any] = {field: problem[field] for field in PROBLEM_FIELDS}
+    key |= {"teacher": config.backbone.weights_hash, "data": data.content_hash, "seed": config.seed}
+    key |= {"iterations": iterations, "batch_size": batch, "precision": config.train.precision}
+    root = Path(config.execution.cache_dir) / "solutions"
+    return SolutionStore(root, key, iterations * batch, backbone.latent_shape)
+
+
+def _parent_weights(config: ExperimentConfig) -> Path:
+    """The student file that ``train.init_from`` names: a run (folder or id) or a safetensors file."""
+    source = Path(config.train.init_from)
+    if source.is_file():
+        return source
+    run = Run.open(config.train.init_from, config.execution.runs_dir)
+    snapshot = latest_snapshot(run.path / "snapshots")
+    if snapshot is None:
+        raise UserError(f"train.init_from={config.train.init_from}: run {run.id} has no snapshot yet; train it first")
+    return snapshot / f"{STUDENT}.safetensors"
+
+
+def _load_student(backbone: Backbone, file: Path) -> None:
+    load_role(backbone, STUDENT, file)
+    if STUDENT_EMA in backbone.roles:
+        backbone.copy_role(STUDENT, STUDENT_EMA)
+
+
+@torch.no_grad()
+def load_role(backbone: Backbone, role: str, file: Path) -> None:
+    """Overwrite a role's parameters with a snapshot's; UserError when they do not fit."""
+    tensors, parameters = load_file(file), backbone.role_parameters(role)
+    if tensors.keys() != parameters.keys() or any(tensors[n].shape != p.shape for n, p in parameters.items()):
+        raise UserError(f"{file}: not weights of this student (another backbone, sharing, or LoRA rank)")
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+
+
+class Session:
+    """A backbone with a run's weights, ready to sample."""
+
+    def __init__(self, config: ExperimentConfig, method: Method, images: int) -> None:
+        self.config, self.method, self.images = config, method, images
+        self.backbone = method.backbone
+        self.null = self.backbone.encode_text([""])
+
+    def noises(self, count: int, positions: np.ndarray, seed: int) -> list[Tensor]:
+        """Keyed noises of one sampling call: ``count`` of (B, C, H, W); position i always gets the same."""
+        shape = self.backbone.latent_shape
+        draws = [Stream(seed, "sample", f"noise {k}").normal(positions, shape) for k in range(count)]
+        return [torch.from_numpy(draw).to(self.backbone.device) for draw in draws]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: list[str],
+        steps: int,
+        seed: int = 0,
+        *,
+        weights: str = "student",
+        guidance: float | None = None,
+        solver: str = "dpmpp_2m",
+        first: int = 0,
+    ) -> np.ndarray:
+        """uint8 (B, H, W, 3). ``weights``: student, ema, or teacher (with ``solver`` and ``guidance``).
+
+        Prompt i is at position ``first`` + i, which alone decides its noise.
+        """
+        images = []
+        with self.backbone.uncounted():
+            for start in range(0, len(prompts), self.config.eval.batch_size):
+                texts = prompts[start : start + self.config.eval.batch_size]
+                positions = np.arange(first + start, first + start + len(texts))
+                cond = self.backbone.encode_text(texts)
+                latents = self._latents(weights, cond, positions, steps, seed, guidance, solver)
+                images.append(self.backbone.decode(latents))
+        return np.concatenate(images)
+
+    def _latents(
+        self,
+        weights: str,
+        cond: Cond,
+        positions: np.ndarray,
+        steps: int,
+        seed: int,
+        guidance: float | None,
+        solver: str,
+    ) -> Tensor:
+        if weights == "teacher":
+            w = 1.0 if guidance is None else guidance
+            noise = self.noises(1, positions, seed)[0]
+            return teacher_sample(self.backbone, noise, cond, self.null, steps, w, solver)
+        role = WEIGHTS[weights]
+        if not self.method.trains or role not in self.backbone.roles:
+            raise UserError(f"weights={weights}: this run has none; allowed: teacher, student, ema (train.ema_decay > 0)")
+        noises = self.noises(self.method.num_noises(steps), positions, seed)
+        return self.method.sample(role, noises, cond, self.null, steps, 1.0 if guidance is None else guidance)
+
+
+def load_run(path_or_id: Path | str, runs_dir: Path | str = "runs", overrides: dict[str, Any] | None = None) -> tuple[Session, Run]:
+    """A trained run's session at its newest snapshot; ``overrides`` are execution fields (device, cache_dir)."""
+    run = Run.open(path_or_id, runs_dir)
+    config = run.config
+    for key, value in (overrides or {}).items():
+        setattr(config.execution, key, value)
+    stored = config.backbone.weights_hash
+    resolve(config)
+    if config.backbone.weights_hash != stored:
+        raise UserError(f"backbone.path={config.backbone.path} holds other weights than run {run.id} was trained with")
+    config.train.init_from = None  # the snapshot has the weights
+    method = build_method(config, build_backbone(config))
+    images = 0
+    if method.trains:
+        snapshot = latest_snapshot(run.path / "snapshots")
+        if snapshot is None:
+            raise UserError(f"run {run.id} has no snapshot yet ({run.state()}); train it first")
+        images = int(snapshot.name)
+        for file in snapshot.glob("*.safetensors"):
+            if file.stem in method.backbone.roles:
+                load_role(method.backbone, file.stem, file)
+    return Session(config, method, images), run
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time makes what others will read."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")
+    except OSError as error:
+        raise UserError(f"execution.cache_dir: {path.parent} cannot be written: {error.strerror}") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,93 @@
+"""Subcommands of the experiments layer. Bodies are imported when a command runs: ``--help`` must answer at
+once."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+
+
+def register(subparsers: _SubParsersAction) -> None:
+    """Add train, config, sample, evaluate and export to the ``fewstep`` command."""
+    train = subparsers.add_parser("train", help="train an experiment to the end of its budget (resumes)")
+    train.add_argument("experiment", help="e.g. flash/emoji")
+    train.add_argument("overrides", nargs="*", metavar="key=value")
+    train.add_argument(
+        "--evaluate", action="store_true", help="measure at the fractions eval.at of the budget"
+    )
+    train.set_defaults(run=_train)
+
+    config = subparsers.add_parser("config", help="show the resolved configuration and the run's id")
+    config.add_argument("experiment")
+    config.add_argument("overrides", nargs="*", metavar="key=value")
+    config.set_defaults(run=_config)
+
+    _register_sample(subparsers)
+    _register_evaluate(subparsers)
+    _register_export(subparsers)
+
+
+def _register_sample(subparsers: _SubParsersAction) -> None:
+    sample = _on_a_run(subparsers, "sample", "draw prompts with a run: images and a contact sheet")
+    sample.add_argument("prompts", nargs="*", metavar="PROMPT|@FILE", help="default: held-out captions")
+    sample.add_argument("--steps", nargs="+", type=int, metavar="N", help="default: eval.steps")
+    sample.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    sample.add_argument("--weights", choices=["student", "ema"], help="default: eval.weights")
+    sample.add_argument("--teacher-steps", type=int, default=50, metavar="N", help="0: no teacher column")
+    sample.add_argument("--teacher-guidance", type=float, default=4.0, metavar="W")
+    sample.add_argument("--out", metavar="DIR", help="default: samples/prompts-HASH in the run's folder")
+    sample.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="key=value")
+    sample.set_defaults(run=_sample)
+
+
+def _register_evaluate(subparsers: _SubParsersAction) -> None:
+    evaluate = _on_a_run(subparsers, "evaluate", "measure what is missing and show the values")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="eval.* and execution.*")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _register_export(subparsers: _SubParsersAction) -> None:
+    export = _on_a_run(subparsers, "export", "write the student and its sampler for diffusers")
+    export.add_argument("--out", required=True, metavar="DIR")
+    export.add_argument("--weights", choices=["student", "ema"], default="student")
+    export.add_argument("--steps", type=int, metavar="N", help="most sampling steps; default: of eval.steps")
+    export.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="key=value")
+    export.set_defaults(run=_export)
+
+
+def _on_a_run(subparsers: _SubParsersAction, name: str, summary: str) -> ArgumentParser:
+    parser = subparsers.add_parser(name, help=summary)
+    parser.add_argument("target", metavar="RUN", help="run folder, run id, or an experiment's name")
+    parser.add_argument("--runs-dir", metavar="DIR", help="where to look for an id; default: runs")
+    return parser
+
+
+def _train(arguments: Namespace) -> int:
+    from experiments.train import train
+
+    return train(arguments.experiment, arguments.overrides, evaluate=arguments.evaluate)
+
+
+def _config(arguments: Namespace) -> int:
+    from core.config import compose, resolve, run_id, to_yaml
+
+    config = resolve(compose(arguments.experiment, arguments.overrides))
+    print(f"# run {run_id(config)}\n{to_yaml(config)}", end="")
+    return 0
+
+
+def _sample(arguments: Namespace) -> int:
+    from experiments.sample import run_command
+
+    return run_command(arguments)
+
+
+def _evaluate(arguments: Namespace) -> int:
+    from experiments.evaluate import run_command
+
+    return run_command(arguments)
+
+
+def _export(arguments: Namespace) -> int:
+    from experiments.export import run_command
+
+    return run_command(arguments)

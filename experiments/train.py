@@ -1,0 +1,153 @@
+"""Train one experiment to the end of its budget, measuring where ``eval.at`` says: ``fewstep train`` and torchrun's target."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from core.config import ExperimentConfig, compose, resolve, run_id
+from core.data.prompts import dataset_prompts
+from core.data.shards import open_dataset
+from core.identity import locate
+from core.methods.clock import Clock
+from core.run import Run
+from core.training.loop import Diverged, Trainer
+from core.training.preemption import Preempted
+from experiments.build import Session, build_backbone, build_clock, build_data, build_method, view_function
+from experiments.sheet import contact_sheet
+
+log = logging.getLogger("fewstep")
+SHEET_PROMPTS, SHEET_STEPS, TEACHER_STEPS = 8, 4, 20
+PREEMPTED = 75  # exit code: not an error, the same command goes on (sysexits.h, EX_TEMPFAIL)
+
+
+def train(experiment: str, overrides: Sequence[str] = (), *, evaluate: bool = False) -> int:
+    """Exit code of ``fewstep train``: 0 done, 1 failed or diverged, 75 stopped with its state saved."""
+    config = resolve(compose(experiment, overrides))
+    if config.execution.num_threads:
+        torch.set_num_threads(config.execution.num_threads)
+    run = Run.create(config)
+    with run.lock():
+        _log_to(run)
+        if _done(run, config):
+            log.info("%s is done: %s", run.id, run.path)
+            return _evaluate(config, run) if evaluate else 0
+        attempt = run.begin_attempt(device=config.execution.device)
+        try:
+            _train(config, run, attempt, evaluate)
+        except Preempted as reason:
+            run.end_attempt("stopped", str(reason))
+            log.info("%s", reason)
+            return PREEMPTED
+        except Diverged as reason:
+            run.end_attempt("diverged", str(reason))
+            log.error("%s diverged: %s", run.id, reason)
+            return 1
+        except BaseException as error:
+            run.end_attempt("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+            raise
+        run.end_attempt("done")
+        return 0
+
+
+def _done(run: Run, config: ExperimentConfig) -> bool:
+    return run.state() == "done" or (not config.method.trains and run.state() != "planned")
+
+
+def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool) -> None:
+    backbone = build_backbone(config)
+    if not config.method.trains:
+        session = Session(config, build_method(config, backbone), 0)
+        if evaluate:
+            _measure(session, run)
+        return
+    data = build_data(config, backbone)
+    method = build_method(config, backbone, data)
+    clock = build_clock(config)
+    session = Session(config, method, 0)
+    trainer = Trainer(config, method, data, run, clock, attempt, _sheet(session, run))
+    log.info("%s  %s -> %s", run.id, config.name, run.path)
+    for until in sorted({*config.eval.at, 1.0}):
+        trainer.train(until)
+        trainer.snapshot()
+        if evaluate and until in config.eval.at:
+            session.images = clock.images
+            _measure(session, run)
+    trainer.monitor.close()
+    _report_cost(clock)
+
+
+def _evaluate(config: ExperimentConfig, run: Run) -> int:
+    """Measure what a finished run lacks."""
+    from experiments.build import load_run
+
+    session, _ = load_run(run.path)
+    session.config.eval, session.config.execution = config.eval, config.execution
+    _measure(session, run)
+    return 0
+
+
+def _measure(session: Session, run: Run) -> None:
+    from experiments.evaluate import evaluate
+
+    evaluate(session, run, say=log.info)
+
+
+def _sheet(session: Session, run: Run):  # noqa: ANN202  (Clock) -> None
+    """Draws teacher, student and EMA on fixed prompts and fixed noise, to samples/<images>.png."""
+    config = session.config
+    split = config.eval.splits[-1]
+    dataset = open_dataset(locate(config.data.path), split)
+    prompts = list(dataset_prompts(dataset, view_function(config.data), 4 * SHEET_PROMPTS).distinct(SHEET_PROMPTS).prompts)
+    guidance = (config.method.guidance_min + config.method.guidance_max) / 2
+    columns = [(f"teacher {TEACHER_STEPS} steps", "teacher", TEACHER_STEPS, guidance)]
+    columns += [(f"student {SHEET_STEPS} steps", "student", SHEET_STEPS, 1.0), ("student 1 step", "student", 1, 1.0)]
+    if config.train.ema_decay > 0:
+        columns.append((f"EMA {SHEET_STEPS} steps", "ema", SHEET_STEPS, 1.0))
+    teacher: list = []
+
+    def draw(clock: Clock) -> None:
+        import numpy as np
+
+        images = []
+        for _, weights, steps, w in columns:
+            if weights == "teacher" and teacher:
+                images.append(teacher[0])
+                continue
+            images.append(session.sample(prompts, steps, weights=weights, guidance=w))
+            if weights == "teacher":
+                teacher.append(images[-1])
+        (run.path / "samples").mkdir(exist_ok=True)
+        sheet = contact_sheet(prompts, [label for label, *_ in columns], np.stack(images, axis=1))
+        sheet.save(run.path / "samples" / f"{clock.images:010d}.png")
+
+    return draw
+
+
+def _report_cost(clock: Clock) -> None:
+    counts = "  ".join(f"{role} {count:,}" for role, count in sorted(clock.evaluations.items()))
+    log.info("network evaluations by role: %s  (read from the store: %s)", counts, f"{clock.stored:,}")
+    log.info("device-hours: %.4f", clock.seconds / 3600)
+
+
+def _log_to(run: Run) -> None:
+    """To the terminal and to the run's log.txt."""
+    log.setLevel(logging.INFO)
+    log.handlers.clear()
+    log.propagate = False
+    form = logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
+    for handler in (logging.StreamHandler(sys.stderr), logging.FileHandler(run.path / "log.txt")):
+        handler.setFormatter(form)
+        log.addHandler(handler)
+
+
+__all__ = ["PREEMPTED", "run_id", "train"]
+
+
+if __name__ == "__main__":
+    from experiments.cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))
