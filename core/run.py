@@ -116,6 +116,7 @@ class Run:
     path: Path
     id: str
     config: ExperimentConfig
+    _holds_lock: bool = False
 
     @classmethod
     def create(cls, config: ExperimentConfig) -> Run:
@@ -164,7 +165,11 @@ class Run:
             stream.truncate(0)
             stream.write(f"{os.getpid()} {socket.gethostname()}\n")
             stream.flush()
-            yield
+            self._holds_lock = True
+            try:
+                yield
+            finally:
+                self._holds_lock = False
 
     def begin_attempt(self, **facts: Any) -> int:
         """Start the next attempt (1, 2, ...); ``facts`` (device, world size, job id) are stored with it."""
@@ -191,8 +196,11 @@ class Run:
         atomic_write(self.path / "heartbeat.json", json.dumps(record) + "\n")
 
     def state(self) -> str:
-        """planned (new, or stopped with work left) | running | done | failed (or killed) | diverged."""
-        if self._is_locked() or self._beats_elsewhere():
+        """planned (new, or stopped with work left) | running | done | failed (or killed) | diverged.
+
+        Under one's own lock: the state that earlier attempts left.
+        """
+        if not self._holds_lock and (self._is_locked() or self._beats_elsewhere()):
             return "running"
         attempts = self._attempts()
         if not attempts or attempts[-1].get("state") == "stopped":

@@ -1,0 +1,110 @@
+"""Subcommands of the ablations layer: ``fewstep grid list|show|plan|status|run``."""
+
+from __future__ import annotations
+
+import functools
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ablations.grid import Cell
+    from ablations.status import Status
+
+
+def register(subparsers: _SubParsersAction) -> None:
+    """Add ``grid`` to the ``fewstep`` command."""
+    grid = subparsers.add_parser("grid", help="declarative ablations: list, show, plan, status, run")
+    actions = grid.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="all grids").set_defaults(run=_list)
+    _on_a_grid(actions, "show", "the cells: ids and what sets them apart").set_defaults(run=_show)
+    _on_a_grid(actions, "plan", "what `run` would do").set_defaults(run=_plan)
+    _on_a_grid(actions, "status", "the state of every cell").set_defaults(run=_status)
+    run = _on_a_grid(actions, "run", "train and measure what is missing, on this machine")
+    run.add_argument("--slots", type=int, default=1, metavar="N", help="cells at work at a time; default: 1")
+    run.set_defaults(run=_run)
+
+
+def _on_a_grid(actions: _SubParsersAction, name: str, summary: str) -> ArgumentParser:
+    parser = actions.add_parser(name, help=summary)
+    parser.add_argument("name", metavar="NAME", help="a grid's name, or a YAML file")
+    parser.add_argument("--scale", default="emoji", help="default: emoji")
+    parser.add_argument("--budget", default="full", help="default: full")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    return parser
+
+
+def _cells(arguments: Namespace) -> list[Cell]:
+    from ablations.grid import load
+
+    return load(arguments.name).expand(arguments.scale, arguments.budget)
+
+
+def _list(arguments: Namespace) -> int:
+    from ablations.grid import load, names
+
+    grids = [load(name) for name in names()]
+    rows = [(g.name, f"{len(g.rows)} rows", ", ".join(g.base), g.title, g.source) for g in grids]
+    _print_columns([("grid", "size", "scales", "title", "source"), *rows])
+    return 0
+
+
+def _show(arguments: Namespace) -> int:
+    cells = _cells(arguments)
+    hidden = ("seed=", "execution.", "eval.")
+    common = set.intersection(*(set(cell.overrides) for cell in cells))
+    rows = [("row", "seed", "run", "experiment", "differences")]
+    for cell in cells:
+        own = [o for o in cell.overrides if o not in common and not o.startswith(hidden)]
+        rows.append((cell.row, str(cell.seed), cell.id, cell.experiment, " ".join(own) or "-"))
+    _print_columns(rows)
+    print(f"{len(cells)} cells, {len({cell.id for cell in cells})} runs")
+    return 0
+
+
+def _plan(arguments: Namespace) -> int:
+    from ablations.status import plan
+
+    todo = [item for item in plan(_cells(arguments), arguments.runs_dir) if not item.is_final]
+    verbs = {"trained": "measure", "failed": "resume", "running": "wait for"}
+    rows = [(verbs.get(i.state, "train"), f"{i.cell.row}-s{i.cell.seed}", i.cell.id, i.reason) for i in todo]
+    _print_columns(rows)
+    print(f"{len(todo)} runs to do")
+    return 0
+
+
+def _status(arguments: Namespace) -> int:
+    from ablations.status import plan
+
+    _print_statuses(plan(_cells(arguments), arguments.runs_dir))
+    return 0
+
+
+def _run(arguments: Namespace) -> int:
+    from ablations.run_local import LocalRunner
+    from core.config import UserError
+
+    if arguments.slots < 1:
+        raise UserError(f"--slots={arguments.slots} is out of range; allowed: at least 1")
+    say = functools.partial(print, flush=True)
+    runner = LocalRunner(_cells(arguments), arguments.runs_dir, arguments.slots, say)
+    statuses = runner.run()
+    _print_statuses(statuses)
+    return 0 if all(item.is_final for item in statuses) else 1
+
+
+def _print_statuses(statuses: list[Status]) -> None:
+    rows = [("row", "seed", "run", "state", "where")]
+    for item in statuses:
+        where = item.reason or (str(item.path) if item.path else "-")
+        rows.append((item.cell.row, str(item.cell.seed), item.cell.id, item.state, where))
+    _print_columns(rows)
+    counts = Counter(item.state for item in statuses)
+    print(", ".join(f"{count} {state}" for state, count in counts.items()))
+
+
+def _print_columns(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,200 @@
+"""Grids: load a YAML, check it, and expand it to cells, each of which is one run. Torch-free.
+
+A cell is its run's id: cells of several grids or rows with the same configuration are one run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ablations.schema import Budget, Evaluate, GridSpec, Layout, PublishedArtefact, Row
+from core.config import ExperimentConfig, UserError, compose, resolve, run_id
+from core.schema import check_choice, nearest
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid: a row at one seed."""
+
+    id: str
+    row: str
+    label: str
+    seed: int
+    experiment: str
+    overrides: tuple[str, ...]
+    parents: tuple[str, ...]
+    config: ExperimentConfig = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A checked grid; ``rows`` hold the combinations of its axes."""
+
+    name: str
+    file: Path
+    title: str
+    source: str
+    base: Mapping[str, str]
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    references: tuple[Row, ...]
+    budgets: Mapping[str, Budget]
+    metrics: tuple[str, ...]
+    evaluate: Evaluate
+    layout: Layout
+    published: PublishedArtefact
+
+    def expand(self, scale: str = "emoji", budget: str = "full") -> list[Cell]:
+        """All cells, parents before their children; UserError when a row does not resolve."""
+        if scale not in self.base:
+            raise UserError(f"{self.file}: base has no scale '{scale}'; allowed: {', '.join(self.base)}")
+        with _where(self.file):
+            check_choice("budget", budget, self.budgets)
+        cells: dict[tuple[str, int], Cell] = {}
+        for row in self.rows:
+            for seed in self.budgets[budget].seeds or row.seeds or self.seeds:
+                self._add(cells, row, seed, scale, budget, ())
+        for row in self.references:
+            for seed in row.seeds or (0,):
+                self._add(cells, row, seed, scale, budget, ())
+        return list(cells.values())
+
+    def _add(
+        self,
+        cells: dict[tuple[str, int], Cell],
+        row: Row,
+        seed: int,
+        scale: str,
+        budget: str,
+        path: tuple[str, ...],
+    ) -> Cell:
+        """The cell of ``row`` at ``seed``, its parent's first."""
+        if row.id in path:
+            raise UserError(f"{self.file}: rows {' -> '.join([*path, row.id])} are each other's parents")
+        if (row.id, seed) in cells:
+            return cells[row.id, seed]
+        overrides, parents = self._overrides(row, seed, budget), ()
+        if row.parent is not None:
+            other = next(r for r in self.rows if r.id == row.parent)
+            parent = self._add(cells, other, seed, scale, budget, (*path, row.id))
+            overrides, parents = [*overrides, f"train.init_from={parent.id}"], (parent.id,)
+        experiment = row.experiment.get(scale, self.base[scale])
+        with _where(f"{self.file}: row {row.id}"):
+            config = resolve(compose(experiment, overrides))
+        if config.scale != scale:
+            raise UserError(f"{self.file}: row {row.id}: {experiment} is at scale {config.scale}, not {scale}")
+        cell = Cell(run_id(config), row.id, row.label, seed, experiment, tuple(overrides), parents, config)
+        cells[row.id, seed] = cell
+        return cell
+
+    def _overrides(self, row: Row, seed: int, budget: str) -> list[str]:
+        """What the grid asks for; the budget's values first, so that a row may set its own."""
+        reference = row in self.references
+        shared = self.budgets[budget].set  # nothing is trained in a reference, it is only measured
+        values = {k: v for k, v in shared.items() if not reference or k.startswith("eval.")} | {
+            "eval.metrics": list(self.metrics),
+            "eval.splits": list(self.layout.splits),
+            "eval.steps": list(self.evaluate.steps),
+            **row.set,
+            "execution.label": f"{row.id}-s{seed}",
+            "seed": seed,
+        }
+        return [f"{key}={_literal(value)}" for key, value in values.items()]
+
+
+def names() -> list[str]:
+    """Names of the grids that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> Grid:
+    """A grid by name, or by the path of one's own YAML file; UserError names the file and the key."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = names()
+        allowed = f"all: {', '.join(known)}, or a YAML file"
+        raise UserError(f"unknown grid '{name}'{nearest(name, known)}; {allowed}")
+    with _where(path.name):
+        spec = _read(path)
+        spec.rows.extend(_axis_rows(spec))
+        spec.validate()
+    return Grid(
+        path.stem, Path(path.name), spec.title, spec.source, spec.base, tuple(spec.seeds), tuple(spec.rows),
+        tuple(spec.references), spec.budgets, tuple(spec.metrics), spec.evaluate, spec.layout, spec.published,
+    )  # fmt: skip
+
+
+def _read(path: Path) -> GridSpec:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        text = OmegaConf.load(path)
+        spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GridSpec), text))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        line = str(error).splitlines()[0]
+        raise UserError(f"{key}: {line}" if key and str(key) not in line else line) from None
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if not isinstance(spec, GridSpec):
+        raise UserError("not a grid (a mapping is expected)")
+    return spec
+
+
+def _axis_rows(spec: GridSpec) -> Iterator[Row]:
+    """Rows of the axes' combinations: id from keys and values, label from the axes' labels."""
+    if not spec.axes:
+        return
+    check_choice("combine", spec.combine, ("product", "zip"))
+    axes = [_axis(label, values) for label, values in spec.axes.items()]
+    if spec.combine == "zip" and len({len(axis) for axis in axes}) > 1:
+        lengths = ", ".join(f"{label} {len(axis)}" for label, axis in zip(spec.axes, axes, strict=True))
+        raise UserError(f"axes: zip needs as many values on every axis; got {lengths}")
+    keys = {key for axis in axes for key in axis[0]}
+    for key in (key for entry in spec.exclude for key in entry):
+        check_choice("exclude", key, keys)
+    for point in zip(*axes, strict=True) if spec.combine == "zip" else itertools.product(*axes):
+        values = {key: value for part in point for key, value in part.items()}
+        if not any(entry.items() <= values.items() for entry in spec.exclude):
+            name = "-".join(f"{key.rpartition('.')[2]}={_literal(value)}" for key, value in values.items())
+            shown = zip(spec.axes, point, strict=True)
+            label = ", ".join(f"{axis} = {', '.join(map(_literal, part.values()))}" for axis, part in shown)
+            yield Row(id=name.replace("/", "_"), label=label, set=values)
+
+
+def _axis(label: str, keys: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Points of one axis; its keys vary together."""
+    lengths = {len(v) if isinstance(v, list) else 0 for v in keys.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise UserError(f"axes.{label}: give every key a list of values, all of one length")
+    return [dict(zip(keys, point, strict=True)) for point in zip(*keys.values(), strict=True)]
+
+
+def _literal(value: Any) -> str:
+    """A value in the grammar of overrides."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_literal, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, str) and not value.replace("_", "").replace("-", "").replace("/", "").isalnum():
+        return json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@contextlib.contextmanager
+def _where(place: object) -> Iterator[None]:
+    """Put a file and a row before a user's mistake."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None

@@ -1,0 +1,115 @@
+"""Run what a grid lacks on this machine: submitit's local executor with a number of slots. Torch-free.
+
+A cell's job is the ordinary training command in a process of its own, so that a failed cell stops nobody else.
+What is done is not started again, and what was interrupted resumes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablations.grid import Cell
+from ablations.status import Status, plan, status
+from core.run import find_runs
+
+POLL_S = 0.5
+NO_LIMIT_MIN = 60 * 24 * 365
+
+
+class LocalRunner:
+    """Keeps up to ``slots`` cells at work until every cell is final, has failed, or waits for one that has."""
+
+    def __init__(
+        self, cells: Sequence[Cell], runs_dir: Path, slots: int, say: Callable[[str], None]
+    ) -> None:
+        self.runs_dir, self.slots, self.say = runs_dir, slots, say
+        self.statuses = {item.cell.id: item for item in plan(cells, runs_dir)}
+        self.total = len(self.statuses)
+        self._jobs: dict[str, tuple[Any, float]] = {}
+        self._executor: Any = None
+
+    def run(self) -> list[Status]:
+        """Statuses at the end, in the grid's order."""
+        waiting = [item.cell for item in self.statuses.values() if not item.is_final]
+        for item in self.statuses.values():
+            if item.state == "running":
+                self._tell(item.cell, "is being trained by another process; left to it")
+        waiting = [cell for cell in waiting if self.statuses[cell.id].state != "running"]
+        try:
+            while waiting or self._jobs:
+                waiting = self._start(waiting)
+                time.sleep(POLL_S if self._jobs else 0)
+                self._finish()
+        except KeyboardInterrupt:
+            for job, _ in self._jobs.values():
+                job.cancel()
+            raise
+        return list(self.statuses.values())
+
+    def _start(self, waiting: list[Cell]) -> list[Cell]:
+        """Start what may start; returns what still waits. A child of a failed cell is given up."""
+        left = []
+        for cell in waiting:
+            parents = [self.statuses[p] for p in cell.parents if p in self.statuses]
+            if all(p.is_final for p in parents):
+                if len(self._jobs) < self.slots:
+                    self._submit(cell)
+                else:
+                    left.append(cell)
+            elif any(p.cell.id in self._jobs or p.cell in waiting for p in parents):
+                left.append(cell)
+            else:
+                self._tell(cell, f"not started: its parent {cell.parents[0]} is not done")
+        return left
+
+    def _submit(self, cell: Cell) -> None:
+        from submitit.core.utils import CommandFunction
+        from submitit.local.local import LocalExecutor
+
+        if self._executor is None:
+            self._executor = LocalExecutor(folder=self.runs_dir / ".jobs" / "%j")
+            self._executor.update_parameters(timeout_min=NO_LIMIT_MIN)
+        threads = max(1, (os.cpu_count() or 1) // self.slots)
+        command = [*train_command(cell, self.runs_dir), f"execution.num_threads={threads}"]
+        # The executor hides accelerators from its job; the command gets this process's own environment.
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        job = self._executor.submit(CommandFunction(command, verbose=False, env=environment))
+        self._jobs[cell.id] = (job, time.monotonic())
+        self._tell(cell, f"started (log: {job.paths.folder})")
+
+    def _finish(self) -> None:
+        for identity, (job, started) in list(self._jobs.items()):
+            if not job.done():
+                continue
+            del self._jobs[identity]
+            cell = self.statuses[identity].cell
+            error = job.exception()
+            path = next((p for p in find_runs(self.runs_dir) if p.name.rpartition("-")[2] == identity), None)
+            now = status(cell, path)
+            if error is not None and not now.is_final:
+                now = Status(cell, "failed", path, _last_line(error))
+            self.statuses[identity] = now
+            text = f"{now.state} after {time.monotonic() - started:.0f} s"
+            self._tell(cell, f"{text}: {now.reason}" if now.reason else text)
+
+    def _tell(self, cell: Cell, text: str) -> None:
+        final = sum(item.is_final for item in self.statuses.values())
+        where = f"[{final}/{self.total}]  {cell.row}-s{cell.seed} {cell.id}"
+        self.say(f"{time.strftime('%H:%M:%S')}  {where}  {text}")
+
+
+def train_command(cell: Cell, runs_dir: Path) -> list[str]:
+    """The command of one cell; it exits with 0 at once when everything is done already."""
+    command = [sys.executable, "-m", "experiments.train", cell.experiment, *cell.overrides]
+    return [*command, f'execution.runs_dir="{runs_dir}"', "--evaluate"]
+
+
+def _last_line(error: BaseException) -> str:
+    """What the command said last, which is the error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -*")]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,115 @@
+"""Schema of a grid's YAML: typed by OmegaConf, values checked here. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.schema import METRICS, SCALES, UserError, check_choice, check_range, listing
+
+
+@dataclass
+class Row:
+    """One line of the table: the base experiment with some values changed."""
+
+    id: str = "???"
+    label: str = ""  # the paper's wording; LaTeX math is allowed
+    set: dict[str, Any] = field(default_factory=dict)
+    experiment: dict[str, str] = field(default_factory=dict)  # by scale, instead of the grid's base
+    seeds: list[int] = field(default_factory=list)  # instead of the grid's seeds
+    parent: str | None = None  # id of the row whose student, of the same seed, this one starts from
+
+
+@dataclass
+class Budget:
+    """How much of the full design is computed under one name."""
+
+    seeds: list[int] = field(default_factory=list)
+    set: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Layout:
+    """How the table is laid out."""
+
+    nfe: list[int] = listing(4)
+    splits: list[str] = listing("train", "heldout")
+    best: dict[str, str] = field(default_factory=dict)  # metric: min | max
+
+
+@dataclass
+class Evaluate:
+    """Sampling steps of the students that are measured."""
+
+    steps: list[int] = listing(1, 2, 4)
+
+
+@dataclass
+class Direction:
+    """A published inequality: metric(row) - metric(versus) has the sign ``expected``."""
+
+    row: str = "???"
+    versus: str = "???"
+    metric: str = "???"
+    expected: str = "???"  # lower | higher
+    claim: str = ""
+
+
+@dataclass
+class PublishedArtefact:
+    """What the source says; numbers live in analysis/published.csv under ``artefact``."""
+
+    artefact: str = ""
+    directions: list[Direction] = field(default_factory=list)
+
+
+@dataclass
+class GridSpec:
+    """A grid's file. ``axes`` maps a paper's label to {key: values}; keys of one axis vary together."""
+
+    title: str = "???"
+    source: str = ""
+    base: dict[str, str] = field(default_factory=dict)  # experiment by scale
+    seeds: list[int] = listing(0)
+    rows: list[Row] = field(default_factory=list)
+    axes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    combine: str = "product"  # of several axes: product | zip
+    exclude: list[dict[str, Any]] = field(default_factory=list)  # combinations left out, by key and value
+    references: list[Row] = field(default_factory=list)  # rows without training, e.g. the teacher
+    budgets: dict[str, Budget] = field(default_factory=lambda: {"full": Budget()})
+    metrics: list[str] = listing("kd_effnet")
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    layout: Layout = field(default_factory=Layout)
+    published: PublishedArtefact = field(default_factory=PublishedArtefact)
+
+    def validate(self) -> None:
+        """Raise UserError for the first value that is not allowed; ``rows`` hold the axes' combinations already."""
+        for metric in [*self.metrics, *self.layout.best]:
+            check_choice("metrics", metric, METRICS)
+        for scale in self.base:
+            check_choice("base", scale, SCALES)
+        for direction in self.layout.best.values():
+            check_choice("layout.best", direction, ("min", "max"))
+        for steps in self.evaluate.steps:
+            check_range("evaluate.steps", steps, 1)
+        if not self.rows:
+            raise UserError("rows and axes are both empty; give at least one row")
+        if not self.seeds or "full" not in self.budgets:
+            raise UserError("seeds needs at least one number, and budgets an entry 'full'")
+        self._validate_ids()
+
+    def _validate_ids(self) -> None:
+        ids = [row.id for row in [*self.rows, *self.references]]
+        for name in ids:
+            if ids.count(name) > 1:
+                raise UserError(f"row id '{name}' is used {ids.count(name)} times; ids are unique")
+            if "/" in name or not name:
+                raise UserError(f"row id '{name}' is a part of a folder's name: not empty, without '/'")
+        row_ids = [row.id for row in self.rows]
+        for row in self.rows:
+            if row.parent is not None:
+                check_choice(f"row {row.id}: parent", row.parent, row_ids)
+        for direction in self.published.directions:
+            check_choice("published.directions.row", direction.row, ids)
+            check_choice("published.directions.versus", direction.versus, ids)
+            check_choice("published.directions.expected", direction.expected, ("lower", "higher"))

@@ -1,0 +1,82 @@
+"""What of a grid is done, running or to do, from run folders alone. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablations.grid import Cell
+from core.config import ExperimentConfig
+from core.run import Run, find_runs
+
+FINAL = ("done", "diverged")  # a diverged run is a result
+
+
+@dataclass(frozen=True)
+class Status:
+    """``state`` is the run's, but ``trained`` while numbers that the grid asks for are missing."""
+
+    cell: Cell
+    state: str
+    path: Path | None
+    reason: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL
+
+
+def plan(cells: Iterable[Cell], runs_dir: Path) -> list[Status]:
+    """One status for every distinct run among ``cells``, in their order."""
+    distinct = {cell.id: cell for cell in reversed(list(cells))}
+    found = {path.name.rpartition("-")[2]: path for path in find_runs(runs_dir)}
+    return [status(cell, found.get(cell.id)) for cell in reversed(distinct.values())]
+
+
+def status(cell: Cell, path: Path | None) -> Status:
+    """State of one cell whose run, if there is one, lies at ``path``."""
+    if path is None:
+        return Status(cell, "planned", None)
+    run = Run.open(path)
+    state = run.state()
+    if state == "done" and (missing := list(missing_numbers(run, cell.config))):
+        reason = f"{len(missing)} numbers to measure, first: {' '.join(missing[0])}"
+        return Status(cell, "trained", path, reason)
+    return Status(cell, state, path, run.reason() if state == "failed" else "")
+
+
+def missing_numbers(run: Run, config: ExperimentConfig) -> Iterator[tuple[str, str, str]]:
+    """(metric, split, steps) that ``config`` asks for at the end of its budget and that evals.jsonl lacks."""
+    weights = config.eval.weights if config.method.trains else "teacher"
+    steps = config.eval.steps if config.method.trains else [config.method.steps]
+    lines = run.evals()
+    end = max((line["images"] for line in lines), default=0)
+    have = {
+        (line["metric"], line["split"], line["steps"])
+        for line in lines
+        if line["images"] == end >= _budget_images(config)
+        and line["weights"] == weights
+        and _as_many(line["protocol_fields"], config)
+    }
+    for split in config.eval.splits:
+        for count in steps:
+            for metric in config.eval.metrics:
+                if (metric, split, count) not in have:
+                    yield metric, split, f"{count} steps"
+
+
+def _budget_images(config: ExperimentConfig) -> int:
+    budget = config.train.budget
+    return {"images": budget.amount, "iterations": budget.amount * config.train.batch_size}.get(budget.unit, 0)
+
+
+def _as_many(fields: Mapping[str, Any], config: ExperimentConfig) -> bool:
+    """Whether a number was taken on as many images as ``config`` asks for."""
+    wanted = config.eval
+    if fields["images_per_prompt"] > 1:  # a split may have fewer different prompts than asked for
+        per_prompt = fields["images_per_prompt"] == wanted.images_per_prompt
+        most = wanted.num_diversity_prompts * wanted.images_per_prompt
+        return per_prompt and fields["num_images"] <= most
+    return fields["num_images"] == wanted.num_images and fields["num_reference"] in (0, wanted.num_reference)
