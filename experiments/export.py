@@ -7,6 +7,7 @@ student's own: diffusers' default of 50 original steps would give 999, 759, ... 
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from core.backbones.roles import Sharing
 from core.backbones.unet import UNetBackbone
 from core.config import UserError
 from core.run import atomic_folder
+from experiments.target import load_target
 
 USAGE = """\
 Few-step student exported by fewstep (run {run}).
@@ -38,14 +40,14 @@ def export(
 ) -> Path:
     """Write the role ``weights`` ("student" or "ema") and its ``steps``-step scheduler to the folder ``out``.
 
-    Raises:
-        UserError: the run has no such weights, or ``out`` cannot be written.
-    """
+    Raises: UserError: the run has no such weights, diffusers cannot express so many steps, or ``out`` cannot
+    be written."""
     role = {"student": STUDENT, "ema": STUDENT_EMA}.get(weights)
     if role is None or role not in backbone.roles:
         raise UserError(
             f"weights={weights} cannot be exported from this run; allowed: student, ema (train.ema_decay)"
         )
+    scheduler = lcm_scheduler(backbone, steps)
     with atomic_folder(out) as folder:
         if backbone.roles.sharing.kind == "lora":
             state = lora_state(backbone.role_parameters(role), backbone.roles.sharing)
@@ -53,7 +55,7 @@ def export(
         else:
             with backbone.roles.use(role) as unet:
                 unet.save_pretrained(folder / "unet")
-        lcm_scheduler(backbone, steps).save_pretrained(folder / "scheduler")
+        scheduler.save_pretrained(folder / "scheduler")
         (folder / "README.md").write_text(_usage(backbone, out, steps, run))
     return out
 
@@ -73,6 +75,11 @@ def lora_state(parameters: Mapping[str, Tensor], sharing: Sharing) -> dict[str, 
 
 def lcm_scheduler(backbone: UNetBackbone, steps: int) -> LCMScheduler:
     """The student's sampler: the teacher's noise schedule, timesteps of a ``steps``-step trailing grid."""
+    total = backbone.process.num_train_timesteps
+    if steps < 1 or total % steps:
+        raise UserError(
+            f"steps={steps} cannot be exported: LCMScheduler is equally spaced for divisors of {total}"
+        )
     assert backbone.source is not None
     options = {"revision": backbone.revision} if backbone.revision else {}
     teacher = LCMScheduler.load_config(backbone.source, subfolder="scheduler", **options)
@@ -84,6 +91,16 @@ def lcm_scheduler(backbone: UNetBackbone, steps: int) -> LCMScheduler:
         clip_sample=False,
         thresholding=False,
     )
+
+
+def run_command(arguments: Namespace) -> int:
+    """``fewstep export RUN --out DIR``."""
+    session, run = load_target(arguments.target, arguments.overrides, arguments.runs_dir)
+    if not session.method.trains:
+        raise UserError(f"run {run.id} is the teacher itself: nothing to export")
+    steps = arguments.steps or max(session.config.eval.steps)
+    print(export(session.backbone, Path(arguments.out), arguments.weights, steps, run.id) / "README.md")
+    return 0
 
 
 def _usage(backbone: UNetBackbone, out: Path, steps: int, run: str) -> str:

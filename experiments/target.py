@@ -1,0 +1,68 @@
+"""What ``sample``, ``evaluate`` and ``export`` are applied to: a run by folder or id, or an experiment's own
+run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from core.config import ExperimentConfig, UserError, compose, experiments, resolve
+from core.run import Run
+
+if TYPE_CHECKING:
+    from experiments.build import Session
+
+CHANGEABLE = ("eval", "execution")
+
+
+def open_target(target: str, overrides: Sequence[str] = (), runs_dir: str | None = None) -> Run:
+    """``target``: a run folder, a run id in ``runs_dir``, or an experiment (its run is found or created).
+
+    A run is what its configuration says, so only eval.* and execution.* can be changed afterwards; an
+    experiment takes any override, because it says which run is meant.
+    """
+    if target in experiments():
+        where = [f"execution.runs_dir={runs_dir}"] if runs_dir else []
+        return Run.create(resolve(compose(target, [*overrides, *where])))
+    run = Run.open(target, runs_dir or "runs")
+    run.config = override(run.config, overrides)
+    return run
+
+
+def load_target(
+    target: str, overrides: Sequence[str] = (), runs_dir: str | None = None
+) -> tuple[Session, Run]:
+    """The run and its session at its newest weights, evaluated and executed as ``overrides`` say."""
+    import torch
+
+    from experiments.build import load_run
+
+    run = open_target(target, overrides, runs_dir)
+    if run.config.execution.num_threads:
+        torch.set_num_threads(run.config.execution.num_threads)
+    session, _ = load_run(run.path, overrides=vars(run.config.execution))
+    session.config.eval = run.config.eval
+    return session, run
+
+
+def override(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
+    """``config`` with ``eval.key=value`` and ``execution.key=value`` applied and validated."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    tree = OmegaConf.structured(config)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        group, _, field = key.partition(".")
+        if not equals or not field:
+            raise UserError(f"'{text}' is not an override; write key=value, e.g. eval.num_images=500")
+        if group not in CHANGEABLE:
+            raise UserError(f"{key} says what the run is and cannot be changed; allowed: eval.*, execution.*")
+        try:
+            OmegaConf.update(tree, key, OmegaConf.create(f"value: {value}").value, merge=True)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{text}: {str(error).splitlines()[0]}") from None
+    changed = OmegaConf.to_object(tree)
+    assert isinstance(changed, ExperimentConfig)
+    changed.validate()
+    return changed
