@@ -102,10 +102,7 @@ def open_dataset(path: str | Path, split: str = "train") -> ImageTextDataset:
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"data folder {folder} does not exist")
-    if _shards(folder):
-        raw = list(_read_shards(folder, split))
-    else:
-        raw = list(_read_image_folder(folder))
+    raw = list(_read_shards(folder, split) if _shards(folder) else _read_image_folder(folder))
     seen: set[str] = set()
     for item in raw:
         if item.key in seen:

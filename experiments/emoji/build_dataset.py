@@ -29,7 +29,7 @@ NEAR_DUPLICATE = 0.004  # mean absolute difference of premultiplied RGBA, in uni
 MIRRORED_GROUPS = ("Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink")
 MIRRORED_SUBGROUPS = ("transport-air", "transport-water", "clothing", "musical-instrument", "tool", "place-geographic")
 UNMIRRORED_SUBGROUPS = ("emotion", "monkey-face")
-DIRECTION_WORDS = frozenset("left right rightwards leftwards clockwise z".split())
+DIRECTION_WORDS = frozenset(["left", "right", "rightwards", "leftwards", "clockwise", "z"])
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,10 @@ def build(out: Path, font_path: Path = FONT, names_path: Path = NAMES) -> dict[s
     drawn = [(emoji, render(emoji.text, font)) for emoji in parse_emoji_test(names_path)]
     kept = without_duplicates([Rendered(emoji, image) for emoji, image in drawn if image is not None])
     held = held_out_keys([item.emoji for item in kept])
-    splits = {"train": [r for r in kept if r.emoji.key not in held], "heldout": [r for r in kept if r.emoji.key in held]}
+    splits = {
+        "train": [item for item in kept if item.emoji.key not in held],
+        "heldout": [item for item in kept if item.emoji.key in held],
+    }
     for split, items in splits.items():
         write_shards(out, split, map(to_raw, items))
     write_checksums(out)

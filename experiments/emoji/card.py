@@ -1,0 +1,149 @@
+"""Sheets and measurements for the card of ``emoji-sd-v1``.
+
+``python -m experiments.emoji.card --teacher FOLDER --data FOLDER --out FOLDER`` writes samples.png (prompts, held-out
+combinations last), guidance.png (one prompt a row, guidance 1, 2, 4, 7), memorisation.png (samples beside their
+nearest training pictures) and measured.json.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+from core.data.shards import ImageTextDataset, open_dataset
+from core.metrics.fid import Extractor, kernel_distance, load_extractor
+from core.randomness import Stream
+from experiments.emoji.sheets import save_sheet
+from experiments.emoji.train_vae import psnr, validation_images
+from experiments.emoji.views import view
+
+PROMPTS = (
+    "red apple",
+    "pizza on a white background",
+    "blue heart on a yellow background",
+    "cat face",
+    "flag japan",
+    "red car",
+    "face smiling",
+    "animal mammal",
+    "food fruit on a green background",
+    "woman pilot dark skin tone",
+    "person role",
+)
+GUIDANCES = (1.0, 2.0, 4.0, 7.0)
+STEPS = (1, 2, 4, 8, 50)
+
+
+class Sampler:
+    """DPM-Solver++ samples of a pipeline folder with keyed noise."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pipeline = StableDiffusionPipeline.from_pretrained(folder)
+        self.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+            self.pipeline.scheduler.config, timestep_spacing="trailing"
+        )
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def __call__(self, prompts: list[str], steps: int, guidance: float, seed: int = 0) -> np.ndarray:
+        """uint8 (n, 64, 64, 3); the noise is a function of (seed, position in the list)."""
+        noise = torch.from_numpy(Stream(seed, "card", "noise").normal(range(len(prompts)), (8, 8, 8)))
+        images = [
+            self.pipeline(
+                prompts[i : i + 64],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                latents=noise[i : i + 64],
+                output_type="np",
+            ).images
+            for i in range(0, len(prompts), 64)
+        ]
+        return (np.concatenate(images) * 255).round().astype(np.uint8)
+
+
+def held_out_prompts(data: ImageTextDataset, count: int) -> list[str]:
+    """Full names of ``count`` held-out pictures, evenly spread."""
+    return [data[i].caption for i in np.linspace(0, len(data) - 1, count).astype(int)]
+
+
+def guidance_sheet(sampler: Sampler, prompts: list[str], path: Path) -> None:
+    """A row per prompt and guidance, the same four noises."""
+    rows, labels = [], []
+    for prompt in prompts:
+        for guidance in GUIDANCES:
+            rows.append(sampler([prompt] * 4, 25, guidance))
+            labels.append(f"{prompt}, w = {guidance:g}")
+    save_sheet(path, rows, labels)
+
+
+def memorisation_sheet(
+    sampler: Sampler, extractor: Extractor, data: ImageTextDataset, guidance: float, path: Path
+) -> None:
+    """Twelve samples, each with its three nearest among 3 views of every training picture, in feature space."""
+    views = [view(data[i], variant, seed=5)[0] for variant in range(3) for i in range(len(data))]
+    bank = np.stack(views)
+    prompts = [view(data[(i * 271) % len(data)], i, seed=6)[1] for i in range(12)]
+    samples = sampler(prompts, 50, guidance, seed=6)
+    bank_features, features = (extractor(x) for x in (bank, samples))
+    bank_features /= np.linalg.norm(bank_features, axis=1, keepdims=True)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    nearest = np.argsort(-features @ bank_features.T, axis=1)[:, :3]
+    rows = [np.concatenate([sample[None], bank[found]]) for sample, found in zip(samples, nearest, strict=True)]
+    save_sheet(path, rows, prompts)
+
+
+def kernel_distances(
+    sampler: Sampler, extractor: Extractor, data: ImageTextDataset, count: int
+) -> dict[str, float | dict]:
+    """``kd_effnet`` against real views at every guidance (25 steps), then at every number of steps at the best."""
+    drawn = [view(data[(i * 7919) % len(data)], i, seed=7) for i in range(count)]
+    reference = extractor(np.stack([view(data[(i * 6101) % len(data)], i, seed=8)[0] for i in range(2 * count)]))
+    real, prompts = extractor(np.stack([image for image, _ in drawn])), [caption for _, caption in drawn]
+
+    def distance(steps: int, guidance: float) -> float:
+        return float(kernel_distance(extractor(sampler(prompts, steps, guidance)), reference))
+
+    by_guidance = {f"{w:g}": distance(25, w) for w in GUIDANCES}
+    best = min(by_guidance, key=by_guidance.get)
+    by_steps = {str(steps): distance(steps, float(best)) for steps in STEPS}
+    return {
+        "num_images": count,
+        "num_reference": 2 * count,
+        "real": float(kernel_distance(real, reference)),
+        "by_guidance_25_steps": by_guidance,
+        "best_guidance": float(best),
+        "by_steps": by_steps,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--guidance", type=float, default=4.0, help="for the sheets")
+    parser.add_argument("--num-images", type=int, default=256)
+    parser.add_argument("--sheets-only", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    train, held_out = open_dataset(args.data, "train"), open_dataset(args.data, "heldout")
+    sampler = Sampler(args.teacher)
+    prompts = [*PROMPTS, *held_out_prompts(held_out, 6)]
+    samples = sampler([p for p in prompts for _ in range(6)], 25, args.guidance)
+    save_sheet(args.out / "samples.png", np.split(samples, len(prompts)), prompts)
+    guidance_sheet(sampler, [PROMPTS[0], PROMPTS[3], PROMPTS[6], prompts[-1]], args.out / "guidance.png")
+    if args.sheets_only:
+        return
+    extractor = load_extractor("effnet")
+    memorisation_sheet(sampler, extractor, train, args.guidance, args.out / "memorisation.png")
+    measured = kernel_distances(sampler, extractor, train, args.num_images)
+    vae = AutoencoderKL.from_pretrained(args.teacher / "vae")
+    measured["vae_psnr_heldout_db"] = psnr(vae, validation_images(held_out, 290))
+    (args.out / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
+    print(json.dumps(measured, indent=2))
+
+
+if __name__ == "__main__":
+    main()

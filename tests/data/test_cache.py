@@ -1,0 +1,85 @@
+"""The latent cache: order, values, null caption, and damage that is noticed."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.data.cache import LatentCache, build_cache, open_cache
+from core.data.shards import Example, ImageTextDataset, RawExample
+
+
+def dataset() -> ImageTextDataset:
+    def encoded(value: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((2, 2, 3), value, dtype=np.uint8)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    return ImageTextDataset(RawExample(key, encoded(10 * i), f"name {key}", {}, "test") for i, key in enumerate("abc"))
+
+
+def view(example: Example, variant: int) -> tuple[np.ndarray, str]:
+    return example.image + np.uint8(variant), "shared" if variant == 1 else example.caption
+
+
+def build(path: Path) -> LatentCache:
+    return build_cache(
+        path,
+        dataset(),
+        view,
+        num_variants=2,
+        encode_image=lambda images: images.transpose(0, 3, 1, 2).astype(np.float32) / 4,
+        encode_text=lambda texts: {"embeds": np.array([[len(text), 1.0] for text in texts], dtype=np.float32)},
+        batch_size=4,
+    )
+
+
+def test_item_n_is_variant_of_example(tmp_path: Path) -> None:
+    cache = build(tmp_path / "cache")
+    assert cache.latents.shape == (6, 3, 2, 2) and cache.latents.dtype == np.float16
+    for n in range(6):
+        assert (cache.latents[n] == (10 * (n // 2) + n % 2) / 4).all()
+        expected = "shared" if n % 2 else f"name {'abc'[n // 2]}"
+        assert cache.captions[cache.caption_index[n]] == expected
+        assert cache.keys[n] == "abc"[n // 2]
+
+
+def test_captions_are_stored_once_and_the_null_caption_first(tmp_path: Path) -> None:
+    cache = build(tmp_path / "cache")
+    assert cache.captions[0] == "" and sorted(cache.captions) == ["", "name a", "name b", "name c", "shared"]
+    assert cache.cond["embeds"].tolist() == [[len(caption), 1.0] for caption in cache.captions]
+
+
+def test_the_same_content_has_the_same_hash(tmp_path: Path) -> None:
+    assert build(tmp_path / "one").content_hash == build(tmp_path / "two").content_hash
+    reopened = open_cache(tmp_path / "one")
+    assert reopened is not None and reopened.content_hash == build(tmp_path / "two").content_hash
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no marker", "missing"])
+def test_a_damaged_cache_is_not_opened(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "cache"
+    build(path)
+    latents = path / "latents.npy"
+    content = latents.read_bytes()
+    if damage == "flip":
+        latents.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "truncate":
+        latents.write_bytes(content[:-8])
+    elif damage == "no marker":
+        (path / "COMPLETE.json").unlink()
+    else:
+        latents.unlink()
+    assert open_cache(path) is None
+    assert build(path).latents.shape == (6, 3, 2, 2)
+
+
+def test_a_build_that_fails_leaves_nothing_to_open(tmp_path: Path) -> None:
+    def fail(images: np.ndarray) -> np.ndarray:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        build_cache(tmp_path / "cache", dataset(), view, 2, fail, lambda texts: {})
+    assert open_cache(tmp_path / "cache") is None
