@@ -1,0 +1,111 @@
+"""Contracts of Flash Diffusion on a real tiny network: who changes, what is evaluated, what a zero weight costs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.data.solutions import SolutionStore
+from core.training.loop import Trainer
+from tests import worlds
+
+NO_GAN, NO_DMD = "method.adversarial_weight=[0,0,0,0]", "method.dmd_weight=[0,0,0,0]"
+ALWAYS = ("method.adversarial_weight=[.1,.1,.1,.1]", "method.dmd_weight=[.3,.3,.3,.3]")
+
+
+def one_rollout(trained: Trainer):
+    batch = trained.data.batch(trained.clock.positions())
+    return trained.method.rollout(batch, trained.clock)
+
+
+@pytest.mark.parametrize("sharing", ["lora", "full"])
+def test_a_turn_changes_only_its_player(tmp_path: Path, sharing: str) -> None:
+    trained = worlds.trainer(tmp_path, ALWAYS, sharing)
+    teacher = {n: p.clone() for n, p in trained.method.backbone.role_parameters("teacher").items()}
+    rollouts = [one_rollout(trained)]
+    for turn in trained.method.turns(trained.clock):
+        before = worlds.parameters(trained)
+        trained._turn(turn, rollouts)
+        after = worlds.parameters(trained)
+        changed = {name.split("/")[0] for name in before if not torch.equal(before[name], after[name])}
+        assert changed == {turn}
+    for name, parameter in trained.method.backbone.role_parameters("teacher").items():
+        assert torch.equal(parameter, teacher[name]), name
+
+
+def test_only_detached_tensors_outlive_a_turn(tmp_path: Path) -> None:
+    trained = worlds.trainer(tmp_path, ALWAYS)
+    rollout = one_rollout(trained)
+    trained._turn("student", [rollout])
+    assert not any(tensor.requires_grad for tensor in (*rollout.tensors.values(), rollout.samples))
+
+
+def test_evaluations_of_one_iteration_are_the_necessary_ones(tmp_path: Path) -> None:
+    """Teacher: the active set's sum of steps, twice for guidance, plus the DMD score. Student: its own forward and the
+    fake score. Critic features: fake once (reused detached), real once."""
+    trained = worlds.trainer(tmp_path, ALWAYS)
+    method, batch = trained.method, trained.data.batch(trained.clock.positions())
+    t = method.rollout(batch, trained.clock).tensors["t"].numpy()
+    index = np.array([list(method.timesteps).index(value) for value in t])
+    trained.method.backbone.evaluations.clear()
+    trained._iteration()
+    solver = 2 * int((method.config.num_timesteps - index).sum())
+    assert dict(trained.clock.evaluations) == {
+        "teacher": solver + 2 * len(index),
+        "student": 2 * len(index),
+        "teacher_features": 2 * len(index),
+    }
+
+
+def test_zero_weighted_terms_cost_nothing(tmp_path: Path) -> None:
+    trained = worlds.trainer(tmp_path, [NO_GAN, NO_DMD])
+    trained._iteration()
+    assert set(trained.players) == {"student"}
+    assert "teacher_features" not in trained.clock.evaluations
+    assert trained.clock.evaluations["student"] == 4
+    undistilled = worlds.trainer(tmp_path / "b", ["method.distill_weight=0", *ALWAYS])
+    undistilled._iteration()
+    assert undistilled.clock.evaluations["teacher"] == 8  # the DMD score alone: no teacher solve
+
+
+def test_a_zero_weight_equals_an_absent_term_and_moves_nobody_elses_draws(tmp_path: Path) -> None:
+    """The student of a run whose GAN weight is zero in all but the last stage is bit-identical until that stage."""
+    curves = []
+    for name, weights in (("off", "[0,0,0,0]"), ("late", "[0,0,0,.5]")):
+        trained = worlds.trainer(tmp_path / name, [f"method.adversarial_weight={weights}"])
+        trained.train(until=0.75)
+        curves.append({k: v for k, v in worlds.parameters(trained).items() if k.startswith("student/")})
+    assert worlds.equal(*curves)
+
+
+def test_cells_downstream_of_the_teacher_pose_the_same_problems(tmp_path: Path) -> None:
+    a, b = (worlds.trainer(tmp_path / n, o) for n, o in (("a", [NO_GAN, NO_DMD]), ("b", ALWAYS)))
+    first, second = one_rollout(a), one_rollout(b)
+    for name in ("x_t", "t", "target"):
+        assert torch.equal(first.tensors[name], second.tensors[name])
+
+
+def test_a_second_cell_spends_no_teacher_solves(tmp_path: Path) -> None:
+    def cell(name: str, overrides: list[str]) -> Trainer:
+        store = SolutionStore(tmp_path / "store", {"problem": 1}, 32, (4, 8, 8))
+        trained = worlds.trainer(tmp_path / name, overrides, solutions=store)
+        trained.train()
+        return trained
+
+    first, second = cell("a", [NO_GAN, NO_DMD]), cell("b", [NO_GAN, NO_DMD, "seed=0", "train.max_grad_norm=0.5"])
+    assert first.clock.stored == 0 and first.clock.evaluations["teacher"] > 0
+    assert "teacher" not in second.clock.evaluations
+    assert second.clock.stored == first.clock.evaluations["teacher"]
+    without = worlds.trainer(tmp_path / "c", [NO_GAN, NO_DMD])
+    without.train()
+    assert worlds.equal(worlds.parameters(first), worlds.parameters(without))
+
+
+def test_at_full_noise_the_student_starts_from_pure_noise(tmp_path: Path) -> None:
+    trained = worlds.trainer(tmp_path, ["method.timestep_distribution=sharp", *(f"method.{k}" for k in ())])
+    trained.method.config.stage_weights = [[1.0, 0.0, 0.0, 0.0]] * 4
+    rollout = one_rollout(trained)
+    noise = trained.method.stream("student", "noise").normal(rollout.batch.positions, (4, 8, 8))
+    assert rollout.tensors["t"].tolist() == [999] * 4
+    assert torch.equal(rollout.tensors["x_t"], torch.from_numpy(noise))
