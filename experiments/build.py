@@ -231,12 +231,16 @@ class Session:
             return teacher_sample(self.backbone, noise, cond, self.null, steps, w, solver)
         role = WEIGHTS[weights]
         if not self.method.trains or role not in self.backbone.roles:
-            raise UserError(f"weights={weights}: this run has none; allowed: teacher, student, ema (train.ema_decay > 0)")
+            raise UserError(
+                f"weights={weights}: this run has none; allowed: teacher, student, ema (train.ema_decay > 0)"
+            )
         noises = self.noises(self.method.num_noises(steps), positions, seed)
         return self.method.sample(role, noises, cond, self.null, steps, 1.0 if guidance is None else guidance)
 
 
-def load_run(path_or_id: Path | str, runs_dir: Path | str = "runs", overrides: dict[str, Any] | None = None) -> tuple[Session, Run]:
+def load_run(
+    path_or_id: Path | str, runs_dir: Path | str = "runs", overrides: dict[str, Any] | None = None
+) -> tuple[Session, Run]:
     """A trained run's session at its newest snapshot; ``overrides`` are execution fields (device, cache_dir)."""
     run = Run.open(path_or_id, runs_dir)
     config = run.config
@@ -265,9 +269,9 @@ def _locked(path: Path) -> Iterator[None]:
     """One process at a time makes what others will read."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a")
+        path.touch()
     except OSError as error:
         raise UserError(f"execution.cache_dir: {path.parent} cannot be written: {error.strerror}") from error
-    with file:
+    with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

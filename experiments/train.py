@@ -1,14 +1,15 @@
-"""Train one experiment to the end of its budget, measuring where ``eval.at`` says: ``fewstep train`` and torchrun's target."""
+"""Train one experiment to the end of its budget, measuring where ``eval.at`` says (``fewstep train``)."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
-from core.config import ExperimentConfig, compose, resolve, run_id
+from core.config import ExperimentConfig, compose, resolve
 from core.data.prompts import dataset_prompts
 from core.data.shards import open_dataset
 from core.identity import locate
@@ -96,22 +97,22 @@ def _measure(session: Session, run: Run) -> None:
     evaluate(session, run, say=log.info)
 
 
-def _sheet(session: Session, run: Run):  # noqa: ANN202  (Clock) -> None
+def _sheet(session: Session, run: Run) -> Callable[[Clock], None]:
     """Draws teacher, student and EMA on fixed prompts and fixed noise, to samples/<images>.png."""
     config = session.config
     split = config.eval.splits[-1]
     dataset = open_dataset(locate(config.data.path), split)
-    prompts = list(dataset_prompts(dataset, view_function(config.data), 4 * SHEET_PROMPTS).distinct(SHEET_PROMPTS).prompts)
+    prompts = list(
+        dataset_prompts(dataset, view_function(config.data), 4 * SHEET_PROMPTS).distinct(SHEET_PROMPTS).prompts
+    )
     guidance = (config.method.guidance_min + config.method.guidance_max) / 2
     columns = [(f"teacher {TEACHER_STEPS} steps", "teacher", TEACHER_STEPS, guidance)]
     columns += [(f"student {SHEET_STEPS} steps", "student", SHEET_STEPS, 1.0), ("student 1 step", "student", 1, 1.0)]
     if config.train.ema_decay > 0:
         columns.append((f"EMA {SHEET_STEPS} steps", "ema", SHEET_STEPS, 1.0))
-    teacher: list = []
+    teacher: list[np.ndarray] = []  # its pictures never change
 
     def draw(clock: Clock) -> None:
-        import numpy as np
-
         images = []
         for _, weights, steps, w in columns:
             if weights == "teacher" and teacher:
@@ -142,9 +143,6 @@ def _log_to(run: Run) -> None:
     for handler in (logging.StreamHandler(sys.stderr), logging.FileHandler(run.path / "log.txt")):
         handler.setFormatter(form)
         log.addHandler(handler)
-
-
-__all__ = ["PREEMPTED", "run_id", "train"]
 
 
 if __name__ == "__main__":

@@ -116,7 +116,9 @@ class Backbone(ABC):
         """
         if isinstance(w, (int, float)) and w == 1:
             return self.predict(role, x_t, t, cond, as_)
-        both = self.predict(role, torch.cat([x_t, x_t]), torch.cat([t, t]), Cond.cat([cond, null.expand(len(x_t))]), as_)
+        both = self.predict(
+            role, torch.cat([x_t, x_t]), torch.cat([t, t]), Cond.cat([cond, null.expand(len(x_t))]), as_
+        )
         return combine(*both.chunk(2), w)
 
     def features(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:

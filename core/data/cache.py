@@ -61,7 +61,9 @@ def build_cache(
     with atomic_folder(path) as folder:
         latents: np.memmap | None = None
         for start in tqdm(range(0, len(caption_index), batch_size), desc="encoding images", unit="batch", disable=None):
-            views = [_item(dataset, view, n, num_variants) for n in range(start, min(start + batch_size, len(caption_index)))]
+            views = [
+                _item(dataset, view, n, num_variants) for n in range(start, min(start + batch_size, len(caption_index)))
+            ]
             encoded = encode_image(np.stack([image for image, _ in views])).astype(dtype)
             if latents is None:
                 shape = (len(caption_index), *encoded.shape[1:])
@@ -117,5 +119,3 @@ def _item(dataset: ImageTextDataset, view: View, n: int, num_variants: int) -> t
 def _hash(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "blake2b").hexdigest()
-
-

@@ -2,8 +2,8 @@
 
 Solving the teacher's ODE is most of Flash Diffusion's cost. Draws are keyed, so cells of a grid that differ only
 downstream of the teacher pose identical problems: problem p of a store is a pure function of the store's key (teacher,
-data, seed, K, pi(t), guidance, solver, budget). The file is memory-mapped; a row is read only once its flag is set, and the
-flag is set after the row. Using the store is execution, never identity.
+data, seed, K, pi(t), guidance, solver, budget). The file is memory-mapped; a row is read only once its flag is set,
+and the flag is set after the row. Using the store is execution, never identity.
 
 Two processes that need the same rows do not both solve them: the rows' bytes of the flag file are locked (fcntl), the
 second waits and then reads.
@@ -38,7 +38,9 @@ class SolutionStore:
             self._size(self.path / "rows.f32", num_rows * int(np.prod(shape)) * 4)
             self._size(self.path / "flags.u8", num_rows)
         except OSError as error:
-            raise UserError(f"execution.cache_dir: cannot keep teacher solutions in {self.path}: {error.strerror}") from error
+            raise UserError(
+                f"execution.cache_dir: cannot keep teacher solutions in {self.path}: {error.strerror}"
+            ) from error
         self.rows = np.memmap(self.path / "rows.f32", dtype=np.float32, mode="r+", shape=(num_rows, *shape))
         self.flags = np.memmap(self.path / "flags.u8", dtype=np.uint8, mode="r+", shape=(num_rows,))
         self.read = 0  # rows served without a solve, over the life of this object

@@ -68,9 +68,7 @@ class FlashConfig:
         num_stages = len(self.stage_weights)
         for row in self.stage_weights:
             if len(row) != 4 or min(row) < 0 or sum(row) <= 0:
-                raise UserError(
-                    f"method.stage_weights row {row} is not 4 weights >= 0 (full, 3/4, 1/2, 1/4 noise)"
-                )
+                raise UserError(f"method.stage_weights row {row} is not 4 weights >= 0 (full, 3/4, 1/2, 1/4 noise)")
         for key in ("adversarial_weight", "dmd_weight"):
             values = getattr(self, key)
             if len(values) != num_stages:

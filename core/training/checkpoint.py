@@ -61,7 +61,9 @@ class Checkpoints:
                 aside = folder.with_name(f"corrupt-{folder.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
-                log.warning("state %s is corrupt (%s): set aside as %s, using the previous one", folder, error, aside.name)
+                log.warning(
+                    "state %s is corrupt (%s): set aside as %s, using the previous one", folder, error, aside.name
+                )
         return None
 
     @staticmethod

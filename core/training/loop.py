@@ -15,7 +15,7 @@ from core.run import Run
 from core.training.checkpoint import Checkpoints, save_snapshot
 from core.training.monitor import Monitor
 from core.training.player import TrainedPlayer
-from core.training.preemption import PreemptionFlag, Preempted
+from core.training.preemption import Preempted, PreemptionFlag
 
 MAX_SKIPPED_IN_ROW = 20
 
@@ -109,7 +109,9 @@ class Trainer:
     def _check_divergence(self) -> None:
         for name, player in self.players.items():
             if player.skipped_in_row.item() >= MAX_SKIPPED_IN_ROW:
-                raise Diverged(f"{name}: gradients not finite for {MAX_SKIPPED_IN_ROW} updates up to {self.clock.images} images")
+                raise Diverged(
+                    f"{name}: gradients not finite for {MAX_SKIPPED_IN_ROW} updates up to {self.clock.images} images"
+                )
 
     def save(self) -> None:
         tensors: dict[str, torch.Tensor] = {}

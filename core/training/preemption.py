@@ -1,4 +1,4 @@
-"""A signal only sets a flag; the loop reads it at a step boundary, saves and leaves. Saving inside a handler deadlocks."""
+"""A signal only sets a flag; the loop reads it at a step boundary, saves and leaves (a save in a handler deadlocks)."""
 
 from __future__ import annotations
 
