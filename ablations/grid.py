@@ -90,7 +90,7 @@ class Grid:
         with _where(f"{self.file}: row {row.id}"):
             config = resolve(compose(experiment, overrides))
         if config.scale != scale:
-            raise UserError(f"{self.file}: row {row.id}: {experiment} is at scale {config.scale}, not {scale}")
+            raise UserError(f"{self.file}: row {row.id}: {experiment} is of scale {config.scale}")
         cell = Cell(run_id(config), row.id, row.label, seed, experiment, tuple(overrides), parents, config)
         cells[row.id, seed] = cell
         return cell

@@ -1,7 +1,7 @@
 """Run what a grid lacks on this machine: submitit's local executor with a number of slots. Torch-free.
 
-A cell's job is the ordinary training command in a process of its own, so that a failed cell stops nobody else.
-What is done is not started again, and what was interrupted resumes.
+A cell's job is the ordinary training command in a process of its own: a failed cell stops nobody else. What
+is done is not started again, and what was interrupted resumes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import Any
 
 from ablations.grid import Cell
 from ablations.status import Status, plan, status
-from core.run import find_runs
+from core.run import Run, disk_errors, find_runs
 
 POLL_S = 0.5
+PROGRESS_S = 30.0
 NO_LIMIT_MIN = 60 * 24 * 365
 
 
 class LocalRunner:
-    """Keeps up to ``slots`` cells at work until every cell is final, has failed, or waits for one that has."""
+    """Keeps up to ``slots`` cells at work until every cell is final, has failed, or lacks its parent."""
 
     def __init__(
         self, cells: Sequence[Cell], runs_dir: Path, slots: int, say: Callable[[str], None]
@@ -31,6 +32,7 @@ class LocalRunner:
         self.statuses = {item.cell.id: item for item in plan(cells, runs_dir)}
         self.total = len(self.statuses)
         self._jobs: dict[str, tuple[Any, float]] = {}
+        self._told = time.monotonic()
         self._executor: Any = None
 
     def run(self) -> list[Status]:
@@ -45,6 +47,7 @@ class LocalRunner:
                 waiting = self._start(waiting)
                 time.sleep(POLL_S if self._jobs else 0)
                 self._finish()
+                self._progress()
         except KeyboardInterrupt:
             for job, _ in self._jobs.values():
                 job.cancel()
@@ -72,7 +75,8 @@ class LocalRunner:
         from submitit.local.local import LocalExecutor
 
         if self._executor is None:
-            self._executor = LocalExecutor(folder=self.runs_dir / ".jobs" / "%j")
+            with disk_errors(self.runs_dir):
+                self._executor = LocalExecutor(folder=self.runs_dir / ".jobs" / "%j")
             self._executor.update_parameters(timeout_min=NO_LIMIT_MIN)
         threads = max(1, (os.cpu_count() or 1) // self.slots)
         command = [*train_command(cell, self.runs_dir), f"execution.num_threads={threads}"]
@@ -89,13 +93,28 @@ class LocalRunner:
             del self._jobs[identity]
             cell = self.statuses[identity].cell
             error = job.exception()
-            path = next((p for p in find_runs(self.runs_dir) if p.name.rpartition("-")[2] == identity), None)
+            path = self._folder(identity)
             now = status(cell, path)
             if error is not None and not now.is_final:
-                now = Status(cell, "failed", path, _last_line(error))
+                now = Status(cell, "failed", path, now.reason or _last_line(error))
             self.statuses[identity] = now
             text = f"{now.state} after {time.monotonic() - started:.0f} s"
             self._tell(cell, f"{text}: {now.reason}" if now.reason else text)
+
+    def _progress(self) -> None:
+        """Now and then, where the running cells are, as their heartbeats tell."""
+        if not self._jobs or time.monotonic() - self._told < PROGRESS_S:
+            return
+        self._told = time.monotonic()
+        for identity in self._jobs:
+            path = self._folder(identity)
+            beat = Run.open(path).last_heartbeat() if path else None
+            if beat is not None:
+                facts = {key: value for key, value in beat.items() if key not in ("time", "pid", "host")}
+                self._tell(self.statuses[identity].cell, "  ".join(f"{k} {v}" for k, v in facts.items()))
+
+    def _folder(self, identity: str) -> Path | None:
+        return next((p for p in find_runs(self.runs_dir) if p.name.rpartition("-")[2] == identity), None)
 
     def _tell(self, cell: Cell, text: str) -> None:
         final = sum(item.is_final for item in self.statuses.values())
@@ -110,6 +129,7 @@ def train_command(cell: Cell, runs_dir: Path) -> list[str]:
 
 
 def _last_line(error: BaseException) -> str:
-    """What the command said last, which is the error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -*")]
+    """What the command said last on stderr; submitit puts it between its traceback and a ruler."""
+    said = str(error).rpartition("FailedJobError: ")[2].partition("\n------")[0]
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

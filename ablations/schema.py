@@ -83,7 +83,7 @@ class GridSpec:
     published: PublishedArtefact = field(default_factory=PublishedArtefact)
 
     def validate(self) -> None:
-        """Raise UserError for the first value that is not allowed; ``rows`` hold the axes' combinations already."""
+        """Raise UserError for the first value not allowed; ``rows`` hold the axes' combinations already."""
         for metric in [*self.metrics, *self.layout.best]:
             check_choice("metrics", metric, METRICS)
         for scale in self.base:
@@ -94,8 +94,8 @@ class GridSpec:
             check_range("evaluate.steps", steps, 1)
         if not self.rows:
             raise UserError("rows and axes are both empty; give at least one row")
-        if not self.seeds or "full" not in self.budgets:
-            raise UserError("seeds needs at least one number, and budgets an entry 'full'")
+        if not self.seeds:
+            raise UserError("seeds=[] is empty; give at least one number")
         self._validate_ids()
 
     def _validate_ids(self) -> None:

@@ -69,7 +69,8 @@ def missing_numbers(run: Run, config: ExperimentConfig) -> Iterator[tuple[str, s
 
 def _budget_images(config: ExperimentConfig) -> int:
     budget = config.train.budget
-    return {"images": budget.amount, "iterations": budget.amount * config.train.batch_size}.get(budget.unit, 0)
+    by_unit = {"images": budget.amount, "iterations": budget.amount * config.train.batch_size}
+    return by_unit.get(budget.unit, 0)
 
 
 def _as_many(fields: Mapping[str, Any], config: ExperimentConfig) -> bool:

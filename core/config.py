@@ -182,12 +182,19 @@ def _apply(tree: Any, key: str, value: Any) -> None:
         known = _dotted_keys(tree)
         raise UserError(f"unknown key '{key}'{nearest(key, known) or '; see: fewstep config EXPERIMENT'}")
     try:
-        OmegaConf.update(tree, key, value, merge=True)
+        OmegaConf.update(tree, key, _rows_of_floats(value), merge=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{key}={value}: {str(error).splitlines()[0]}") from None
 
 
 _ABSENT = object()
+
+
+def _rows_of_floats(value: Any) -> Any:
+    """OmegaConf turns 0 into 0.0 in a list but not in a list of lists; all of ours hold weights."""
+    if isinstance(value, list) and value and all(isinstance(row, list) for row in value):
+        return [[float(x) if type(x) is int else x for x in row] for row in value]
+    return value
 
 
 def _dotted_keys(tree: Any, prefix: str = "") -> list[str]:

@@ -33,7 +33,7 @@ def atomic_write(path: Path | str, data: str | bytes) -> None:
     """Write ``path`` completely or not at all; UserError when the disk refuses."""
     path = Path(path)
     content = data.encode() if isinstance(data, str) else data
-    with _disk(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -54,7 +54,7 @@ def atomic_write(path: Path | str, data: str | bytes) -> None:
 def atomic_folder(path: Path | str) -> Iterator[Path]:
     """A folder to fill; it appears at ``path``, replacing an older one, when the block ends without error."""
     path = Path(path)
-    with _disk(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         try:
@@ -85,7 +85,8 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Tell a full or unwritable disk as a user's mistake."""
     try:
         yield
     except OSError as error:
@@ -126,7 +127,7 @@ class Run:
         if path is None:
             label = config.execution.label
             path = runs_dir / config.name / (f"{label}-{identity}" if label else identity)
-            with _disk(path):
+            with disk_errors(path):
                 path.mkdir(parents=True, exist_ok=True)
             atomic_write(path / "provenance.json", json.dumps(provenance(config), indent=1) + "\n")
             atomic_write(path / "config.yaml", to_yaml(config))  # last: it makes the folder a run
@@ -155,7 +156,7 @@ class Run:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Held by the one process that trains this run; the system releases it when that process dies."""
-        with _disk(self.path):
+        with disk_errors(self.path):
             stream = (self.path / "lock").open("a+")
         with stream:
             if not _try_lock(stream, _LOCK_TRIES):
@@ -195,6 +196,11 @@ class Run:
         record = {"time": time.time(), "pid": os.getpid(), "host": socket.gethostname(), **facts}
         atomic_write(self.path / "heartbeat.json", json.dumps(record) + "\n")
 
+    def last_heartbeat(self) -> dict[str, Any] | None:
+        """What the trainer told last, with time (s since the epoch), pid and host."""
+        file = self.path / "heartbeat.json"
+        return _read_json(file) if file.exists() else None
+
     def state(self) -> str:
         """planned (new, or stopped with work left) | running | done | failed (or killed) | diverged.
 
@@ -223,10 +229,9 @@ class Run:
 
     def _beats_elsewhere(self) -> bool:
         """Another host's lock may not be visible here; a fresh heartbeat of an open attempt counts too."""
-        file, attempts = self.path / "heartbeat.json", self._attempts()
-        if not file.exists() or not attempts or "state" in attempts[-1]:
+        beat, attempts = self.last_heartbeat(), self._attempts()
+        if beat is None or not attempts or "state" in attempts[-1]:
             return False
-        beat = _read_json(file)
         age = time.time() - beat["time"]
         return beat["host"] != socket.gethostname() and age < 3 * self.config.execution.heartbeat_s
 
@@ -277,7 +282,7 @@ def _dump_line(record: Mapping[str, Any]) -> str:
 
 
 def _append_line(path: Path, record: Mapping[str, Any]) -> None:
-    with _disk(path), path.open("a+b") as stream:
+    with disk_errors(path), path.open("a+b") as stream:
         end = stream.seek(0, os.SEEK_END)
         if end:
             stream.seek(end - 1)

@@ -1,0 +1,103 @@
+"""Grids expand to runs: rows, axes, seeds, budgets, parents, references."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ablations.grid import Grid, load, names
+from core.config import compose, resolve, run_id
+
+HEAD = """
+title: T
+base: {tiny: flash/tiny}
+seeds: [0, 1]
+"""
+NO_DATA = "data.path: 'random:x'"
+
+
+def grid(tmp_path: Path, text: str) -> Grid:
+    (tmp_path / "g.yaml").write_text(HEAD + text)
+    return load(str(tmp_path / "g.yaml"))
+
+
+def test_cell_id_is_that_of_the_command_it_runs(tmp_path: Path) -> None:
+    rows = f"rows: [{{id: a, set: {{{NO_DATA}, method.dmd_weight: [0, 0, 0, 1]}}}}]"
+    cells = grid(tmp_path, rows).expand("tiny")
+    assert [(cell.row, cell.seed) for cell in cells] == [("a", 0), ("a", 1)]
+    for cell in cells:
+        assert run_id(resolve(compose(cell.experiment, cell.overrides))) == cell.id
+        assert cell.config.method.dmd_weight == [0.0, 0.0, 0.0, 1.0] and cell.config.seed == cell.seed
+
+
+def test_axes_as_product_with_exclusion(tmp_path: Path) -> None:
+    text = f"""
+axes:
+  K: {{method.num_timesteps: [8, 16]}}
+  batch: {{train.batch_size: [4, 8], train.budget.amount: [32, 64]}}
+exclude: [{{method.num_timesteps: 16, train.batch_size: 8}}]
+budgets: {{full: {{seeds: [5], set: {{{NO_DATA}}}}}}}
+"""
+    made = grid(tmp_path, text)
+    points = [(c.config.method.num_timesteps, c.config.train.batch_size, c.config.train.budget.amount)
+              for c in made.expand("tiny")]  # fmt: skip
+    assert points == [(8, 4, 32), (8, 8, 64), (16, 4, 32)]
+    assert made.rows[0].label == "K = 8, batch = 4, 32"
+
+
+def test_axes_as_zip(tmp_path: Path) -> None:
+    text = f"""
+combine: zip
+axes: {{K: {{method.num_timesteps: [8, 16]}}, w: {{method.guidance_min: [1, 2]}}}}
+budgets: {{full: {{seeds: [0], set: {{{NO_DATA}}}}}}}
+"""
+    cells = grid(tmp_path, text).expand("tiny")
+    methods = [cell.config.method for cell in cells]
+    assert [(m.num_timesteps, m.guidance_min) for m in methods] == [(8, 1.0), (16, 2.0)]
+
+
+def test_equal_rows_are_one_run(tmp_path: Path) -> None:
+    same = f"{NO_DATA}, method.mixture_variance: 0.5"
+    rows = f"rows: [{{id: a, set: {{{NO_DATA}}}}}, {{id: b, set: {{{same}}}}}]"
+    cells = grid(tmp_path, rows).expand("tiny")
+    assert len(cells) == 4 and len({cell.id for cell in cells}) == 2
+
+
+def test_child_follows_its_parent_of_the_same_seed(tmp_path: Path) -> None:
+    rows = f"rows: [{{id: b, parent: a, set: {{{NO_DATA}}}}}, {{id: a, set: {{{NO_DATA}}}}}]"
+    cells = grid(tmp_path, rows).expand("tiny")
+    by_row = {(cell.row, cell.seed): cell for cell in cells}
+    for seed in (0, 1):
+        assert by_row["b", seed].parents == (by_row["a", seed].id,)
+        assert by_row["b", seed].config.train.parent == by_row["a", seed].id
+        assert cells.index(by_row["a", seed]) < cells.index(by_row["b", seed])
+
+
+def test_budget_changes_training_but_references_are_only_measured(tmp_path: Path) -> None:
+    text = f"""
+rows: [{{id: a, set: {{{NO_DATA}}}}}]
+references: [{{id: t, experiment: {{tiny: teacher/tiny}}, set: {{{NO_DATA}}}}}]
+budgets: {{full: {{}}, demo: {{seeds: [0], set: {{train.budget.amount: 16, eval.num_images: 4}}}}}}
+"""
+    made = grid(tmp_path, text)
+    full, demo = made.expand("tiny"), made.expand("tiny", "demo")
+    assert Counter(c.row for c in full) == {"a": 2, "t": 1}
+    assert Counter(c.row for c in demo) == {"a": 1, "t": 1}
+    assert full[0].id != demo[0].id and demo[0].config.train.budget.amount == 16
+    assert full[-1].id == demo[-1].id and demo[-1].config.eval.num_images == 4
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_grid_expands_at_the_tiny_scale(name: str) -> None:
+    made = load(name)
+    for budget in made.budgets:
+        cells = made.expand("tiny", budget)
+        assert {cell.row for cell in cells} == {row.id for row in (*made.rows, *made.references)}
+
+
+def test_flash_losses_sets_the_published_terms_to_zero() -> None:
+    cells = {c.row: c.config.method for c in load("flash_losses").expand("tiny", "demo")}
+    del cells["teacher-50"]
+    on = {row: (any(m.adversarial_weight), any(m.dmd_weight)) for row, m in cells.items()}
+    expected = {"distil": (False, False), "distil-dmd": (False, True), "distil-adv": (True, False)}
+    assert on == expected | {"all": (True, True)}
