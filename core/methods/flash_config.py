@@ -60,7 +60,7 @@ class FlashConfig:
             check_range(f"method.{key}", getattr(self, key), 0.0)
         self._validate_stages()
         for fraction in self.adversarial_timesteps:
-            check_range("method.adversarial_timesteps", fraction, 0.0, 1.0)
+            check_range("method.adversarial_timesteps", fraction, 0.0, 0.999)  # t = T does not exist
         if len(self.adam_betas) != 2:
             raise UserError(f"method.adam_betas={self.adam_betas} is not a pair; give two values")
 
