@@ -1,0 +1,59 @@
+"""A row's label is written once, as text with TeX mathematics between dollar signs, and shown everywhere."""
+
+from __future__ import annotations
+
+import html
+import re
+
+_SYMBOLS = {
+    r"\pi": "π", r"\lambda": "λ", r"\omega": "ω", r"\times": "×", r"\mathcal": "", r"\mathrm": "",
+    r"\text": "", r"\_": "_", "~": " ",
+}  # fmt: skip
+_TEX = {
+    "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "–": "--",
+    "‡": r"$\ddagger$", "†": r"$\dagger$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "³": "$^3$",
+}  # fmt: skip
+
+
+def plain(text: str) -> str:
+    """``$L_{distil}$`` becomes ``L_distil``."""
+    return re.sub(r"[${}]", "", _symbols(text))
+
+
+def to_html(text: str) -> str:
+    """``$L_{distil}$`` becomes an italic L with a subscript."""
+    parts = text.split("$")
+    return "".join(_math(part) if index % 2 else html.escape(part) for index, part in enumerate(parts))
+
+
+def to_tex(text: str) -> str:
+    """Escape what TeX would read; in mathematics, words in subscripts and superscripts are set upright."""
+    parts = text.split("$")
+    return "$".join(
+        _upright(part) if index % 2 else "".join(_TEX.get(c, c) for c in part)
+        for index, part in enumerate(parts)
+    )
+
+
+def mathtext(text: str) -> str:
+    """For matplotlib, which reads mathematics and leaves other text alone."""
+    parts = text.split("$")
+    return "$".join(_upright(part) if index % 2 else part for index, part in enumerate(parts))
+
+
+def _upright(text: str) -> str:
+    return re.sub(r"([_^])\{([A-Za-z]{2,}\.?)\}", r"\1{\\mathrm{\2}}", text)
+
+
+def _math(text: str) -> str:
+    text = html.escape(_symbols(text))
+    text = re.sub(r"(?<![A-Za-z{])([A-Za-z])(?![A-Za-z])", r"<i>\1</i>", text)
+    text = re.sub(r"_(?:\{([^}]*)\}|(\w))", lambda m: f"<sub>{m[1] or m[2]}</sub>", text)
+    text = re.sub(r"\^(?:\{([^}]*)\}|(\w))", lambda m: f"<sup>{m[1] or m[2]}</sup>", text)
+    return re.sub(r"[{}]", "", text)
+
+
+def _symbols(text: str) -> str:
+    for tex, symbol in _SYMBOLS.items():
+        text = text.replace(tex, symbol)
+    return text

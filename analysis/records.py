@@ -1,0 +1,72 @@
+"""Committed records: the small files of a grid's runs; tables and figures rebuild from them without training.
+
+``analysis/records/<grid>/<run id>/``: config.yaml, provenance.json, attempts/, evals.jsonl, metrics.jsonl
+thinned to MAX_LINES, and one sample sheet of at most MAX_SHEET_BYTES. No weights.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from analysis.collect import FINISHED, CellRun
+from core.run import Run, atomic_folder
+
+MAX_LINES = 200
+MAX_SHEET_BYTES = 150_000
+
+
+def save_records(items: Sequence[CellRun], folder: Path) -> list[Path]:
+    """Copy the finished runs of ``items`` to ``folder/<run id>/``, replacing older ones; returns them."""
+    out = []
+    for item in items:
+        if item.first is None or item.state not in FINISHED:
+            continue
+        with atomic_folder(folder / item.cell.id) as target:
+            _copy(item.first.run, target)
+        out.append(folder / item.cell.id)
+    return out
+
+
+def _copy(run: Run, target: Path) -> None:
+    for name in ("config.yaml", "provenance.json", "evals.jsonl"):
+        if (run.path / name).exists():  # a diverged run may never have been evaluated
+            shutil.copyfile(run.path / name, target / name)
+    if (run.path / "attempts").exists():
+        shutil.copytree(run.path / "attempts", target / "attempts")
+    lines = (json.dumps(line, separators=(",", ":")) for line in thin(run.metrics()))
+    (target / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    sheet = newest_sheet(run.path)
+    if sheet is not None:
+        (target / "samples").mkdir()
+        (target / "samples" / sheet.name).write_bytes(small_png(sheet, MAX_SHEET_BYTES))
+
+
+def thin(lines: list[dict[str, Any]], most: int = MAX_LINES) -> list[dict[str, Any]]:
+    """At most ``most`` lines, evenly spaced, the first and the last (which holds the totals) among them."""
+    if len(lines) <= most:
+        return lines
+    return [lines[round(i * (len(lines) - 1) / (most - 1))] for i in range(most)]
+
+
+def newest_sheet(path: Path) -> Path | None:
+    """The last sample sheet of a run folder; names sort by training images."""
+    return max((path / "samples").glob("*.png"), default=None)
+
+
+def small_png(path: Path, most_bytes: int) -> bytes:
+    """The sheet as a PNG with 256 colours, shrunk until it has at most ``most_bytes``."""
+    image = Image.open(path).convert("RGB")
+    while True:
+        out = io.BytesIO()
+        image.quantize(256).save(out, "png", optimize=True)
+        if out.tell() <= most_bytes or min(image.size) < 32:
+            return out.getvalue()
+        scale = max(0.5, min(0.95, (most_bytes / out.tell()) ** 0.5))
+        image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.LANCZOS)

@@ -1,0 +1,239 @@
+"""Layouts of a finished table: Markdown, CSV, LaTeX (booktabs) and HTML."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+
+from analysis.labels import plain, to_tex
+from analysis.labels import to_html as label_html
+from analysis.published import Comparison
+from analysis.tables import Entry, Line, Panel, Table
+
+FORMATS = ("md", "csv", "tex", "html")
+CSV_COLUMNS = [
+    "grid", "scale", "budget", "split", "block", "row", "label", "nfe",
+    "metric", "power", "mean", "sd", "seeds", "best", "marks", "missing",
+]  # fmt: skip
+SPLIT_NAMES = {"train": "train", "heldout": "held-out"}
+
+
+def render(table: Table, format: str) -> str:
+    """``table`` as text in one of FORMATS; the same table gives the same bytes."""
+    return {"md": to_markdown, "csv": to_csv, "tex": to_latex, "html": to_html}[format](table)
+
+
+def number(entry: Entry, digits: int, plus_minus: str = " ± ") -> str:
+    """``mean ± sd`` with ``digits`` decimals; the spread is left out when there is one seed."""
+    spread = f"{plus_minus}{entry.summary.sd:.{digits}f}" if entry.summary.n > 1 else ""
+    return f"{entry.summary.mean:.{digits}f}{spread}"
+
+
+def difference(comparison: Comparison, digits: int) -> str:
+    """``-1.20 [-1.51, -0.89]``, or the bare difference of one seed."""
+    found = comparison.difference
+    if found.n == 0:
+        return "no data"
+    text = f"{found.mean:+.{digits}f}"
+    if found.n > 1:
+        low, high = found.mean - found.half_width, found.mean + found.half_width
+        text += f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return text.replace("-", "−")
+
+
+# --- Markdown -------------------------------------------------------------------------------------------
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub-flavoured Markdown; one table for each split."""
+    parts = [f"### {plain(table.title)}", f"*{table.source}; {table.scale} scale, {table.budget} budget*"]
+    for panel in table.panels:
+        parts += [f"**{panel.title}**", _markdown_panel(table, panel)]
+    if table.comparisons:
+        parts += ["**Published directions beside ours**", _markdown_comparisons(table)]
+    parts += ["  \n".join([*table.footnotes, *table.notes])]
+    if table.holes:
+        parts.append("Runs without a number:\n\n" + "\n".join(f"- {name}" for name in table.holes))
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_panel(table: Table, panel: Panel) -> str:
+    heads = ["", "NFE", *(c.heading for c in table.columns), "seeds", *table.published_columns]
+    lines = [_pipe(heads), _pipe(["---", "---:", *["---:"] * (len(heads) - 2)])]
+    for block in panel.blocks:
+        for line in block.lines:
+            cells = [_markdown_cell(e, d) for e, d in zip(line.entries, table.digits, strict=True)]
+            lines.append(_pipe([plain(line.label), _nfe(line), *cells, _seeds(line), *line.published]))
+    return "\n".join(lines)
+
+
+def _markdown_cell(entry: Entry, digits: int) -> str:
+    if entry.summary.n == 0:
+        return f"hole: {_first_missing(entry)}"
+    text = number(entry, digits)
+    return (f"**{text}**" if entry.best else text) + entry.symbols.replace("*", r"\*")
+
+
+def _markdown_comparisons(table: Table) -> str:
+    heads = [
+        "Published",
+        "Ours",
+        "Captions",
+        "NFE",
+        "Metric",
+        "Expected",
+        "Difference [95% t interval]",
+        "Seeds",
+        "",
+    ]
+    lines = [_pipe(heads), _pipe(["---"] * len(heads))]
+    lines += [_pipe(cells) for cells in comparison_cells(table)]
+    return "\n".join(lines)
+
+
+def comparison_cells(table: Table) -> list[list[str]]:
+    """Texts of the comparison lines, in the order of the published directions."""
+    digits = {column.metric: d for column, d in zip(table.columns, table.digits, strict=True)}
+    return [
+        [
+            c.claim,
+            plain(c.contrast),
+            SPLIT_NAMES.get(c.split, c.split),
+            str(c.nfe),
+            c.column.label,
+            c.expected,
+            difference(c, digits[c.column.metric]),
+            str(c.difference.n),
+            c.verdict,
+        ]
+        for c in table.comparisons
+    ]
+
+
+def _pipe(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _nfe(line: Line) -> str:
+    return "?" if line.nfe is None else str(line.nfe)
+
+
+def _seeds(line: Line) -> str:
+    """The number of seeds behind the line's numbers, as a range when its columns differ."""
+    counts = sorted({entry.summary.n for entry in line.entries})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+
+
+def _first_missing(entry: Entry) -> str:
+    more = f" and {len(entry.missing) - 1} more" if len(entry.missing) > 1 else ""
+    return entry.missing[0] + more
+
+
+# --- CSV ------------------------------------------------------------------------------------------------
+
+
+def to_csv(table: Table) -> str:
+    """One line for each number, in shown units, holes included."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for panel in table.panels:
+        for block in panel.blocks:
+            for line in block.lines:
+                for shown, e in zip(table.columns, line.entries, strict=True):
+                    mean, sd = (
+                        "" if value != value else f"{value:.6g}" for value in (e.summary.mean, e.summary.sd)
+                    )
+                    writer.writerow(
+                        [table.name, table.scale, table.budget, panel.split, block.title, line.row]
+                        + [plain(line.label), "" if line.nfe is None else line.nfe, shown.metric, shown.power]
+                        + [mean, sd, e.summary.n, int(e.best), " ".join(e.marks), "; ".join(e.missing)]
+                    )
+    return out.getvalue()
+
+
+# --- LaTeX ----------------------------------------------------------------------------------------------
+
+
+def to_latex(table: Table) -> str:
+    r"""A ``table`` environment (package booktabs); splits stacked with \midrule."""
+    count = 2 + len(table.columns) + len(table.published_columns)
+    heads = ["", "NFE", *(c.tex_heading for c in table.columns), *map(to_tex, table.published_columns)]
+    body = [r"\toprule", " & ".join(heads) + r" \\"]
+    for panel in table.panels:
+        body += [r"\midrule", rf"\multicolumn{{{count}}}{{l}}{{\emph{{{to_tex(panel.title)}}}}} \\"]
+        for block in panel.blocks:
+            body.append(r"\addlinespace[2pt]")
+            body += [_tex_line(table, line) for line in block.lines]
+    footnotes = "".join(to_tex(f"{note}. ") for note in table.footnotes)
+    notes = footnotes + " ".join(to_tex(note) for note in table.notes)
+    return "\n".join(
+        [
+            r"\begin{table}[t]",
+            r"\centering\small",
+            rf"\begin{{tabular}}{{@{{}}lr{'r' * (count - 2)}@{{}}}}",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\caption{{{to_tex(table.title)} ({to_tex(table.source)}). {notes}}}",
+            rf"\label{{tab:{table.name}}}",
+            r"\end{table}",
+            *(f"% missing: {name}" for name in table.holes),
+            "",
+        ]
+    )
+
+
+def _tex_line(table: Table, line: Line) -> str:
+    cells = [_tex_cell(entry, d) for entry, d in zip(line.entries, table.digits, strict=True)]
+    return " & ".join([to_tex(line.label), _nfe(line), *cells, *map(to_tex, line.published)]) + r" \\"
+
+
+def _tex_cell(entry: Entry, digits: int) -> str:
+    if entry.summary.n == 0:
+        return rf"{{\scriptsize missing \texttt{{{entry.missing[0].split()[0]}}}}}"
+    mean = f"{entry.summary.mean:.{digits}f}"
+    spread = rf"{{\scriptstyle\pm {entry.summary.sd:.{digits}f}}}" if entry.summary.n > 1 else ""
+    mean = rf"\mathbf{{{mean}}}" if entry.best else mean
+    marks = entry.symbols.replace("‡", r"\ddagger ").replace("†", r"\dagger ")
+    return f"${mean}{spread}{f'^{{{marks.strip()}}}' if marks else ''}$"
+
+
+# --- HTML -----------------------------------------------------------------------------------------------
+
+
+def to_html(table: Table) -> str:
+    """A fragment: one ``<table>`` for each split in a scrolling ``<div>``; the page's style dresses it."""
+    parts = [_html_panel(table, panel) for panel in table.panels]
+    notes = "<br>".join(html.escape(note) for note in [*table.footnotes, *table.notes])
+    parts.append(f'<p class="notes">{notes}</p>')
+    return "\n".join(parts) + "\n"
+
+
+def _html_panel(table: Table, panel: Panel) -> str:
+    heads = ["", "NFE", *(c.heading for c in table.columns), *table.published_columns]
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
+    body = "".join(
+        "<tbody>" + "".join(_html_line(table, line) for line in block.lines) + "</tbody>"
+        for block in panel.blocks
+    )
+    title = html.escape(panel.title)
+    head = f"<caption>{title}</caption><thead><tr>{head}</tr></thead>"
+    return f'<div class="scroll"><table>{head}{body}</table></div>'
+
+
+def _html_line(table: Table, line: Line) -> str:
+    cells = [_html_cell(entry, d) for entry, d in zip(line.entries, table.digits, strict=True)]
+    texts = [_nfe(line), *cells, *map(html.escape, line.published)]
+    return f"<tr><th>{label_html(line.label)}</th>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>"
+
+
+def _html_cell(entry: Entry, digits: int) -> str:
+    if entry.summary.n == 0:
+        run = html.escape(entry.missing[0].split()[0])
+        return f'<span class="hole" title="{html.escape("; ".join(entry.missing))}">missing {run}</span>'
+    mean, _, spread = number(entry, digits, "\0").partition("\0")
+    mean = f"<b>{mean}</b>" if entry.best else mean
+    spread = f'<span class="sd"> ± {spread}</span>' if spread else ""
+    return f"{mean}{spread}{f'<sup>{entry.symbols}</sup>' if entry.marks else ''}".replace("-", "−")

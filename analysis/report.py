@@ -1,0 +1,154 @@
+"""One static, self-contained HTML page for a grid: it opens from disk, without a network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from ablations.grid import Grid
+from analysis.collect import CellRun, cell_runs, collect
+from analysis.figures import caption, grid_figure, inline_svg, training_curves
+from analysis.labels import plain
+from analysis.labels import to_html as label_html
+from analysis.records import newest_sheet, small_png
+from analysis.render import comparison_cells, to_html
+from analysis.tables import Table, build_table
+
+TEMPLATES = Path(__file__).parent / "templates"
+SHEET_BYTES = 400_000
+COST_NOTE = (
+    "Columns after device-hours count network evaluations of single samples by role, guidance's null pass "
+    "included; teacher solutions taken from the shared store cost none."
+)
+INTRO = {
+    "emoji": "All numbers are measured at emoji scale, on the embedded teacher: they are not comparable with "
+    "the paper's numbers, but its directions are.",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything that the page shows of one budget."""
+
+    budget: str
+    heading: str
+    table: Table
+    table_html: str
+    comparisons: list[dict[str, str]]
+    figure: str  # <svg>
+    figure_caption: str
+    curves: str
+    samples: list[dict[str, str]]
+    costs: list[dict[str, Any]]
+    roles: list[str]
+    cost_note: str
+    provenance: list[dict[str, str]]
+
+
+def build_report(grid: Grid, scale: str, budgets: Sequence[str], sources: Sequence[Path]) -> str:
+    """The page of ``grid``, budgets side by side; a later budget appears if a student of it was measured."""
+    sections = []
+    for index, budget in enumerate(dict.fromkeys(budgets)):
+        items = cell_runs(grid, scale, budget, sources)
+        frame = collect(grid, items, scale, budget)
+        if index == 0 or frame.loc[~frame["reference"], "value"].notna().any():
+            sections.append(_section(grid, frame, items))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(
+        grid=grid, scale=scale, sections=sections, intro=INTRO.get(scale, "")
+    )
+
+
+def _section(grid: Grid, frame: pd.DataFrame, items: Sequence[CellRun]) -> Section:
+    table = build_table(grid, frame)
+    started = [item for item in items if item.first is not None]
+    curves = training_curves(items)
+    seeds = frame.loc[frame["value"].notna() & ~frame["reference"], "seed"].nunique()
+    return Section(
+        budget=table.budget,
+        heading=f"{table.budget.capitalize()} budget, {seeds} seed{'s' if seeds != 1 else ''}",
+        table=table,
+        table_html=to_html(table),
+        comparisons=list(_comparisons(table)),
+        figure=inline_svg(grid_figure(grid, frame)),
+        figure_caption=caption(grid, frame),
+        curves="" if curves is None else inline_svg(curves),
+        samples=list(_samples(started)),
+        costs=[_cost(item) for item in items],
+        roles=list(dict.fromkeys(role for item in items for role in item.cost.evaluations)),
+        cost_note=COST_NOTE,
+        provenance=[_provenance(item) for item in started],
+    )
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _samples(items: Sequence[CellRun]) -> Iterator[dict[str, str]]:
+    """The newest sheet of the first seed of every row."""
+    seen: set[str] = set()
+    for item in items:
+        sheet = newest_sheet(item.first.run.path) if item.first else None
+        if sheet is None or item.cell.row in seen:
+            continue
+        seen.add(item.cell.row)
+        yield {
+            "label": label_html(item.cell.label),
+            "alt": f"Sample sheet of {plain(item.cell.label)}: teacher and student on fixed prompts",
+            "after": f"seed {item.cell.seed}, after {int(sheet.stem):,} images"
+            if sheet.stem.isdigit()
+            else "",
+            "uri": _data_uri(small_png(sheet, SHEET_BYTES)),
+        }
+
+
+def _cost(item: CellRun) -> dict[str, Any]:
+    cost = item.cost
+    return {
+        "label": label_html(item.cell.label),
+        "seed": item.cell.seed,
+        "run": item.cell.id,
+        "state": item.state,
+        "images": f"{cost.images:,}",
+        "hours": f"{cost.device_hours:.2f}" if cost.images else "",
+        "evaluations": cost.evaluations,
+        "dirty": bool(item.first and item.first.dirty),
+    }
+
+
+def _provenance(item: CellRun) -> dict[str, str]:
+    assert item.first is not None
+    facts = item.first.provenance
+    packages = ", ".join(
+        f"{name} {version}" for name, version in facts.get("packages", {}).items() if version
+    )
+    return {
+        "run": item.cell.id,
+        "experiment": item.cell.experiment,
+        "commit": (facts.get("commit") or "not from a checkout")[:12]
+        + (" + local changes" if item.first.dirty else ""),
+        "weights": str(facts.get("weights_hash", ""))[:16],
+        "data": str(facts.get("data_hash", ""))[:16],
+        "created": str(facts.get("created", "")),
+        "machine": f"{facts.get('platform', '')}, {facts.get('num_cpus', '?')} CPUs",
+        "python": str(facts.get("python", "")),
+        "packages": packages,
+        "settings": " ".join(item.cell.overrides),
+    }
+
+
+def _comparisons(table: Table) -> Iterator[dict[str, str]]:
+    names = ("claim", "contrast", "split", "nfe", "metric", "expected", "difference", "seeds", "verdict")
+    for comparison, cells in zip(table.comparisons, comparison_cells(table), strict=True):
+        line = dict(zip(names, cells, strict=True)) | {"contrast": label_html(comparison.contrast)}
+        decided = comparison.difference.excludes_zero()
+        yield line | {"tone": "" if not decided else "good" if line["verdict"] == "agrees" else "bad"}

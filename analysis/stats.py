@@ -1,0 +1,52 @@
+"""Statistics over seeds: mean, standard deviation, Student t interval, seed-paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``n`` values: their mean, sample standard deviation and half-width of the t interval of the mean.
+
+    One value has no spread: ``sd`` and ``half_width`` are nan then, and all three when ``n`` is 0.
+    """
+
+    mean: float
+    sd: float
+    half_width: float
+    n: int
+
+    def excludes_zero(self) -> bool:
+        """Whether the interval of the mean lies on one side of zero (never with fewer than two values)."""
+        return abs(self.mean) > self.half_width  # a nan half-width compares false
+
+
+def summarize(values: Sequence[float], confidence: float = 0.95) -> Summary:
+    """Mean, sd (n - 1) and the half-width t_{n-1} sd / sqrt(n) of the mean's ``confidence`` interval."""
+    data = np.asarray(values, dtype=np.float64)
+    n = len(data)
+    if n == 0:
+        return Summary(math.nan, math.nan, math.nan, 0)
+    if n == 1:
+        return Summary(float(data[0]), math.nan, math.nan, 1)
+    from scipy.special import stdtrit  # a second of import that a grid with one seed does not need
+
+    sd = float(data.std(ddof=1))
+    quantile = float(stdtrit(n - 1, 0.5 + confidence / 2))
+    return Summary(float(data.mean()), sd, quantile * sd / math.sqrt(n), n)
+
+
+def paired_difference(
+    ours: Mapping[int, float], versus: Mapping[int, float], confidence: float = 0.95
+) -> Summary:
+    """Summary of ``ours - versus`` over the seeds that both have.
+
+    Cells of a grid with one seed draw the same data, noise and teacher problems, so the difference within a
+    seed is much less noisy than the difference of two means.
+    """
+    return summarize([ours[seed] - versus[seed] for seed in sorted(ours.keys() & versus.keys())], confidence)

@@ -1,0 +1,219 @@
+"""From a tidy frame to a table: blocks of equal NFE, mean and spread over seeds, best marked, holes explicit.
+
+A number never enters unmarked: a dirty commit, a diverged or a missing seed is a mark with a footnote, and a
+cell without any value names the run that would fill it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from ablations.grid import Grid
+from ablations.schema import Row
+from analysis.captions import notes
+from analysis.collect import comparable
+from analysis.columns import Column, column
+from analysis.published import Comparison, Published, comparisons, published_numbers
+from analysis.stats import Summary, summarize
+
+MARKS = {
+    "dirty": ("*", "trained from a working tree with uncommitted changes"),
+    "diverged": ("‡", "a seed diverged; it is left out of the mean"),
+    "seeds": ("†", "fewer seeds than planned"),
+}
+SPLITS = {"train": "Train captions", "heldout": "Held-out captions (unseen combinations of seen words)"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number in shown units; ``missing`` names every run whose value is absent (all of them: a hole)."""
+
+    summary: Summary
+    missing: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    best: bool = False
+
+    @property
+    def symbols(self) -> str:
+        return "".join(MARKS[mark][0] for mark in self.marks)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a block; ``nfe`` is None for a reference that nobody has evaluated yet."""
+
+    row: str
+    label: str
+    nfe: int | None
+    entries: tuple[Entry, ...]
+    published: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines that are compared with each other: the references, or the rows at one NFE."""
+
+    title: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """All blocks of one caption split."""
+
+    split: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table; the renderers of ``analysis.render`` only lay it out."""
+
+    name: str
+    title: str
+    source: str
+    scale: str
+    budget: str
+    columns: tuple[Column, ...]
+    digits: tuple[int, ...]  # decimals of each column
+    published_columns: tuple[str, ...]
+    panels: tuple[Panel, ...]
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...]  # what the numbers are: budget, seeds, N, protocols
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [
+            e for panel in self.panels for block in panel.blocks for line in block.lines for e in line.entries
+        ]
+
+    @property
+    def footnotes(self) -> tuple[str, ...]:
+        used = {mark for entry in self.entries for mark in entry.marks}
+        return tuple(f"{symbol} {meaning}" for mark, (symbol, meaning) in MARKS.items() if mark in used)
+
+    @property
+    def holes(self) -> tuple[str, ...]:
+        """Every run without which a number is absent or rests on fewer seeds."""
+        return tuple(dict.fromkeys(name for entry in self.entries for name in entry.missing))
+
+
+def build_table(grid: Grid, frame: pd.DataFrame) -> Table:
+    """The table of ``grid`` from the frame of ``collect``; UserError when numbers may not stand together."""
+    frame = comparable(frame)
+    columns = tuple(shown_column(grid, metric) for metric in grid.metrics)
+    published = published_numbers(grid)
+    numbers = _index(frame)
+    panels = tuple(_panel(grid, numbers, split, columns, published) for split in grid.layout.splits)
+    return Table(
+        name=grid.name,
+        title=grid.title,
+        source=grid.source,
+        scale=frame["scale"].iat[0],
+        budget=frame["budget"].iat[0],
+        columns=columns,
+        digits=tuple(_digits(panels, index) for index in range(len(columns))),
+        published_columns=published.headings,
+        panels=panels,
+        comparisons=comparisons(grid, frame, columns),
+        notes=notes(frame, columns),
+    )
+
+
+def shown_column(grid: Grid, metric: str) -> Column:
+    """The display of ``metric`` in ``grid``, which says what counts as best."""
+    return replace(column(metric), better=grid.layout.best.get(metric, ""))
+
+
+# Numbers and holes, one for each planned seed, by (split, row, nfe, metric).
+Numbers = Mapping[tuple[str, str, int | None, str], Sequence[Mapping[str, Any]]]
+
+
+def _index(frame: pd.DataFrame) -> Numbers:
+    out: dict[tuple[str, str, int | None, str], list[dict[str, Any]]] = {}
+    for line in frame.to_dict("records"):
+        nfe = None if pd.isna(line["nfe"]) else int(line["nfe"])
+        out.setdefault((line["split"], line["row"], nfe, line["metric"]), []).append(line)
+    return out
+
+
+def _panel(
+    grid: Grid, numbers: Numbers, split: str, columns: tuple[Column, ...], published: Published
+) -> Panel:
+    def line(row: Row, nfe: int | None) -> Line:
+        entries = []
+        for shown in columns:
+            found = numbers.get((split, row.id, nfe, shown.metric), ())
+            holes = numbers.get((split, row.id, None, shown.metric), ()) if nfe is not None else ()
+            entries.append(_entry([*found, *holes], shown))
+        return Line(row.id, row.label, nfe, tuple(entries), published.of(row.label, nfe))
+
+    blocks = []
+    if grid.references:
+        known = {
+            row.id: sorted(n for s, r, n, _ in numbers if (s, r) == (split, row.id) and n)
+            for row in grid.references
+        }
+        lines = [line(row, nfe) for row in grid.references for nfe in dict.fromkeys(known[row.id] or [None])]
+        blocks.append(Block("Reference", tuple(lines)))
+    for nfe in grid.layout.nfe:
+        blocks.append(_mark_best(Block(f"{nfe} NFE", tuple(line(row, nfe) for row in grid.rows)), columns))
+    return Panel(split, SPLITS.get(split, split), tuple(blocks))
+
+
+def _entry(lines: Sequence[Mapping[str, Any]], shown: Column) -> Entry:
+    """``lines`` holds one number or hole for each planned seed."""
+    diverged = [line for line in lines if line["state"] == "diverged"]
+    planned = [line for line in lines if line["state"] != "diverged"]
+    counted = [line for line in planned if not math.isnan(line["value"])]
+    marks = {
+        "dirty": any(line["dirty"] for line in counted),
+        "diverged": bool(diverged),
+        "seeds": 0 < len(counted) < len(planned),
+    }
+    lost = [line for line in lines if line not in counted]
+    return Entry(
+        summarize([shown.factor * line["value"] for line in counted]),
+        tuple(_missing_name(line) for line in lost),
+        tuple(mark for mark, on in marks.items() if on),
+    )
+
+
+def _missing_name(line: Mapping[str, Any]) -> str:
+    """How a hole names its run; a finished run only lacks this evaluation."""
+    state = "not evaluated" if line["state"] == "done" else line["state"]
+    return f"{line['run']} (row {line['row']}, seed {line['seed']}): {state}"
+
+
+def _mark_best(block: Block, columns: tuple[Column, ...]) -> Block:
+    lines = [list(line.entries) for line in block.lines]
+    for index, shown in enumerate(columns):
+        means = [entries[index].summary.mean for entries in lines if entries[index].summary.n]
+        if not shown.better or len(means) < 2:
+            continue
+        best = min(means) if shown.better == "min" else max(means)
+        for entries in lines:
+            entries[index] = replace(entries[index], best=entries[index].summary.mean == best)
+    return Block(
+        block.title,
+        tuple(replace(line, entries=tuple(e)) for line, e in zip(block.lines, lines, strict=True)),
+    )
+
+
+def _digits(panels: tuple[Panel, ...], index: int) -> int:
+    """Decimals of a column, at most three: those of its median spread to one significant digit (two when it
+    starts with 1 or 2), or three significant digits of the smallest value when no spread is known."""
+    summaries = [line.entries[index].summary for p in panels for block in p.blocks for line in block.lines]
+    spreads = sorted(s.sd for s in summaries if s.sd > 0)
+    sizes = [abs(s.mean) for s in summaries if s.n and s.mean]
+    if not spreads and not sizes:
+        return 2
+    mantissa, exponent = f"{spreads[len(spreads) // 2] if spreads else min(sizes):e}".split("e")
+    significant = (2 if mantissa[0] in "12" else 1) if spreads else 3
+    return min(max(significant - 1 - int(exponent), 0), 3)

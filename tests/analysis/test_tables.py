@@ -1,0 +1,140 @@
+"""The table's numbers, best marks, footnote marks and holes."""
+
+from __future__ import annotations
+
+import csv
+import io
+from html.parser import HTMLParser
+
+import pytest
+
+from analysis.render import FORMATS, render
+from analysis.tables import Entry, Table
+
+
+def _entry(table: Table, row: str, metric: str = "kd_effnet") -> Entry:
+    index = [column.metric for column in table.columns].index(metric)
+    lines = [line for block in table.panels[0].blocks for line in block.lines if line.row == row]
+    assert len(lines) == 1
+    return lines[0].entries[index]
+
+
+def test_mean_and_spread_over_seeds_in_shown_units(full) -> None:
+    entry = _entry(full.table(), "plain")
+    assert entry.summary.mean == pytest.approx(5.0) and entry.summary.sd == pytest.approx(1.0)
+    assert entry.summary.n == 3 and not entry.marks and not entry.missing
+
+
+def test_best_follows_the_direction_of_each_metric_and_leaves_references_out(full) -> None:
+    table = full.table()
+    assert _entry(table, "full").best and not _entry(table, "plain").best  # lower is better
+    assert _entry(table, "plain", "clip_score").best and not _entry(table, "full", "clip_score").best
+    assert not _entry(table, "teacher").best
+
+
+def test_missing_seed_is_marked_and_named(world) -> None:
+    world.finish({("plain", 0): 0.004, ("plain", 2): 0.006})
+    entry = _entry(world.table(), "plain")
+    cell = world.cells()["plain", 1]
+    assert entry.marks == ("seeds",) and entry.summary.n == 2
+    assert entry.missing == (f"{cell.id} (row plain, seed 1): planned",)
+
+
+def test_diverged_seed_is_marked_and_left_out_of_the_mean(full) -> None:
+    run = full.run(full.cells()["plain", 1], "diverged")
+    full.measure(run, "kd_effnet", 99.0)
+    table = full.table()
+    entry = _entry(table, "plain")
+    assert entry.marks == ("diverged",) and entry.summary.mean == pytest.approx(4.5)
+    assert "‡ a seed diverged" in " ".join(table.footnotes)
+
+
+def test_dirty_commit_is_marked(full) -> None:
+    run = full.run(full.cells()["full", 0], dirty=True)
+    assert run.path.is_dir()
+    table = full.table()
+    assert _entry(table, "full").marks == ("dirty",) and not _entry(table, "plain").marks
+    assert any("uncommitted" in note for note in table.footnotes)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_hole_names_its_run_in_every_format(world, format) -> None:
+    world.finish({("plain", 0): 0.004, ("plain", 1): 0.005, ("plain", 2): 0.006})
+    text = render(world.table(), format)
+    for seed in (0, 1, 2):
+        assert world.cells()["full", seed].id in text
+    assert world.cells()["teacher", 0].id in text
+    assert world.cells()["plain", 0].id not in text
+
+
+def test_published_direction_stands_beside_the_paired_difference(full) -> None:
+    (comparison,) = full.table().comparisons
+    assert comparison.difference.mean == pytest.approx(-1.0) and comparison.difference.n == 3
+    assert comparison.verdict == "agrees"
+    assert "| The term lowers FID |" in render(full.table(), "md")
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([(0.005, 0.004)], "agrees (undecided)"),
+        ([(0.004, 0.005)], "disagrees (undecided)"),
+        ([(0.004, 0.0051), (0.004, 0.005), (0.004, 0.0052)], "disagrees"),
+        ([], "no data"),
+    ],
+)
+def test_verdicts(world, values, verdict) -> None:
+    for seed, (plain, full) in enumerate(values):
+        world.finish({("plain", seed): plain, ("full", seed): full})
+    assert world.table().comparisons[0].verdict == verdict
+
+
+def test_markdown_and_latex_show_the_numbers(full) -> None:
+    table = full.table()
+    markdown = render(table, "md")
+    assert "| L_distil | 2 | 5.0 ± 1.0 | **0.305 ± 0.001** | 3 |" in markdown
+    assert "| Teacher, 50 steps | 100 | 3.6 | 0.304 | 1 |" in markdown
+    latex = render(table, "tex")
+    assert r"$L_{\mathrm{distil}}$ & 2 & $5.0{\scriptstyle\pm 1.0}$" in latex
+    assert r"\toprule" in latex and "_100" not in latex
+    assert "Mean ± standard deviation over 3 training seeds" in markdown
+    assert "N = 100 images against 500 real" in markdown
+
+
+def test_csv_reads_back(full) -> None:
+    rows = list(csv.DictReader(io.StringIO(render(full.table(), "csv"))))
+    assert len(rows) == (2 + 1) * 2
+    line = next(r for r in rows if (r["row"], r["metric"]) == ("plain", "kd_effnet"))
+    assert (line["mean"], line["sd"], line["seeds"], line["power"], line["best"]) == ("5", "1", "3", "3", "0")
+
+
+class Balanced(HTMLParser):
+    """Every element that needs an end tag has one, in order."""
+
+    VOID = {"br", "meta", "img", "source", "link", "path", "use"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_html_is_balanced_and_shows_mathematics(full) -> None:
+    text = render(full.table(), "html")
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    assert "<i>L</i><sub>distil</sub> + <i>L</i><sub>DMD</sub>" in text
+    assert '5.0<span class="sd"> ± 1.0</span>' in text
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_same_frame_gives_the_same_text(full, format) -> None:
+    assert render(full.table(), format) == render(full.table(), format)
