@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,7 @@ class Extractor:
         return np.concatenate(features)
 
 
+@lru_cache(maxsize=4)
 def load_extractor(
     name: str, path: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> Extractor:
@@ -136,13 +137,21 @@ def _resize(images: np.ndarray, size: int) -> Tensor:
 
 
 def frechet_distance(features_1: np.ndarray, features_2: np.ndarray) -> float:
-    """Squared Frechet distance between Gaussians fitted to two feature sets (N, D), (M, D); biased for small
-    N."""
-    moments = [
-        (f.mean(axis=0), np.cov(f, rowvar=False))
-        for f in (features_1.astype(np.float64), features_2.astype(np.float64))
-    ]
-    return frechet_from_moments(*moments[0], *moments[1])
+    """Squared Frechet distance between Gaussians fitted to two feature sets (N, D), (M, D); biased for small N.
+
+    With S = X^T X for centred, scaled features X, the eigenvalues of S1 S2 other than 0 are those of
+    (X1 X2^T)(X1 X2^T)^T: with fewer images than features that N x N problem is the smaller one.
+    """
+    few, many = sorted((features_1.astype(np.float64), features_2.astype(np.float64)), key=len)
+    means = few.mean(axis=0), many.mean(axis=0)
+    if len(few) > few.shape[1]:
+        covariances = np.cov(few, rowvar=False), np.cov(many, rowvar=False)
+        return frechet_from_moments(means[0], covariances[0], means[1], covariances[1])
+    x, y = ((f - m) / np.sqrt(len(f) - 1) for f, m in zip((few, many), means, strict=True))
+    cross = x @ y.T
+    root_trace = np.sqrt(np.clip(np.linalg.eigvalsh(cross @ cross.T), 0.0, None)).sum()
+    difference = means[0] - means[1]
+    return float(difference @ difference + (x**2).sum() + (y**2).sum() - 2.0 * root_trace)
 
 
 def frechet_from_moments(

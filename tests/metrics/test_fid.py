@@ -36,8 +36,12 @@ def test_frechet_distance_of_commuting_gaussians_has_its_closed_form() -> None:
     assert value == pytest.approx(expected, rel=1e-6)
 
 
-def test_frechet_distance_is_zero_for_equal_sets_with_fewer_images_than_features() -> None:
-    few = rng.normal(size=(20, 64))
+def test_frechet_distance_with_fewer_images_than_features() -> None:
+    few, fewer = rng.normal(size=(20, 64)), rng.normal(size=(12, 64))
+    moments = [(f.mean(axis=0), np.cov(f, rowvar=False)) for f in (few, fewer)]
+    by_moments = fid.frechet_from_moments(*moments[0], *moments[1])
+    assert fid.frechet_distance(few, fewer) == pytest.approx(by_moments, rel=1e-5)
+    assert fid.frechet_distance(fewer, few) == pytest.approx(by_moments, rel=1e-5)
     assert abs(fid.frechet_distance(few, few)) < 1e-5
     assert fid.frechet_distance(few, few + 1.0) == pytest.approx(64.0, rel=1e-5)
 
