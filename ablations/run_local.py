@@ -79,7 +79,7 @@ class LocalRunner:
                 self._executor = LocalExecutor(folder=self.runs_dir / ".jobs" / "%j")
             self._executor.update_parameters(timeout_min=NO_LIMIT_MIN)
         threads = max(1, (os.cpu_count() or 1) // self.slots)
-        command = [*train_command(cell, self.runs_dir), f"execution.num_threads={threads}"]
+        command = train_command(cell, self.runs_dir, threads)
         # The executor hides accelerators from its job; the command gets this process's own environment.
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         job = self._executor.submit(CommandFunction(command, verbose=False, env=environment))
@@ -122,10 +122,10 @@ class LocalRunner:
         self.say(f"{time.strftime('%H:%M:%S')}  {where}  {text}")
 
 
-def train_command(cell: Cell, runs_dir: Path) -> list[str]:
+def train_command(cell: Cell, runs_dir: Path, threads: int) -> list[str]:
     """The command of one cell; it exits with 0 at once when everything is done already."""
-    command = [sys.executable, "-m", "experiments.train", cell.experiment, *cell.overrides]
-    return [*command, f'execution.runs_dir="{runs_dir}"', "--evaluate"]
+    command = [sys.executable, "-m", "experiments.train", "--evaluate", cell.experiment, *cell.overrides]
+    return [*command, f'execution.runs_dir="{runs_dir}"', f"execution.num_threads={threads}"]
 
 
 def _last_line(error: BaseException) -> str:

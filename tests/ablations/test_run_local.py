@@ -11,6 +11,7 @@ from ablations.grid import Cell, load
 from ablations.run_local import LocalRunner
 from ablations.status import plan
 from core.run import Run
+from experiments.cli import build_parser, parse
 
 RUNS = Path("runs")
 # What `fewstep train ... --evaluate` leaves behind, without networks: parents must be there, row `bad` fails.
@@ -52,7 +53,7 @@ budgets:
 """
 
 
-def job(cell: Cell, runs_dir: Path) -> list[str]:
+def job(cell: Cell, runs_dir: Path, threads: int) -> list[str]:
     return [sys.executable, "-c", JOB, cell.experiment, *cell.overrides, f"execution.runs_dir={runs_dir}"]
 
 
@@ -90,12 +91,15 @@ def test_a_run_at_work_elsewhere_is_left_alone(file: str) -> None:
     assert [s.state for s in statuses] == ["running"] and "another process" in said[0]
 
 
-def test_train_command_quotes_the_folder(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_takes_the_job_s_command(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from core.config import compose
 
     monkeypatch.undo()
     cell = load(file).expand("tiny")[0]
-    command = run_local.train_command(cell, Path("my runs, (1)"))
-    assert command[1:4] == ["-m", "experiments.train", "flash/tiny"] and command[-1] == "--evaluate"
-    config = compose("flash/tiny", [argument for argument in command[4:] if argument != "--evaluate"])
+    command = run_local.train_command(cell, Path("my runs, (1)"), 3)
+    assert command[1:3] == ["-m", "experiments.train"]
+    arguments = parse(build_parser(), ["train", *command[3:]])
+    assert arguments.evaluate and arguments.experiment == "flash/tiny"
+    config = compose(arguments.experiment, arguments.overrides)
+    assert config.execution.num_threads == 3
     assert config.execution.runs_dir == "my runs, (1)" and config.train.parent is None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import main
+from experiments.cli import build_parser, main, parse
 
 TINY = "data.path=random:noise"
 
@@ -120,3 +120,12 @@ def test_damaged_run_folder(
     (folder / "config.yaml").write_text(text)
     line = complaint(capsys, "grid", "status", str(tmp_path / "g.yaml"), "--scale", "tiny")
     assert str(cell.id) in line and all(word in line for word in words), line
+
+
+def test_values_may_follow_an_option_but_unknown_words_may_not(capsys: pytest.CaptureFixture[str]) -> None:
+    parsed = parse(build_parser(), ["train", "flash/tiny", "seed=1", "--evaluate", "train.batch_size=8"])
+    assert parsed.overrides == ["seed=1", "train.batch_size=8"] and parsed.evaluate
+    for words in (["train", "flash/tiny", "--evaluat_", "seed=1"], ["grid", "list", "seed=1"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
