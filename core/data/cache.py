@@ -1,7 +1,8 @@
 """Latents and text conditioning of a data set, computed once and memory-mapped; the training loop runs neither the
 VAE nor the text encoder. Torch-free.
 
-Item n is variant n % num_variants of example n // num_variants; a variant is a pure function of (example, variant).
+Items are drawn as evaluation prompts are, balanced over ``meta["kind"]``: item n is variant n of example
+``draw_examples(...)[n]``, and a variant is a pure function of (example, variant).
 Captions are stored once each; captions[0] is the null caption "". A cache is written to a temporary folder, fsynced
 and renamed with the hashes of its files; one that is half-written or damaged is never opened but built again.
 """
@@ -19,13 +20,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from core.data.prompts import View
+from core.data.prompts import View, draw_examples, kinds_of
 from core.data.shards import ImageTextDataset
 from core.run import atomic_folder
 
 log = logging.getLogger("fewstep")
 
-FORMAT = 1
+FORMAT, SEED = 1, 0
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,23 @@ def build_cache(
     batch_size: int = 64,
     dtype: str = "float16",
 ) -> LatentCache:
-    """Encode every variant of every example and open the result.
+    """Encode ``num_variants`` views per example (on average: kinds are balanced) and open the result.
 
     ``encode_image``: uint8 (B, H, W, 3) -> (B, C, h, w); ``encode_text``: prompts -> named arrays (B, ...).
     """
     path = Path(path)
     shutil.rmtree(path, ignore_errors=True)
     index: dict[str, int] = {"": 0}
-    caption_index = np.empty(len(dataset) * num_variants, dtype=np.int32)
+    drawn = draw_examples(kinds_of(dataset), len(dataset) * num_variants, SEED, "cache")
+    caption_index = np.empty(len(drawn), dtype=np.int32)
     with atomic_folder(path) as folder:
         latents: np.memmap | None = None
-        for start in tqdm(range(0, len(caption_index), batch_size), desc="encoding images", unit="batch", disable=None):
-            views = [
-                _item(dataset, view, n, num_variants) for n in range(start, min(start + batch_size, len(caption_index)))
-            ]
+        for start in tqdm(range(0, len(drawn), batch_size), desc="encoding images", unit="batch", disable=None):
+            rows = enumerate(drawn[start : start + batch_size], start)
+            views = [view(dataset[int(row)], item) for item, row in rows]
             encoded = encode_image(np.stack([image for image, _ in views])).astype(dtype)
             if latents is None:
-                shape = (len(caption_index), *encoded.shape[1:])
+                shape = (len(drawn), *encoded.shape[1:])
                 latents = np.lib.format.open_memmap(folder / "latents.npy", mode="w+", dtype=dtype, shape=shape)
             latents[start : start + len(views)] = encoded
             for n, (_, caption) in enumerate(views, start):
@@ -78,7 +79,7 @@ def build_cache(
         chunks = [encode_text(captions[i : i + batch_size]) for i in range(0, len(captions), batch_size)]
         for name in chunks[0]:
             np.save(folder / f"cond.{name}.npy", np.concatenate([chunk[name] for chunk in chunks]).astype(dtype))
-        keys = [key for key in dataset.keys for _ in range(num_variants)]
+        keys = [dataset.keys[row] for row in drawn]
         (folder / "items.json").write_text(json.dumps({"captions": captions, "keys": keys}))
         hashes = {file.name: _hash(file) for file in sorted(folder.iterdir())}
         (folder / "COMPLETE.json").write_text(json.dumps({"format": FORMAT, "files": hashes}))
@@ -110,10 +111,6 @@ def open_cache(path: Path) -> LatentCache | None:
         keys=items["keys"],
         content_hash=hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=8).hexdigest(),
     )
-
-
-def _item(dataset: ImageTextDataset, view: View, n: int, num_variants: int) -> tuple[np.ndarray, str]:
-    return view(dataset[n // num_variants], n % num_variants)
 
 
 def _hash(file: Path) -> str:

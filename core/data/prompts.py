@@ -62,6 +62,11 @@ def reference_images(
     return (image for image, _ in _views(dataset, view, count, seed, "reference", REFERENCE_VARIANTS))
 
 
+def kinds_of(dataset: ImageTextDataset) -> list[str]:
+    """What each example counts as: its kind, or itself."""
+    return [str(meta.get("kind", key)) for key, meta in zip(dataset.keys, dataset.metas, strict=True)]
+
+
 def draw_examples(kinds: Sequence[str], count: int, seed: int, purpose: str) -> np.ndarray:
     """Indices of ``count`` examples, int64, balanced over ``kinds`` (one per example).
 
@@ -83,9 +88,8 @@ def draw_examples(kinds: Sequence[str], count: int, seed: int, purpose: str) -> 
 def _views(
     dataset: ImageTextDataset, view: View, count: int, seed: int, purpose: str, first_variant: int
 ) -> Iterator[tuple[np.ndarray, str]]:
-    kinds = [str(meta.get("kind", key)) for key, meta in zip(dataset.keys, dataset.metas, strict=True)]
     first_variant += seed * VARIANTS_PER_SEED
-    for position, index in enumerate(draw_examples(kinds, count, seed, f"evaluation {purpose}")):
+    for position, index in enumerate(draw_examples(kinds_of(dataset), count, seed, f"evaluation {purpose}")):
         yield view(dataset[int(index)], first_variant + position)
 
 
