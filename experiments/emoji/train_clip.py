@@ -57,9 +57,7 @@ def draw_rows(by_kind: dict[str, list[int]], position: int, per_example: int) ->
     return np.array(rows, dtype=np.int64)
 
 
-def contrastive_loss(
-    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, captions: list[str]
-) -> torch.Tensor:
+def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, captions: list[str]) -> torch.Tensor:
     """Symmetric InfoNCE (Radford et al. 2021) on unit vectors (N, D); equal captions share the target mass."""
     logits = scale * image @ text.T
     ids = torch.tensor([captions.index(caption) for caption in captions])

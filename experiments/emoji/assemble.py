@@ -1,0 +1,45 @@
+"""Put a teacher pipeline and a further trained decoder together into the folder to publish.
+
+``python -m experiments.emoji.assemble --pipeline FOLDER --vae FOLDER --out FOLDER``. The encoder must be the one
+whose latents the teacher was trained on.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+
+from core.config import UserError
+
+
+def assemble(pipeline_folder: Path, vae_folder: Path, out: Path) -> None:
+    """Write ``out`` with the pipeline's networks and the other VAE, float16.
+
+    Raises:
+        UserError: the VAE's encoder differs from the pipeline's (beyond float16 rounding).
+    """
+    pipeline = StableDiffusionPipeline.from_pretrained(pipeline_folder)
+    vae = AutoencoderKL.from_pretrained(vae_folder)
+    for part in ("encoder", "quant_conv"):
+        ours, theirs = getattr(vae, part).state_dict(), getattr(pipeline.vae, part).state_dict()
+        if any(not torch.allclose(ours[name], theirs[name], atol=1e-3, rtol=1e-3) for name in ours):
+            raise UserError(f"the {part} of {vae_folder} is not the one that {pipeline_folder} was trained on")
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(pipeline_folder, out)
+    vae.register_to_config(scaling_factor=pipeline.vae.config.scaling_factor)
+    vae.half().save_pretrained(out / "vae")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    assemble(args.pipeline, args.vae, args.out)
+
+
+if __name__ == "__main__":
+    main()
