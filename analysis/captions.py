@@ -15,11 +15,7 @@ def notes(frame: pd.DataFrame, columns: tuple[Column, ...]) -> tuple[str, ...]:
     return (
         f"{scale_name(frame)} scale, {frame['budget'].iat[0]} budget{_images(counted)}.",
         _seeds(counted),
-        *(
-            _metric(counted[counted["metric"] == c.metric], c)
-            for c in columns
-            if (counted["metric"] == c.metric).any()
-        ),
+        *(_metric(counted[counted["metric"] == c.metric], c) for c in columns if (counted["metric"] == c.metric).any()),
     )
 
 
@@ -49,9 +45,7 @@ def _metric(part: pd.DataFrame, column: Column) -> str:
     sizes = " / ".join(f"{int(n):,}" for n in sorted(part["n"].unique()))
     real = f" against {fields['num_reference']:,} real" if fields.get("num_reference") else ""
     factor = f", shown {superscript(column.power)}" if column.power else ""
-    protocols = ", ".join(
-        f"{s} {c}" for s, c in dict.fromkeys(zip(part["split"], part["comparable"], strict=True))
-    )
+    protocols = ", ".join(f"{s} {c}" for s, c in dict.fromkeys(zip(part["split"], part["comparable"], strict=True)))
     meaning = f"{column.meaning}, " if column.meaning else ""
     judged = f"{column.label}: {meaning}judge {fields['judge']}{factor}"
     return f"{judged}, N = {sizes} images{real}; protocol {protocols}."

@@ -85,9 +85,7 @@ def _copy(path: Path, cell: Cell) -> Copy:
     try:
         provenance = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file}: absent or damaged ({error}); a number without provenance is not shown"
-        ) from None
+        raise UserError(f"{file}: absent or damaged ({error}); a number without provenance is not shown") from None
     return Copy(run, run.state(), provenance)
 
 
@@ -110,9 +108,7 @@ def collect(grid: Grid, items: Sequence[CellRun], scale: str, budget: str) -> pd
             for copy in item.copies
             for line in _final_evals(copy)
         ]
-        lines += measured + [
-            base | {"dirty": False} | hole for hole in _holes(grid, measured, base["reference"])
-        ]
+        lines += measured + [base | {"dirty": False} | hole for hole in _holes(grid, measured, base["reference"])]
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
@@ -162,9 +158,7 @@ def comparable(frame: pd.DataFrame) -> pd.DataFrame:
     for key in ("scale", "budget"):
         values = sorted(frame[key].unique())
         if len(values) > 1:
-            raise UserError(
-                f"numbers of {key} {' and '.join(values)} may not stand in one table; give one --{key}"
-            )
+            raise UserError(f"numbers of {key} {' and '.join(values)} may not stand in one table; give one --{key}")
     kept = [frame[frame["value"].isna()]]
     for _, part in frame[frame["value"].notna()].groupby(["metric", "split"], sort=False):
         kept.append(part[part["comparable"] == _shared_protocol(part)])

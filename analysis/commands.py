@@ -21,9 +21,7 @@ def register(subparsers: Any) -> None:
     figure.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: out)")
     report = _command(subparsers, "report", run_report, "write a grid's self-contained HTML report")
     report.add_argument("--out", type=Path, default=Path("out"), help="folder or .html file (default: out)")
-    records = _command(
-        subparsers, "records", run_records, "keep the small files of a grid's runs for committing"
-    )
+    records = _command(subparsers, "records", run_records, "keep the small files of a grid's runs for committing")
     records.add_argument("--out", type=Path, help="folder to write to (default: analysis/records)")
 
 
@@ -91,9 +89,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     from core.run import atomic_write
 
     grid, sources = _load(arguments)
-    path = (
-        arguments.out if arguments.out.suffix == ".html" else arguments.out / f"{_stem(grid, arguments)}.html"
-    )
+    path = arguments.out if arguments.out.suffix == ".html" else arguments.out / f"{_stem(grid, arguments)}.html"
     budgets = [arguments.budget, *(name for name in grid.budgets if name != arguments.budget)]
     atomic_write(path, build_report(grid, arguments.scale, budgets, sources))
     print(f"{path}  (open it in a browser: {path.resolve().as_uri()})")

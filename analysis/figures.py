@@ -55,6 +55,10 @@ def encode(figure: Figure, format: str) -> bytes:
     """``figure`` as png, pdf or svg, without dates or versions: the same figure gives the same bytes."""
     out = io.BytesIO()
     with style():
+        engine = figure.get_layout_engine()
+        if engine is not None:  # lay out once for all formats: it costs more than drawing
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(out, format=format, metadata=_NO_DATES[format])
     return out.getvalue()
 
@@ -164,9 +168,7 @@ def _references(ax: Axes, grid: Grid, frame: pd.DataFrame, column: Column, wides
     if curve:
         nfes = sorted(curve)
         values = [curve[n] for n in nfes]
-        ax.plot(
-            nfes, values, color="#7f7f7f", marker="x", linewidth=0.8, zorder=1, label="Teacher, few steps"
-        )
+        ax.plot(nfes, values, color="#7f7f7f", marker="x", linewidth=0.8, zorder=1, label="Teacher, few steps")
     return list(curve)
 
 
@@ -182,6 +184,8 @@ def training_curves(items: Sequence[CellRun]) -> Figure | None:
     if not keys:
         return None
     keys.sort(key=lambda key: (key.endswith("grad_norm"), "latent" in key))
+    last = max(log["images"].max() for _, log in runs.values())
+    unit, name = (1000, "Training images (thousands)") if last >= 10_000 else (1, "Training images")
     with style():
         rows = -(-len(keys) // 3)
         figure = Figure(figsize=(7.0, 0.5 + 1.35 * rows))
@@ -192,13 +196,11 @@ def training_curves(items: Sequence[CellRun]) -> Figure | None:
                     marks = look(index) | {"marker": ""}
                     marks.pop("elinewidth"), marks.pop("markerfacecolor")
                     known = log[log[key].notna()]
-                    ax.plot(known["images"] / 1000, known[key], label=mathtext(label), **marks)
+                    ax.plot(known["images"] / unit, known[key], label=mathtext(label), **marks)
             ax.set_title(key)
         for ax in axes.flat[len(keys) :]:
             ax.set_visible(False)
-        figure.supxlabel("Training images (thousands)", fontsize=8)
-        handles = {
-            name: h for ax in axes.flat for h, name in zip(*ax.get_legend_handles_labels(), strict=True)
-        }
+        figure.supxlabel(name, fontsize=8)
+        handles = {name: h for ax in axes.flat for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
     return figure

@@ -30,8 +30,7 @@ def to_tex(text: str) -> str:
     """Escape what TeX would read; in mathematics, words in subscripts and superscripts are set upright."""
     parts = text.split("$")
     return "$".join(
-        _upright(part) if index % 2 else "".join(_TEX.get(c, c) for c in part)
-        for index, part in enumerate(parts)
+        _upright(part) if index % 2 else "".join(_TEX.get(c, c) for c in part) for index, part in enumerate(parts)
     )
 
 

@@ -64,16 +64,12 @@ def _table() -> pd.DataFrame:
 def published_numbers(grid: Grid) -> Published:
     """Numbers of the grid's published artefact; none for a figure whose numbers are not in the text."""
     table = _table()
-    paper = re.sub(
-        r"\W+", "_", grid.source.partition(",")[0].lower()
-    )  # "Flash Diffusion, Table 1": flash_diffusion
+    paper = re.sub(r"\W+", "_", grid.source.partition(",")[0].lower())  # "Flash Diffusion, Table 1": flash_diffusion
     table = table[(table["source"] == paper) & (table["artefact"] == grid.published.artefact)]
     metrics = list(dict.fromkeys(zip(table["metric"], table["scale"], strict=True)))
     numbers = {}
     for (row, nfe), part in table.groupby(["row", "nfe"], dropna=False):
-        found = {
-            (m, s): f"{v:g}" for m, s, v in zip(part["metric"], part["scale"], part["value"], strict=True)
-        }
+        found = {(m, s): f"{v:g}" for m, s, v in zip(part["metric"], part["scale"], part["value"], strict=True)}
         numbers[row, None if pd.isna(nfe) else int(nfe)] = tuple(found.get(key, "") for key in metrics)
     return Published(tuple(f"published {metric} ({scale})" for metric, scale in metrics), numbers)
 
@@ -85,21 +81,15 @@ def comparisons(grid: Grid, frame: pd.DataFrame, columns: tuple[Column, ...]) ->
     nfe, out = grid.layout.nfe[0], []
     for direction in grid.published.directions:
         if direction.metric not in shown:
-            raise UserError(
-                f"{grid.name}: published direction on {direction.metric}, which is not in its metrics"
-            )
+            raise UserError(f"{grid.name}: published direction on {direction.metric}, which is not in its metrics")
         column = shown[direction.metric]
         for split in grid.layout.splits:
-            part = frame[
-                (frame["metric"] == direction.metric) & (frame["split"] == split) & (frame["nfe"] == nfe)
-            ]
+            part = frame[(frame["metric"] == direction.metric) & (frame["split"] == split) & (frame["nfe"] == nfe)]
             difference = paired_difference(
                 _by_seed(part, direction.row, column), _by_seed(part, direction.versus, column)
             )
             contrast = f"{labels[direction.row]} − {labels[direction.versus]}"
-            out.append(
-                Comparison(direction.claim, contrast, split, nfe, column, direction.expected, difference)
-            )
+            out.append(Comparison(direction.claim, contrast, split, nfe, column, direction.expected, difference))
     return tuple(out)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import math
 
 from analysis.labels import plain, to_tex
 from analysis.labels import to_html as label_html
@@ -30,11 +31,12 @@ def number(entry: Entry, digits: int, plus_minus: str = " ± ") -> str:
     return f"{entry.summary.mean:.{digits}f}{spread}"
 
 
-def difference(comparison: Comparison, digits: int) -> str:
-    """``-1.20 [-1.51, -0.89]``, or the bare difference of one seed."""
+def difference(comparison: Comparison) -> str:
+    """``−1.20 [−1.51, −0.89]``, or the bare difference of one seed; three significant digits of the mean."""
     found = comparison.difference
     if found.n == 0:
         return "no data"
+    digits = 3 if not found.mean else min(max(2 - math.floor(math.log10(abs(found.mean))), 0), 6)
     text = f"{found.mean:+.{digits}f}"
     if found.n > 1:
         low, high = found.mean - found.half_width, found.mean + found.half_width
@@ -70,8 +72,8 @@ def _markdown_panel(table: Table, panel: Panel) -> str:
 
 def _markdown_cell(entry: Entry, digits: int) -> str:
     if entry.summary.n == 0:
-        return f"hole: {_first_missing(entry)}"
-    text = number(entry, digits)
+        return f"missing {entry.missing[0].split()[0]}"
+    text = number(entry, digits).replace("-", "−")
     return (f"**{text}**" if entry.best else text) + entry.symbols.replace("*", r"\*")
 
 
@@ -94,7 +96,6 @@ def _markdown_comparisons(table: Table) -> str:
 
 def comparison_cells(table: Table) -> list[list[str]]:
     """Texts of the comparison lines, in the order of the published directions."""
-    digits = {column.metric: d for column, d in zip(table.columns, table.digits, strict=True)}
     return [
         [
             c.claim,
@@ -103,7 +104,7 @@ def comparison_cells(table: Table) -> list[list[str]]:
             str(c.nfe),
             c.column.label,
             c.expected,
-            difference(c, digits[c.column.metric]),
+            difference(c),
             str(c.difference.n),
             c.verdict,
         ]
@@ -125,11 +126,6 @@ def _seeds(line: Line) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
 
 
-def _first_missing(entry: Entry) -> str:
-    more = f" and {len(entry.missing) - 1} more" if len(entry.missing) > 1 else ""
-    return entry.missing[0] + more
-
-
 # --- CSV ------------------------------------------------------------------------------------------------
 
 
@@ -142,9 +138,7 @@ def to_csv(table: Table) -> str:
         for block in panel.blocks:
             for line in block.lines:
                 for shown, e in zip(table.columns, line.entries, strict=True):
-                    mean, sd = (
-                        "" if value != value else f"{value:.6g}" for value in (e.summary.mean, e.summary.sd)
-                    )
+                    mean, sd = ("" if value != value else f"{value:.6g}" for value in (e.summary.mean, e.summary.sd))
                     writer.writerow(
                         [table.name, table.scale, table.budget, panel.split, block.title, line.row]
                         + [plain(line.label), "" if line.nfe is None else line.nfe, shown.metric, shown.power]
@@ -215,8 +209,7 @@ def _html_panel(table: Table, panel: Panel) -> str:
     heads = ["", "NFE", *(c.heading for c in table.columns), *table.published_columns]
     head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
     body = "".join(
-        "<tbody>" + "".join(_html_line(table, line) for line in block.lines) + "</tbody>"
-        for block in panel.blocks
+        "<tbody>" + "".join(_html_line(table, line) for line in block.lines) + "</tbody>" for block in panel.blocks
     )
     title = html.escape(panel.title)
     head = f"<caption>{title}</caption><thead><tr>{head}</tr></thead>"

@@ -22,13 +22,15 @@ from analysis.tables import Table, build_table
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHEET_BYTES = 400_000
+STORED = "teacher, from the store"
 COST_NOTE = (
     "Columns after device-hours count network evaluations of single samples by role, guidance's null pass "
-    "included; teacher solutions taken from the shared store cost none."
+    "included; teacher solutions taken from the shared store are counted apart, they cost nothing again."
 )
 INTRO = {
     "emoji": "All numbers are measured at emoji scale, on the embedded teacher: they are not comparable with "
     "the paper's numbers, but its directions are.",
+    "tiny": "A random network stands in for the teacher: these numbers test the machinery and mean nothing else.",
 }
 
 
@@ -71,6 +73,7 @@ def _section(grid: Grid, frame: pd.DataFrame, items: Sequence[CellRun]) -> Secti
     table = build_table(grid, frame)
     started = [item for item in items if item.first is not None]
     curves = training_curves(items)
+    costs = [_cost(item) for item in items]
     seeds = frame.loc[frame["value"].notna() & ~frame["reference"], "seed"].nunique()
     return Section(
         budget=table.budget,
@@ -82,8 +85,8 @@ def _section(grid: Grid, frame: pd.DataFrame, items: Sequence[CellRun]) -> Secti
         figure_caption=caption(grid, frame),
         curves="" if curves is None else inline_svg(curves),
         samples=list(_samples(started)),
-        costs=[_cost(item) for item in items],
-        roles=list(dict.fromkeys(role for item in items for role in item.cost.evaluations)),
+        costs=costs,
+        roles=list(dict.fromkeys(role for item in items for cost in costs for role in cost["evaluations"])),
         cost_note=COST_NOTE,
         provenance=[_provenance(item) for item in started],
     )
@@ -104,23 +107,22 @@ def _samples(items: Sequence[CellRun]) -> Iterator[dict[str, str]]:
         yield {
             "label": label_html(item.cell.label),
             "alt": f"Sample sheet of {plain(item.cell.label)}: teacher and student on fixed prompts",
-            "after": f"seed {item.cell.seed}, after {int(sheet.stem):,} images"
-            if sheet.stem.isdigit()
-            else "",
+            "after": f"seed {item.cell.seed}, after {int(sheet.stem):,} images" if sheet.stem.isdigit() else "",
             "uri": _data_uri(small_png(sheet, SHEET_BYTES)),
         }
 
 
 def _cost(item: CellRun) -> dict[str, Any]:
     cost = item.cost
+    stored = item.first.run.metrics()[-1].get("stored_evaluations", 0) if cost.images else 0
     return {
         "label": label_html(item.cell.label),
         "seed": item.cell.seed,
         "run": item.cell.id,
         "state": item.state,
         "images": f"{cost.images:,}",
-        "hours": f"{cost.device_hours:.2f}" if cost.images else "",
-        "evaluations": cost.evaluations,
+        "hours": f"{cost.device_hours:.3g}" if cost.images else "",
+        "evaluations": cost.evaluations | ({STORED: stored} if stored else {}),
         "dirty": bool(item.first and item.first.dirty),
     }
 
@@ -128,9 +130,7 @@ def _cost(item: CellRun) -> dict[str, Any]:
 def _provenance(item: CellRun) -> dict[str, str]:
     assert item.first is not None
     facts = item.first.provenance
-    packages = ", ".join(
-        f"{name} {version}" for name, version in facts.get("packages", {}).items() if version
-    )
+    packages = ", ".join(f"{name} {version}" for name, version in facts.get("packages", {}).items() if version)
     return {
         "run": item.cell.id,
         "experiment": item.cell.experiment,

@@ -41,9 +41,7 @@ def summarize(values: Sequence[float], confidence: float = 0.95) -> Summary:
     return Summary(float(data.mean()), sd, quantile * sd / math.sqrt(n), n)
 
 
-def paired_difference(
-    ours: Mapping[int, float], versus: Mapping[int, float], confidence: float = 0.95
-) -> Summary:
+def paired_difference(ours: Mapping[int, float], versus: Mapping[int, float], confidence: float = 0.95) -> Summary:
     """Summary of ``ours - versus`` over the seeds that both have.
 
     Cells of a grid with one seed draw the same data, noise and teacher problems, so the difference within a

@@ -26,6 +26,7 @@ MARKS = {
     "diverged": ("‡", "a seed diverged; it is left out of the mean"),
     "seeds": ("†", "fewer seeds than planned"),
 }
+REFERENCE = "Reference"
 SPLITS = {"train": "Train captions", "heldout": "Held-out captions (unseen combinations of seen words)"}
 
 
@@ -89,9 +90,7 @@ class Table:
 
     @property
     def entries(self) -> list[Entry]:
-        return [
-            e for panel in self.panels for block in panel.blocks for line in block.lines for e in line.entries
-        ]
+        return [e for panel in self.panels for block in panel.blocks for line in block.lines for e in line.entries]
 
     @property
     def footnotes(self) -> tuple[str, ...]:
@@ -111,6 +110,7 @@ def build_table(grid: Grid, frame: pd.DataFrame) -> Table:
     published = published_numbers(grid)
     numbers = _index(frame)
     panels = tuple(_panel(grid, numbers, split, columns, published) for split in grid.layout.splits)
+    digits = tuple(_digits(panels, index) for index in range(len(columns)))
     return Table(
         name=grid.name,
         title=grid.title,
@@ -118,9 +118,9 @@ def build_table(grid: Grid, frame: pd.DataFrame) -> Table:
         scale=frame["scale"].iat[0],
         budget=frame["budget"].iat[0],
         columns=columns,
-        digits=tuple(_digits(panels, index) for index in range(len(columns))),
+        digits=digits,
         published_columns=published.headings,
-        panels=panels,
+        panels=tuple(_mark_best(panel, columns, digits) for panel in panels),
         comparisons=comparisons(grid, frame, columns),
         notes=notes(frame, columns),
     )
@@ -143,9 +143,7 @@ def _index(frame: pd.DataFrame) -> Numbers:
     return out
 
 
-def _panel(
-    grid: Grid, numbers: Numbers, split: str, columns: tuple[Column, ...], published: Published
-) -> Panel:
+def _panel(grid: Grid, numbers: Numbers, split: str, columns: tuple[Column, ...], published: Published) -> Panel:
     def line(row: Row, nfe: int | None) -> Line:
         entries = []
         for shown in columns:
@@ -157,13 +155,12 @@ def _panel(
     blocks = []
     if grid.references:
         known = {
-            row.id: sorted(n for s, r, n, _ in numbers if (s, r) == (split, row.id) and n)
-            for row in grid.references
+            row.id: sorted(n for s, r, n, _ in numbers if (s, r) == (split, row.id) and n) for row in grid.references
         }
         lines = [line(row, nfe) for row in grid.references for nfe in dict.fromkeys(known[row.id] or [None])]
-        blocks.append(Block("Reference", tuple(lines)))
+        blocks.append(Block(REFERENCE, tuple(lines)))
     for nfe in grid.layout.nfe:
-        blocks.append(_mark_best(Block(f"{nfe} NFE", tuple(line(row, nfe) for row in grid.rows)), columns))
+        blocks.append(Block(f"{nfe} NFE", tuple(line(row, nfe) for row in grid.rows)))
     return Panel(split, SPLITS.get(split, split), tuple(blocks))
 
 
@@ -191,19 +188,21 @@ def _missing_name(line: Mapping[str, Any]) -> str:
     return f"{line['run']} (row {line['row']}, seed {line['seed']}): {state}"
 
 
-def _mark_best(block: Block, columns: tuple[Column, ...]) -> Block:
-    lines = [list(line.entries) for line in block.lines]
-    for index, shown in enumerate(columns):
-        means = [entries[index].summary.mean for entries in lines if entries[index].summary.n]
-        if not shown.better or len(means) < 2:
-            continue
-        best = min(means) if shown.better == "min" else max(means)
-        for entries in lines:
-            entries[index] = replace(entries[index], best=entries[index].summary.mean == best)
-    return Block(
-        block.title,
-        tuple(replace(line, entries=tuple(e)) for line, e in zip(block.lines, lines, strict=True)),
-    )
+def _mark_best(panel: Panel, columns: tuple[Column, ...], digits: tuple[int, ...]) -> Panel:
+    """Mark the best number of each column at each NFE; equal as shown is equal, and nothing is best among equals."""
+    blocks = []
+    for block in panel.blocks:
+        lines = [list(line.entries) for line in block.lines]
+        for index, shown in enumerate(columns) if block.title != REFERENCE else ():
+            means = [round(entries[index].summary.mean, digits[index]) for entries in lines]
+            known = {mean for mean in means if not math.isnan(mean)}
+            if shown.better and len(known) > 1:
+                best = min(known) if shown.better == "min" else max(known)
+                for entries, mean in zip(lines, means, strict=True):
+                    entries[index] = replace(entries[index], best=mean == best)
+        marked = (replace(line, entries=tuple(e)) for line, e in zip(block.lines, lines, strict=True))
+        blocks.append(replace(block, lines=tuple(marked)))
+    return replace(panel, blocks=tuple(blocks))
 
 
 def _digits(panels: tuple[Panel, ...], index: int) -> int:

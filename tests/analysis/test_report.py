@@ -40,7 +40,7 @@ def test_both_budgets_figures_samples_costs_and_provenance_are_there(page, full)
     assert "Demo budget, 1 seed" in page and "Full budget, 3 seeds" in page
     assert page.count("<svg") == 3  # a figure for each budget, and the curves of the one that logged
     assert page.count('src="data:image/png') == 1 and "after 32 images" in page
-    assert "<td>1234</td>" in page and "<td>0.25</td>" in page and "abc123" in page
+    assert "<td>1,234</td>" in page and "<td>0.25</td>" in page and "abc123" in page
     assert "The term lowers FID" in page
     for cell in full.cells().values():
         assert f"<code>{cell.id}</code>" in page

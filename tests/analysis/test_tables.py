@@ -111,7 +111,7 @@ def test_csv_reads_back(full) -> None:
 class Balanced(HTMLParser):
     """Every element that needs an end tag has one, in order."""
 
-    VOID = {"br", "meta", "img", "source", "link", "path", "use"}
+    VOID = {"br", "input", "meta", "img", "source", "link", "path", "use"}
 
     def __init__(self) -> None:
         super().__init__()
