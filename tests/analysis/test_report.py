@@ -83,3 +83,10 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, words, tmp_path, mon
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1 and error.startswith("error: ")
+
+
+def test_nothing_has_been_run_yet(world) -> None:
+    page = build_report(world.grid, "tiny", ["full", "demo"], [world.runs])
+    assert "No run has been evaluated yet." in page and page.count("<svg") == 1
+    for cell in world.cells().values():
+        assert f"missing {cell.id}" in page or f"{cell.id} (row" in page
