@@ -11,23 +11,26 @@ from core.data.cache import LatentCache, build_cache, open_cache
 from core.data.shards import Example, ImageTextDataset, RawExample
 
 
-def dataset() -> ImageTextDataset:
-    def encoded(value: int) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(np.full((2, 2, 3), value, dtype=np.uint8)).save(buffer, "PNG")
-        return buffer.getvalue()
+def _png(count: int) -> list[bytes]:
+    buffers = [io.BytesIO() for _ in range(count)]
+    for i, buffer in enumerate(buffers):
+        Image.fromarray(np.full((2, 2, 3), 10 * i, dtype=np.uint8)).save(buffer, "PNG")
+    return [buffer.getvalue() for buffer in buffers]
 
-    return ImageTextDataset(RawExample(key, encoded(10 * i), f"name {key}", {}, "test") for i, key in enumerate("abc"))
+
+def dataset() -> ImageTextDataset:
+    pictures = zip("abc", _png(3), strict=True)
+    return ImageTextDataset(RawExample(key, png, f"name {key}", {}, "test") for key, png in pictures)
 
 
 def view(example: Example, variant: int) -> tuple[np.ndarray, str]:
     return example.image + np.uint8(variant), "shared" if variant == 1 else example.caption
 
 
-def build(path: Path) -> LatentCache:
+def build(path: Path, pictures: ImageTextDataset | None = None) -> LatentCache:
     return build_cache(
         path,
-        dataset(),
+        pictures or dataset(),
         view,
         num_variants=2,
         encode_image=lambda images: images.transpose(0, 3, 1, 2).astype(np.float32) / 4,
@@ -36,14 +39,22 @@ def build(path: Path) -> LatentCache:
     )
 
 
-def test_item_n_is_variant_of_example(tmp_path: Path) -> None:
+def test_item_n_is_variant_n_of_a_drawn_example(tmp_path: Path) -> None:
     cache = build(tmp_path / "cache")
     assert cache.latents.shape == (6, 3, 2, 2) and cache.latents.dtype == np.float16
-    for n in range(6):
-        assert (cache.latents[n] == (10 * (n // 2) + n % 2) / 4).all()
-        expected = "shared" if n % 2 else f"name {'abc'[n // 2]}"
-        assert cache.captions[cache.caption_index[n]] == expected
-        assert cache.keys[n] == "abc"[n // 2]
+    for n, key in enumerate(cache.keys):
+        assert (cache.latents[n] == (10 * "abc".index(key) + n) / 4).all()
+        assert cache.captions[cache.caption_index[n]] == ("shared" if n == 1 else f"name {key}")
+    assert sorted(cache.keys) == ["a", "a", "b", "b", "c", "c"]
+
+
+def test_kinds_are_balanced(tmp_path: Path) -> None:
+    """Two pictures of one kind share that kind's draws, as in the evaluation's prompts."""
+    pictures = dataset()
+    metas = [{"kind": "heart"}, {"kind": "heart"}, {"kind": "pizza"}]
+    raw = [RawExample(e.key, r, e.caption, m, "test") for e, m, r in zip(pictures, metas, _png(3), strict=True)]
+    cache = build(tmp_path / "cache", ImageTextDataset(raw))
+    assert sorted(cache.keys) == ["a", "a", "b", "c", "c", "c"] or sorted(cache.keys) == ["a", "b", "b", "c", "c", "c"]
 
 
 def test_captions_are_stored_once_and_the_null_caption_first(tmp_path: Path) -> None:
