@@ -198,6 +198,7 @@ def training_curves(items: Sequence[CellRun]) -> Figure | None:
                     known = log[log[key].notna()]
                     ax.plot(known["images"] / unit, known[key], label=mathtext(label), **marks)
             ax.set_title(key)
+            ax.locator_params(nbins=4)
         for ax in axes.flat[len(keys) :]:
             ax.set_visible(False)
         figure.supxlabel(name, fontsize=8)
