@@ -133,11 +133,11 @@ class Backbone(ABC):
         return torch.autocast(like.device.type, dtype=self.compute_dtype)
 
     @contextmanager
-    def uncounted(self) -> Iterator[None]:
-        """Evaluations inside (sampling for metrics, sample sheets) are not the training's."""
+    def uncounted(self) -> Iterator[Counter[str]]:
+        """Evaluations inside (sampling for metrics, sample sheets) are not the training's; yields their own count."""
         counted, self.evaluations = self.evaluations, Counter()
         try:
-            yield
+            yield self.evaluations
         finally:
             self.evaluations = counted
 

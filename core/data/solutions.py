@@ -5,8 +5,8 @@ downstream of the teacher pose identical problems: problem p of a store is a pur
 data, seed, K, pi(t), guidance, solver, budget). The file is memory-mapped; a row is read only once its flag is set,
 and the flag is set after the row. Using the store is execution, never identity.
 
-Two processes that need the same rows do not both solve them: the rows' bytes of the flag file are locked (fcntl), the
-second waits and then reads.
+Two processes that need the same rows do not both solve them: the rows' bytes of the flag file are locked (fcntl), and
+the second is told that they are ``Busy``. The trainer then solves rows that lie ahead instead of waiting.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ import torch
 from torch import Tensor
 
 from core.config import UserError
+
+
+class Busy(Exception):  # noqa: N818  not an error: another process is solving these rows
+    """Ask again later."""
 
 
 class SolutionStore:
@@ -51,26 +55,33 @@ class SolutionStore:
             if file.tell() != size:
                 file.truncate(size)
 
+    def has(self, positions: np.ndarray) -> bool:
+        """Whether all rows of ``positions`` are stored."""
+        return bool(self.flags[positions].all())
+
     @contextmanager
     def _locked(self, start: int, count: int) -> Iterator[None]:
         with open(self.path / "flags.u8", "r+b") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX, count, start)
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, count, start)
+            except (BlockingIOError, PermissionError) as error:
+                raise Busy from error
             try:
                 yield
             finally:
                 fcntl.lockf(file, fcntl.LOCK_UN, count, start)
 
     def fetch(self, positions: np.ndarray, compute: Callable[[], Tensor]) -> tuple[Tensor, bool]:
-        """Rows of consecutive ``positions`` and whether they were stored; all of them are solved, or none.
+        """Rows of consecutive ``positions`` and whether they were stored; all of them are solved, or none; or Busy.
 
         All or none: the floating-point result of a solve depends on what shares its batch, so a mixture of stored and
         fresh rows would not resume bit-exactly.
         """
         start, count = int(positions[0]), len(positions)
         assert np.array_equal(positions, np.arange(start, start + count)), "positions must be consecutive"
-        if not self.flags[start : start + count].all():
+        if not self.has(positions):
             with self._locked(start, count):
-                if not self.flags[start : start + count].all():
+                if not self.has(positions):
                     solved = compute()
                     self.rows[start : start + count] = solved.float().cpu().numpy()
                     self.flags[start : start + count] = 1

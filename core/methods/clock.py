@@ -18,7 +18,8 @@ class Clock:
     """``images`` counts the samples drawn for the student's turn; stage boundaries are fractions of the budget.
 
     ``evaluations`` are the network evaluations that the method asked for, by role. Teacher solutions read from the
-    store count too (``stored``): whether a store is used is execution, and must not move a schedule.
+    store count too (``stored``): whether a store is used is execution, and must not move a schedule. ``ahead`` are
+    evaluations spent on problems of later iterations while another process was solving this one's.
     """
 
     budget: int
@@ -28,6 +29,7 @@ class Clock:
     images: int = 0
     evaluations: Counter[str] = field(default_factory=Counter)
     stored: int = 0
+    ahead: int = 0
     seconds: float = 0.0
 
     @property
@@ -64,10 +66,11 @@ class Clock:
             "images": self.images,
             "evaluations": dict(self.evaluations),
             "stored": self.stored,
+            "ahead": self.ahead,
             "seconds": self.seconds,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.iteration, self.images = state["iteration"], state["images"]
         self.evaluations = Counter(state["evaluations"])
-        self.stored, self.seconds = state["stored"], state["seconds"]
+        self.stored, self.ahead, self.seconds = state["stored"], state["ahead"], state["seconds"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 
 import torch
 
 from core.config import ExperimentConfig, UserError
-from core.data.batches import LatentData
+from core.data.batches import Batch, LatentData
+from core.data.solutions import Busy
 from core.methods.base import Method, Rollout, total
 from core.methods.clock import Clock
 from core.run import Run
@@ -18,6 +20,7 @@ from core.training.player import TrainedPlayer
 from core.training.preemption import Preempted, PreemptionFlag
 
 MAX_SKIPPED_IN_ROW = 20
+BUSY_POLL_S = 0.02
 
 
 class Diverged(Exception):  # noqa: N818  a result, not a crash
@@ -65,7 +68,7 @@ class Trainer:
 
     def _iteration(self) -> None:
         batch = self.data.batch(self.clock.positions())
-        rollouts = [self.method.rollout(micro, self.clock) for micro in batch.split(self.micro_batch)]
+        rollouts = [self._rollout(micro) for micro in batch.split(self.micro_batch)]
         for name in self.method.turns(self.clock):
             self._turn(name, rollouts)
         for rollout in rollouts:
@@ -74,6 +77,37 @@ class Trainer:
                 self.monitor.add("student/latent_std", rollout.samples.std())
         self.clock.stored += sum(rollout.stored for rollout in rollouts)
         self.clock.advance()
+
+    def _rollout(self, micro: Batch) -> Rollout:
+        while True:
+            try:
+                return self.method.rollout(micro, self.clock)
+            except Busy:
+                if not self._solve_ahead():
+                    time.sleep(BUSY_POLL_S)
+
+    def _solve_ahead(self) -> bool:
+        """Solve the next micro-batch that nobody has or is solving; whether there was one.
+
+        A rollout is a pure function of batch and clock, so that of a later iteration can be asked for now.
+        """
+        solutions = self.method.solutions
+        clock = copy.deepcopy(self.clock)
+        while not clock.done:
+            clock.advance()
+            if clock.done or solutions.has(clock.positions()):
+                continue
+            for micro in self.data.batch(clock.positions()).split(self.micro_batch):
+                if solutions.has(micro.positions):
+                    continue
+                try:
+                    with self.method.backbone.uncounted() as evaluations:
+                        self.method.rollout(micro, clock)
+                except Busy:
+                    continue
+                self.clock.ahead += evaluations.total()
+                return True
+        return False
 
     def _turn(self, name: str, rollouts: list[Rollout]) -> None:
         """One update of one player, accumulated over the micro-batches."""

@@ -1,12 +1,14 @@
 """Contracts of Flash Diffusion on a real tiny network: who changes, what is evaluated, what a zero weight costs."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from core.data.solutions import SolutionStore
+from core.data.solutions import Busy, SolutionStore
 from core.training.loop import Trainer
 from tests import worlds
 
@@ -100,6 +102,33 @@ def test_a_second_cell_spends_no_teacher_solves(tmp_path: Path) -> None:
     without = worlds.trainer(tmp_path / "c", [NO_GAN, NO_DMD])
     without.train()
     assert worlds.equal(worlds.parameters(first), worlds.parameters(without))
+
+
+class OftenBusy(SolutionStore):
+    """Somebody else is solving the first batch, until it has been asked for three times."""
+
+    refusals = 3
+
+    def fetch(self, positions: np.ndarray, compute: Callable[[], Tensor]) -> tuple[Tensor, bool]:
+        if positions[0] == 0 and self.refusals:
+            self.refusals -= 1
+            raise Busy
+        return super().fetch(positions, compute)
+
+
+def test_a_cell_that_would_wait_solves_what_lies_ahead(tmp_path: Path) -> None:
+    store = OftenBusy(tmp_path / "store", {}, 32, (4, 8, 8))
+    trained = worlds.trainer(tmp_path / "a", [NO_GAN, NO_DMD], solutions=store)
+    trained._iteration()
+    assert store.flags.tolist() == [1] * 16 + [0] * 16  # batches of 4: this one, and one ahead for each refusal
+    ahead = trained.clock.ahead
+    assert ahead > 0
+    trained.train()
+    assert trained.clock.stored == trained.clock.ahead == ahead
+    without = worlds.trainer(tmp_path / "b", [NO_GAN, NO_DMD])
+    without.train()
+    assert worlds.equal(worlds.parameters(trained), worlds.parameters(without))
+    assert trained.clock.evaluations["teacher"] + ahead == without.clock.evaluations["teacher"]
 
 
 def test_at_full_noise_the_student_starts_from_pure_noise(tmp_path: Path) -> None:
