@@ -31,7 +31,9 @@ rows:
   - {id: full, label: "$L_{distil} + L_{DMD}$", set: {data.path: "random:x"}}
 references:
   - {id: teacher, label: "Teacher, 50 steps", experiment: {tiny: teacher/tiny}, set: {data.path: "random:x"}}
-budgets: {full: {}, demo: {seeds: [0], set: {train.budget.amount: 16}}}
+budgets:
+  full: {set: {eval.num_images: 100, eval.num_reference: 500}}
+  demo: {seeds: [0], set: {train.budget.amount: 16, eval.num_images: 10, eval.num_reference: 500}}
 metrics: [kd_effnet, clip_score]
 evaluate: {steps: [1, 2]}
 layout: {nfe: [2], splits: [train], best: {kd_effnet: min, clip_score: max}}
@@ -69,8 +71,8 @@ class World:
         own = {key: changes.pop(key) for key in ("weights", "images") if key in changes}
         fields: dict[str, Any] = {
             "metric": metric, "scale": "tiny", "split": "train", "data_hash": "d", "prompts_hash": "p",
-            "num_images": 100, "judge": "judge", "judge_hash": "j", "resize": "r", "estimator": "e",
-            "reference_hash": "real", "num_reference": 500, "steps": steps,
+            "num_images": run.config.eval.num_images, "judge": "judge", "judge_hash": "j", "resize": "r",
+            "estimator": "e", "reference_hash": "real", "num_reference": 500, "steps": steps,
         }  # fmt: skip
         protocol = Protocol(**fields | changes)
         line = {

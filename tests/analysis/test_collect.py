@@ -47,10 +47,10 @@ def test_only_the_end_of_the_budget_and_the_configured_weights_count(world) -> N
 def test_mixed_protocols_are_refused_with_both_runs_and_the_field(world) -> None:
     cells = world.cells()
     world.measure(world.run(cells["plain", 0]), "kd_effnet", 0.1)
-    world.measure(world.run(cells["full", 0]), "kd_effnet", 0.1, num_images=50)
+    world.measure(world.run(cells["full", 0]), "kd_effnet", 0.1, judge_hash="other")
     with pytest.raises(UserError) as error:
         comparable(world.frame())
-    assert "mixes protocols" in str(error.value) and "num_images" in str(error.value)
+    assert "mixes protocols" in str(error.value) and "judge_hash" in str(error.value)
     assert cells["plain", 0].id in str(error.value) and cells["full", 0].id in str(error.value)
 
 
@@ -65,10 +65,18 @@ def test_the_protocol_that_all_runs_share_is_taken(world) -> None:
     cells = world.cells()
     teacher = world.run(cells["teacher", 0])
     world.measure(teacher, "kd_effnet", 0.1, steps=50)
-    world.measure(teacher, "kd_effnet", 0.2, steps=50, num_images=50)
+    world.measure(teacher, "kd_effnet", 0.2, steps=50, judge_hash="newer")
     world.measure(world.run(cells["plain", 0]), "kd_effnet", 0.3)
     frame = comparable(world.frame())
     assert _value(frame, "teacher", 0, nfe=100)["value"] == 0.1
+
+
+def test_a_run_shared_by_two_budgets_shows_each_its_own_sizes(world) -> None:
+    full, demo = (world.cells(budget)["teacher", 0] for budget in ("full", "demo"))
+    assert full.id == demo.id
+    world.measure(world.run(full), "kd_effnet", 0.1, steps=50)
+    world.measure(world.run(demo), "kd_effnet", 0.2, steps=50)
+    assert [_value(world.frame(b), "teacher", 0, nfe=100)["value"] for b in ("full", "demo")] == [0.1, 0.2]
 
 
 def test_a_record_completes_a_run_that_was_measured_otherwise(full, tmp_path: Path) -> None:
