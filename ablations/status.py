@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.grid import Cell
-from core.config import ExperimentConfig
+from core.config import EvalConfig, ExperimentConfig
 from core.run import Run, find_runs
 
 FINAL = ("done", "diverged")  # a diverged run is a result
@@ -58,7 +58,7 @@ def missing_numbers(run: Run, config: ExperimentConfig) -> Iterator[tuple[str, s
         for line in lines
         if line["images"] == end >= _budget_images(config)
         and line["weights"] == weights
-        and _as_many(line["protocol_fields"], config)
+        and as_asked(line["protocol_fields"], config.eval)
     }
     for split in config.eval.splits:
         for count in steps:
@@ -73,11 +73,9 @@ def _budget_images(config: ExperimentConfig) -> int:
     return by_unit.get(budget.unit, 0)
 
 
-def _as_many(fields: Mapping[str, Any], config: ExperimentConfig) -> bool:
-    """Whether a number was taken on as many images as ``config`` asks for."""
-    wanted = config.eval
+def as_asked(fields: Mapping[str, Any], asked: EvalConfig) -> bool:
+    """Whether a number was taken on as many images as ``asked``: a run shared by two budgets holds both."""
     if fields["images_per_prompt"] > 1:  # a split may have fewer different prompts than asked for
-        per_prompt = fields["images_per_prompt"] == wanted.images_per_prompt
-        most = wanted.num_diversity_prompts * wanted.images_per_prompt
-        return per_prompt and fields["num_images"] <= most
-    return fields["num_images"] == wanted.num_images and fields["num_reference"] in (0, wanted.num_reference)
+        per_prompt = fields["images_per_prompt"] == asked.images_per_prompt
+        return per_prompt and fields["num_images"] <= asked.num_diversity_prompts * asked.images_per_prompt
+    return fields["num_images"] == asked.num_images and fields["num_reference"] in (0, asked.num_reference)

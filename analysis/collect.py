@@ -16,10 +16,11 @@ from typing import Any
 import pandas as pd
 
 from ablations.grid import Cell, Grid
+from ablations.status import as_asked
 from core.metrics.cost import TrainingCost, training_cost
 from core.metrics.protocol import SAMPLING_FIELDS, comparable_id
 from core.run import Run, find_runs
-from core.schema import EvalConfig, UserError
+from core.schema import UserError
 
 RECORDS = Path(__file__).parent / "records"
 FINISHED = ("done", "diverged")
@@ -107,7 +108,7 @@ def collect(grid: Grid, items: Sequence[CellRun], scale: str, budget: str) -> pd
             base | {"state": copy.state, "dirty": copy.dirty} | _number(line)
             for copy in item.copies
             for line in _final_evals(copy)
-            if _as_asked(line["protocol_fields"], cell.config.eval)
+            if as_asked(line["protocol_fields"], cell.config.eval)
         ]
         lines += measured + [base | {"dirty": False} | hole for hole in _holes(grid, measured, base["reference"])]
     return pd.DataFrame(lines, columns=COLUMNS)
@@ -131,17 +132,6 @@ def _final_evals(copy: Copy) -> list[dict[str, Any]]:
         evals = [line for line in evals if line["weights"] == config.eval.weights]
     end = max((line["images"] for line in evals), default=0)
     return [line for line in evals if line["images"] == end]
-
-
-def _as_asked(fields: dict[str, Any], asked: EvalConfig) -> bool:
-    """Whether a number has the sizes that this budget asks for; a run shared by two budgets holds both."""
-    if fields["num_reference"] not in (0, asked.num_reference):
-        return False
-    k = fields["images_per_prompt"]
-    if k == 1:
-        return fields["num_images"] == asked.num_images
-    # A small split may have fewer distinct prompts than asked.
-    return k == asked.images_per_prompt and fields["num_images"] <= k * asked.num_diversity_prompts
 
 
 def _number(line: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from core.provenance import provenance
 
 END_STATES = ("done", "failed", "diverged", "stopped")
 _EVAL_KEY = ("metric", "split", "steps", "weights", "images", "protocol")
+KILLED = "interrupted; the same command goes on from its last checkpoint"
 _LOCK_TRIES = 10  # a reader that asks for the state holds the lock for microseconds
 
 
@@ -62,6 +63,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             for file in sorted(p for p in temporary.rglob("*") if p.is_file()):
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
+                file.chmod(0o644)  # safetensors makes files that nobody else can read
             temporary.chmod(0o755)
             if path.exists():  # rename does not replace a filled folder
                 old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
@@ -218,7 +220,7 @@ class Run:
         attempts = self._attempts()
         if not attempts:
             return ""
-        return attempts[-1].get("reason", "") if "state" in attempts[-1] else "killed"
+        return attempts[-1].get("reason", "") if "state" in attempts[-1] else KILLED
 
     def _is_locked(self) -> bool:
         try:

@@ -65,6 +65,7 @@ def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool) -> 
         if evaluate:
             _measure(session, run)
         return
+    run.heartbeat({"reading": "latents, computed once"})
     data = build_data(config, backbone)
     method = build_method(config, backbone, data)
     clock = build_clock(config)
@@ -94,7 +95,11 @@ def _evaluate(config: ExperimentConfig, run: Run) -> int:
 def _measure(session: Session, run: Run) -> None:
     from experiments.evaluate import evaluate
 
-    evaluate(session, run, say=log.info)
+    def say(text: str) -> None:
+        log.info("measuring %s", text)
+        run.heartbeat({"measuring": text})
+
+    evaluate(session, run, say)
 
 
 def _sheet(session: Session, run: Run) -> Callable[[Clock], None]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from core.config import ExperimentConfig, UserError, compose, resolve
-from core.run import Run, atomic_folder, atomic_write, find_runs
+from core.run import KILLED, Run, atomic_folder, atomic_write, find_runs
 
 
 def config(*overrides: str) -> ExperimentConfig:
@@ -54,7 +54,7 @@ def test_state_follows_attempts() -> None:
     run = Run.create(config())
     assert run.state() == "planned"
     assert run.begin_attempt(device="cpu") == 1
-    assert (run.state(), run.reason()) == ("failed", "killed")  # open, and nobody holds the lock
+    assert (run.state(), run.reason()) == ("failed", KILLED)  # open, and nobody holds the lock
     run.end_attempt("stopped", "preempted")
     assert run.state() == "planned"
     assert run.begin_attempt() == 2
@@ -95,7 +95,7 @@ def test_a_killed_trainer_leaves_no_lock() -> None:
     assert run.state() == "running"
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert (run.state(), run.reason()) == ("failed", "killed")
+    assert (run.state(), run.reason()) == ("failed", KILLED)
     with run.lock():
         assert run.begin_attempt() == 2
 
@@ -146,7 +146,9 @@ def test_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     with atomic_folder(folder) as new:
         (new / "a").write_text("1")
+        (new / "a").chmod(0o600)
         assert not folder.exists()
+    assert (folder / "a").stat().st_mode & 0o777 == 0o644
     with pytest.raises(RuntimeError), atomic_folder(folder) as new:
         (new / "b").write_text("2")
         raise RuntimeError
