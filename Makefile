@@ -11,6 +11,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # uv installs into our environment, also when another one is active in the shell.
 unexport CONDA_PREFIX
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+# Without its bytecode torch takes half a minute to import, in every cell of a grid.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint install lock clean clean-runs clean-all

@@ -1,13 +1,14 @@
 """Sheets and measurements for the card of ``emoji-sd-v1``.
 
 ``python -m experiments.emoji.card --teacher FOLDER --data FOLDER --out FOLDER`` writes samples.png (prompts, held-out
-combinations last), guidance.png (one prompt a row, guidance 1, 2, 4, 7), memorisation.png (samples beside their
+combinations last), guidance.png (one prompt a row, guidance 1 to 6), memorisation.png (samples beside their
 nearest training pictures) and measured.json.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +34,8 @@ PROMPTS = (
     "woman pilot dark skin tone",
     "person role",
 )
-GUIDANCES = (1.0, 2.0, 4.0, 7.0)
-STEPS = (1, 2, 4, 8, 50)
+GUIDANCES = (1.0, 2.0, 3.0, 4.0, 6.0)
+STEPS = (1, 2, 4, 8, 25)
 
 
 class Sampler:
@@ -94,27 +95,25 @@ def memorisation_sheet(
     save_sheet(path, rows, prompts)
 
 
-def kernel_distances(
-    sampler: Sampler, extractor: Extractor, data: ImageTextDataset, count: int
-) -> dict[str, float | dict]:
-    """``kd_effnet`` against real views at every guidance (25 steps), then at every number of steps at the best."""
+def kernel_distances(sampler: Sampler, extractor: Extractor, data: ImageTextDataset, count: int) -> dict[str, Any]:
+    """``kd_effnet`` against real views by steps and guidance; then by steps at each one's best, over noise seeds."""
     drawn = [view(data[(i * 7919) % len(data)], i, seed=7) for i in range(count)]
     reference = extractor(np.stack([view(data[(i * 6101) % len(data)], i, seed=8)[0] for i in range(2 * count)]))
     real, prompts = extractor(np.stack([image for image, _ in drawn])), [caption for _, caption in drawn]
 
-    def distance(steps: int, guidance: float) -> float:
-        return float(kernel_distance(extractor(sampler(prompts, steps, guidance)), reference))
+    def distance(steps: int, guidance: float, seed: int = 0) -> float:
+        return float(kernel_distance(extractor(sampler(prompts, steps, guidance, seed)), reference))
 
-    by_guidance = {f"{w:g}": distance(25, w) for w in GUIDANCES}
-    best = min(by_guidance, key=by_guidance.get)
-    by_steps = {str(steps): distance(steps, float(best)) for steps in STEPS}
+    sweep = {steps: {w: distance(steps, w) for w in GUIDANCES} for steps in STEPS}
+    best = {steps: min(values, key=values.get) for steps, values in sweep.items()}
+    seeds = {steps: [sweep[steps][w], *(distance(steps, w, seed) for seed in (1, 2))] for steps, w in best.items()}
     return {
         "num_images": count,
         "num_reference": 2 * count,
         "real": float(kernel_distance(real, reference)),
-        "by_guidance_25_steps": by_guidance,
-        "best_guidance": float(best),
-        "by_steps": by_steps,
+        "by_steps_and_guidance": sweep,
+        "best_guidance": best,
+        "at_best_guidance": {n: {"mean": np.mean(v), "sd": np.std(v, ddof=1)} for n, v in seeds.items()},
     }
 
 

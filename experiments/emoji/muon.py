@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024) for the embedded teacher's matrices and convolutions, in float32.
+"""Muon (Jordan et al. 2024) for the embedded networks' matrices and convolutions, in float32.
 
 ``torch.optim.Muon`` orthogonalises in bfloat16, which CPUs without bfloat16 units emulate: 0.66 s a step on two
 cores against 0.2 s here, beside about 1 s for the network itself. It also refuses convolutions.
@@ -48,7 +48,27 @@ class Muon(torch.optim.Optimizer):
                 p.add_(update.view_as(p), alpha=-group["lr"] * ADAMW_RMS * max(update.shape) ** 0.5)
 
 
-def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Weights that Muon is made for: every matrix and convolution but embeddings, the first and the last layer."""
+def optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Muon for every trainable matrix and convolution but embeddings, the first and the last layer; AdamW for these."""
     outside = ("embedding", "conv_in", "conv_out")
-    return [p for name, p in model.named_parameters() if p.ndim > 1 and not any(part in name for part in outside)]
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    hidden = {name for name, p in trained if p.ndim > 1 and not any(part in name for part in outside)}
+    return [
+        Muon([p for name, p in trained if name in hidden], lr, weight_decay=weight_decay),
+        torch.optim.AdamW(
+            [p for name, p in trained if name not in hidden],
+            lr,
+            betas=(0.9, 0.99),
+            weight_decay=weight_decay,
+            foreach=True,
+        ),
+    ]
+
+
+def step(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
+    """One update of all at this learning rate; the gradients are gone afterwards."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)

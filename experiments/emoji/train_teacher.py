@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from core.data.shards import Example, open_dataset
 from core.randomness import Stream, permutation
-from experiments.emoji.muon import Muon, hidden_matrices
+from experiments.emoji.muon import optimizers, step
 from experiments.emoji.tokenizer import MAX_TOKENS, train_tokenizer
 from experiments.emoji.train_vae import ema_update, learning_rate, to_tensor
 from experiments.emoji.views import view
@@ -130,11 +130,7 @@ class Trainer:
         self.networks, self.ema = Networks(tokenizer), Networks(tokenizer)
         self.ema.load_state_dict(self.networks.state_dict())
         self.ema.requires_grad_(False).eval()
-        matrices = hidden_matrices(self.networks)
-        chosen = {id(p) for p in matrices}
-        others = [p for p in self.networks.parameters() if id(p) not in chosen]
-        adamw = {"lr": args.lr, "betas": (0.9, 0.99), "weight_decay": 0.01, "foreach": True}
-        self.optimizers = [Muon(matrices, lr=args.lr), torch.optim.AdamW(others, **adamw)]
+        self.optimizers = optimizers(self.networks, args.lr, weight_decay=0.01)
         self.forward = torch.compile(self.networks) if args.compile else self.networks
         abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
         self.alpha, self.sigma = abar.sqrt().float(), (1 - abar).sqrt().float()
@@ -171,16 +167,11 @@ class Trainer:
         return alpha * x0 + sigma * eps, t, tokens, alpha * eps - sigma * x0
 
     def update(self, latents: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        rate = learning_rate(self.seconds / (60 * self.args.minutes), self.args.lr)
-        for group in [group for optimizer in self.optimizers for group in optimizer.param_groups]:
-            group["lr"] = rate
         x_t, t, tokens, v = self.batch(latents, ids)
         loss = F.mse_loss(self.forward(x_t, t, tokens), v)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        step(self.optimizers, learning_rate(self.seconds / (60 * self.args.minutes), self.args.lr))
         self.step += 1
         self.images += len(v)
         ema_update(self.ema, self.networks, self.step, decay=0.9985)

@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL
 
 from core.data.shards import Example, ImageTextDataset, open_dataset
 from core.randomness import Stream
+from experiments.emoji.muon import optimizers, step
 from experiments.emoji.views import view
 
 LATENT_CHANNELS = 8
@@ -115,8 +116,7 @@ class Trainer:
             self.vae.quant_conv.requires_grad_(False)
         self.ema = build_vae()
         self.ema.load_state_dict(self.vae.state_dict())
-        trained = [p for p in self.vae.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-3)
+        self.optimizers = optimizers(self.vae, args.lr, weight_decay=1e-3)
         self.images, self.step, self.seconds = 0, 0, 0.0
         self.checkpoint = args.out / f"{args.phase}.pt"
         if self.checkpoint.exists():
@@ -126,14 +126,15 @@ class Trainer:
         state = torch.load(self.checkpoint, weights_only=True)
         self.vae.load_state_dict(state["vae"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.images, self.step, self.seconds = state["images"], state["step"], state["seconds"]
 
     def save(self) -> None:
         state = {
             "vae": self.vae.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "images": self.images,
             "step": self.step,
             "seconds": self.seconds,
@@ -155,13 +156,10 @@ class Trainer:
         return reconstruction + KL_WEIGHT * kl + anchor, logs
 
     def update(self, x: torch.Tensor) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.seconds / (60 * self.args.minutes), self.args.lr)
         loss, logs = self.loss(x)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in self.vae.parameters() if p.requires_grad], 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        step(self.optimizers, learning_rate(self.seconds / (60 * self.args.minutes), self.args.lr))
         self.step += 1
         self.images += len(x)
         ema_update(self.ema, self.vae, self.step)

@@ -1,1 +1,0 @@
-"""What is generated from which condition."""
