@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch.nn.functional as F
 from torch import Tensor
 
 
-class Lsgan:
+class GanLoss(ABC):
+    """The two sides of one game. ``weight_clip`` bounds the critic's weights after each of its updates."""
+
+    weight_clip: ClassVar[float | None] = None
+
+    @abstractmethod
+    def generator(self, fake_logits: Tensor) -> Tensor:
+        """What the student minimises."""
+
+    @abstractmethod
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """What the critic minimises."""
+
+
+class Lsgan(GanLoss):
     """Least squares (Flash Diffusion, Eq. 8, with its 1/2): real is 1, fake is 0, on raw logits."""
 
     def generator(self, fake_logits: Tensor) -> Tensor:
@@ -15,4 +33,41 @@ class Lsgan:
         return 0.5 * ((real_logits.float() - 1).square().mean() + fake_logits.float().square().mean())
 
 
-GAN_LOSSES: dict[str, type[Lsgan]] = {"lsgan": Lsgan}
+class Hinge(GanLoss):
+    """Lim & Ye, 2017: only logits inside the margins -1 and 1 move the critic."""
+
+    def generator(self, fake_logits: Tensor) -> Tensor:
+        return -fake_logits.float().mean()
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return F.relu(1 - real_logits.float()).mean() + F.relu(1 + fake_logits.float()).mean()
+
+
+class Wgan(GanLoss):
+    """Arjovsky et al., 2017, with clipped weights (0.01 as in Flash Diffusion's release)."""
+
+    weight_clip = 0.01
+
+    def generator(self, fake_logits: Tensor) -> Tensor:
+        return -fake_logits.float().mean()
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return fake_logits.float().mean() - real_logits.float().mean()
+
+
+class NonSaturating(GanLoss):
+    """Goodfellow et al., 2014: -log D(fake) for the generator; softplus is -log sigmoid of the negated logit."""
+
+    def generator(self, fake_logits: Tensor) -> Tensor:
+        return F.softplus(-fake_logits.float()).mean()
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return F.softplus(-real_logits.float()).mean() + F.softplus(fake_logits.float()).mean()
+
+
+GAN_LOSSES: dict[str, type[GanLoss]] = {
+    "lsgan": Lsgan,
+    "hinge": Hinge,
+    "wgan": Wgan,
+    "non_saturating": NonSaturating,
+}

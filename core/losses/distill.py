@@ -12,4 +12,9 @@ def mse(pred: Tensor, target: Tensor) -> Tensor:
     return (pred.float() - target.float()).square().flatten(1).mean(1)
 
 
-DISTILL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse}
+def l1(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error per sample, float32 (B,)."""
+    return (pred.float() - target.float()).abs().flatten(1).mean(1)
+
+
+DISTILL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse, "l1": l1}

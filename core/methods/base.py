@@ -26,11 +26,12 @@ from core.randomness import Stream
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW settings of one player."""
+    """AdamW settings of one player; ``weight_clip`` bounds every weight after each update."""
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
+    weight_clip: float | None = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Flash(Method):
         student = Optimizer(self.config.student_lr, betas, self.config.weight_decay)
         players = [self.student_player(student)]
         if self.critic is not None:
-            critic = Optimizer(self.config.critic_lr, betas, self.config.weight_decay)
+            critic = Optimizer(self.config.critic_lr, betas, self.config.weight_decay, self.gan.weight_clip)
             players.append(Player(CRITIC, dict(self.critic.named_parameters()), critic))
         return players
 

@@ -12,6 +12,8 @@ from typing import ClassVar
 from core.schema import UserError, check_choice, check_range, listing, register_schema
 
 REVISION = 1
+DISTILL_LOSSES = ("mse", "l1")
+ADVERSARIAL_LOSSES = ("lsgan", "hinge", "wgan", "non_saturating")
 TIMESTEP_DISTRIBUTIONS = ("mixture", "uniform", "gaussian", "sharp")
 
 
@@ -32,9 +34,9 @@ class FlashConfig:
     guidance_min: float = 3.0  # w ~ U[min, max] of the teacher, x_w = w x_cond + (1 - w) x_null [P]
     guidance_max: float = 13.0
     solver: str = "dpmpp_2m"  # of the teacher: dpmpp_2m | ddim
-    distill_loss: str = "mse"  # against the teacher's ODE solution, in latents [P]
+    distill_loss: str = "mse"  # mse | l1, against the teacher's ODE solution, in latents [P]
     distill_weight: float = 1.0
-    adversarial_loss: str = "lsgan"  # Eq. 8 [P]
+    adversarial_loss: str = "lsgan"  # lsgan (Eq. 8) | hinge | wgan [P] | non_saturating [C]
     adversarial_weight: list[float] = listing(0.0, 0.1, 0.2, 0.3)  # lambda_adv per stage [P]
     adversarial_timesteps: list[float] = listing(0.01, 0.25, 0.5, 0.75)  # t' as a fraction of T [P]
     dmd_weight: list[float] = listing(0.0, 0.3, 0.5, 0.7)  # lambda_DMD per stage [P]
@@ -50,8 +52,8 @@ class FlashConfig:
             raise UserError(f"method.num_timesteps={self.num_timesteps} is not a positive multiple of 4")
         check_choice("method.timestep_distribution", self.timestep_distribution, TIMESTEP_DISTRIBUTIONS)
         check_choice("method.solver", self.solver, ("dpmpp_2m", "ddim"))
-        check_choice("method.distill_loss", self.distill_loss, ("mse",))
-        check_choice("method.adversarial_loss", self.adversarial_loss, ("lsgan",))
+        check_choice("method.distill_loss", self.distill_loss, DISTILL_LOSSES)
+        check_choice("method.adversarial_loss", self.adversarial_loss, ADVERSARIAL_LOSSES)
         check_range("method.mixture_variance", self.mixture_variance, 1e-6)
         check_range("method.guidance_max", self.guidance_max, self.guidance_min)
         check_range("method.distill_weight", self.distill_weight, 0.0)

@@ -22,6 +22,7 @@ class TrainedPlayer:
         self.parameters = dict(player.parameters)
         self.max_grad_norm = max_grad_norm
         self.ema, self.ema_decay = dict(ema), ema_decay
+        self.weight_clip = player.optimizer.weight_clip
         settings = player.optimizer
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
@@ -42,6 +43,10 @@ class TrainedPlayer:
         not_finite = (~torch.isfinite(norm)).float()
         self.optimizer.grad_scale, self.optimizer.found_inf = None, not_finite
         self.optimizer.step()
+        if self.weight_clip is not None:
+            with torch.no_grad():
+                torch._foreach_clamp_min_(list(self.parameters.values()), -self.weight_clip)
+                torch._foreach_clamp_max_(list(self.parameters.values()), self.weight_clip)
         self.skipped_in_row = (self.skipped_in_row + 1) * not_finite
         if self.ema:
             self._average((1 - self.ema_decay) * (1 - not_finite))

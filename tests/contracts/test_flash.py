@@ -104,6 +104,14 @@ def test_a_second_cell_spends_no_teacher_solves(tmp_path: Path) -> None:
     assert worlds.equal(worlds.parameters(first), worlds.parameters(without))
 
 
+def test_wgan_clips_the_critic_after_each_update_and_nobody_else(tmp_path: Path) -> None:
+    trained = worlds.trainer(tmp_path, [*ALWAYS, "method.adversarial_loss=wgan"])
+    trained._iteration()
+    largest = {name: max(p.abs().max().item() for p in player.parameters.values())
+               for name, player in trained.players.items()}  # fmt: skip
+    assert largest["critic"] == pytest.approx(0.01) and largest["student"] > 0.01
+
+
 class OftenBusy(SolutionStore):
     """Somebody else is solving the first batch, until it has been asked for three times."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from core.losses.adversarial import GAN_LOSSES
 from core.losses.distill import DISTILL_LOSSES
 from core.losses.matching import dmd_gradient, dmd_loss
+from core.methods import flash_config
 
 
 def test_mse_is_per_sample() -> None:
@@ -48,6 +51,33 @@ def test_lsgan_is_equation_8_on_raw_logits() -> None:
     fake, real = torch.tensor([3.0, -1.0]), torch.tensor([1.0, 5.0])
     assert loss.generator(fake).item() == 0.5 * (4 + 4) / 2
     assert loss.discriminator(real, fake).item() == 0.5 * ((0 + 16) / 2 + (9 + 1) / 2)
+
+
+def test_l1_is_per_sample() -> None:
+    pred = torch.tensor([1.0, -3.0]).view(2, 1, 1, 1).expand(2, 4, 2, 2)
+    assert DISTILL_LOSSES["l1"](pred, torch.zeros(2, 4, 2, 2)).tolist() == [1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "generator", "discriminator"),
+    [
+        ("hinge", -1.0, (0.5 + 0.0) / 2 + (4.0 + 0.0) / 2),
+        ("wgan", -1.0, 1.0 - 2.75),
+        ("non_saturating", (math.log1p(math.exp(-3)) + math.log1p(math.exp(1))) / 2, None),
+    ],
+)
+def test_gan_losses_by_value(name: str, generator: float, discriminator: float | None) -> None:
+    fake, real = torch.tensor([3.0, -1.0]), torch.tensor([0.5, 5.0])
+    loss = GAN_LOSSES[name]()
+    assert loss.generator(fake).item() == pytest.approx(generator)
+    if discriminator is None:  # -log sigmoid(real) - log(1 - sigmoid(fake)), as a probability
+        discriminator = -(real.sigmoid().log().mean() + (1 - fake.sigmoid()).log().mean()).item()
+    assert loss.discriminator(real, fake).item() == pytest.approx(discriminator, rel=1e-5)
+
+
+def test_the_configuration_names_every_loss() -> None:
+    assert set(flash_config.ADVERSARIAL_LOSSES) == set(GAN_LOSSES)
+    assert set(flash_config.DISTILL_LOSSES) == set(DISTILL_LOSSES)
 
 
 @pytest.mark.parametrize("name", GAN_LOSSES)
