@@ -39,15 +39,15 @@ def default_prompts(session: Session) -> PromptList:
 
 
 def default_settings(
-    session: Session, steps: Sequence[int] | None, weights: str | None, teacher: Setting | None
+    session: Session, steps: Sequence[int] | None, weights: str | None, teachers: Sequence[Setting]
 ) -> tuple[Setting, ...]:
-    """The teacher first (when asked for), then the run's own weights at each number of steps."""
+    """The teacher first (as often as asked for), then the run's own weights at each number of steps."""
     own = settings(session.config)
     if steps:
         own = [Setting(own[0].weights, own[0].solver, k, own[0].guidance) for k in steps]
     if weights and session.config.method.trains:
         own = [Setting(weights, s.solver, s.steps, s.guidance) for s in own]
-    return (*([teacher] if teacher else []), *own)
+    return (*teachers, *own)
 
 
 def sample(session: Session, request: Request, out: Path) -> Path:
@@ -113,22 +113,15 @@ def _slug(prompt: str) -> str:
 def run_command(arguments: Namespace) -> int:
     """``fewstep sample RUN``: draw and print where the sheet is."""
     prompts = parse_prompts(arguments.prompts) if arguments.prompts else None
-    for option, values in (
-        ("--steps", arguments.steps or [1]),
-        ("--teacher-steps", [arguments.teacher_steps]),
-    ):
+    for option, values in (("--steps", arguments.steps or [1]), ("--teacher-steps", arguments.teacher_steps)):
         if min(values) < (option == "--steps"):
             raise UserError(f"{option} {min(values)} is not a number of steps; give at least 1")
     session, run = load_target(arguments.target, arguments.overrides, arguments.runs_dir)
     prompts = prompts or default_prompts(session)
-    teacher = Setting("teacher", "dpmpp_2m", arguments.teacher_steps, arguments.teacher_guidance)
-    request = Request(
-        prompts,
-        tuple(arguments.seeds),
-        default_settings(
-            session, arguments.steps, arguments.weights, teacher if arguments.teacher_steps else None
-        ),
-    )
+    guidance = arguments.teacher_guidance
+    teachers = [Setting("teacher", "dpmpp_2m", steps, guidance) for steps in arguments.teacher_steps if steps]
+    chosen = default_settings(session, arguments.steps, arguments.weights, teachers)
+    request = Request(prompts, tuple(arguments.seeds), chosen)
     out = Path(arguments.out) if arguments.out else run.path / "samples" / f"prompts-{prompts.hash}"
     print(sample(session, request, out))
     return 0

@@ -34,11 +34,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_sample_writes_every_image_and_a_sheet(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "out"
-    options = ["--steps", "1", "2", "--seeds", "0", "3", "--teacher-steps", "2", "--teacher-guidance", "3"]
+    options = ["--steps", "1", "2", "--seeds", "0", "3", "--teacher-steps", "2", "3", "--teacher-guidance", "3"]
     assert main(["sample", str(run.path), *PROMPTS, *options, "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out / "sheet.png")
     entries = json.loads((out / "samples.json").read_text())
-    assert len(entries) == 2 * 2 * 3 and len(list(out.glob("*-seed*.png"))) == 12
+    assert len(entries) == 2 * 2 * 4 and len(list(out.glob("*-seed*.png"))) == 16
     session, _ = load_run(run.path)
     for entry in entries:
         position = PROMPTS.index(entry["prompt"])
@@ -47,7 +47,7 @@ def test_sample_writes_every_image_and_a_sheet(run: Run, tmp_path: Path, capsys:
         )
         np.testing.assert_array_equal(np.asarray(Image.open(out / entry["file"])), expected[position])
     assert {(e["weights"], e["steps"], e["guidance"]) for e in entries} == {
-        ("teacher", 2, 3.0), ("student", 1, 1.0), ("student", 2, 1.0),
+        ("teacher", 2, 3.0), ("teacher", 3, 3.0), ("student", 1, 1.0), ("student", 2, 1.0),
     }  # fmt: skip
 
 
