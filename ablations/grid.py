@@ -81,7 +81,7 @@ class Grid:
             raise UserError(f"{self.file}: rows {' -> '.join([*path, row.id])} are each other's parents")
         if (row.id, seed) in cells:
             return cells[row.id, seed]
-        overrides, parents = self._overrides(row, seed, budget), ()
+        overrides, parents = self._overrides(row, seed, budget, scale), ()
         if row.parent is not None:
             other = next(r for r in self.rows if r.id == row.parent)
             parent = self._add(cells, other, seed, scale, budget, (*path, row.id))
@@ -95,7 +95,7 @@ class Grid:
         cells[row.id, seed] = cell
         return cell
 
-    def _overrides(self, row: Row, seed: int, budget: str) -> list[str]:
+    def _overrides(self, row: Row, seed: int, budget: str, scale: str) -> list[str]:
         """What the grid asks for; the budget's values first, so that a row may set its own."""
         reference = row in self.references
         shared = self.budgets[budget].set  # nothing is trained in a reference, it is only measured
@@ -104,6 +104,7 @@ class Grid:
             "eval.splits": list(self.layout.splits),
             "eval.steps": list(self.evaluate.steps),
             **row.set,
+            **row.at.get(scale, {}),
             "execution.label": f"{row.id}-s{seed}",
             "seed": seed,
         }

@@ -15,6 +15,7 @@ class Row:
     id: str = "???"
     label: str = ""  # the paper's wording; LaTeX math is allowed
     set: dict[str, Any] = field(default_factory=dict)
+    at: dict[str, dict[str, Any]] = field(default_factory=dict)  # by scale: what else, e.g. K at a miniature's ratio
     experiment: dict[str, str] = field(default_factory=dict)  # by scale, instead of the grid's base
     seeds: list[int] = field(default_factory=list)  # instead of the grid's seeds
     parent: str | None = None  # id of the row whose student, of the same seed, this one starts from
@@ -88,6 +89,9 @@ class GridSpec:
             check_choice("metrics", metric, METRICS)
         for scale in self.base:
             check_choice("base", scale, SCALES)
+        for row in [*self.rows, *self.references]:
+            for scale in row.at:
+                check_choice(f"row {row.id}: at", scale, self.base)
         for direction in self.layout.best.values():
             check_choice("layout.best", direction, ("min", "max"))
         for steps in self.evaluate.steps:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ablations.grid import Grid, load, names
-from core.config import compose, resolve, run_id
+from core.config import UserError, compose, resolve, run_id
 
 HEAD = """
 title: T
@@ -54,6 +54,14 @@ budgets: {{full: {{seeds: [0], set: {{{NO_DATA}}}}}}}
     cells = grid(tmp_path, text).expand("tiny")
     methods = [cell.config.method for cell in cells]
     assert [(m.num_timesteps, m.guidance_min) for m in methods] == [(8, 1.0), (16, 2.0)]
+
+
+def test_a_row_may_have_values_of_its_scale(tmp_path: Path) -> None:
+    rows = f"rows: [{{id: a, set: {{{NO_DATA}}}, at: {{tiny: {{method.num_timesteps: 16}}}}}}]"
+    cells = grid(tmp_path, rows).expand("tiny")
+    assert [cell.config.method.num_timesteps for cell in cells] == [16, 16]
+    with pytest.raises(UserError, match="row a: at=emoji is unknown; allowed: tiny"):
+        grid(tmp_path, rows.replace("at: {tiny", "at: {emoji"))
 
 
 def test_equal_rows_are_one_run(tmp_path: Path) -> None:
