@@ -5,6 +5,7 @@ whose latents the teacher was trained on.
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def assemble(pipeline_folder: Path, vae_folder: Path, out: Path) -> None:
     shutil.copytree(pipeline_folder, out)
     vae.register_to_config(scaling_factor=pipeline.vae.config.scaling_factor)
     vae.half().save_pretrained(out / "vae")
+    _publish(out)
+
+
+def _publish(folder: Path) -> None:
+    """Readable by everybody, and without the paths of the machine that it was trained on."""
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        file.chmod(0o644)
+        if file.name == "config.json":
+            facts = {key: value for key, value in json.loads(file.read_text()).items() if key != "_name_or_path"}
+            file.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> None:
