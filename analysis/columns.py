@@ -50,7 +50,7 @@ def superscript(power: int) -> str:
 _KNOWN = {
     column.metric: column
     for column in (
-        Column("kd_effnet", "KD", "KD", "min", 3, "kernel distance on EfficientNet-Lite0 features"),
+        Column("kd_effnet", "KD", "KD", "min", 0, "kernel distance on EfficientNet-Lite0 features"),
         Column("fd_effnet", "FD", "FD", "min", 0, "Fréchet distance on EfficientNet-Lite0 features"),
         Column("fid", "FID", "FID", "min", 0, "clean-fid Inception Fréchet distance"),
         Column("kid", "KID", "KID", "min", 3, "clean-fid Inception kernel distance"),

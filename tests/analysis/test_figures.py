@@ -29,7 +29,7 @@ def test_equal_bytes_twice(full, format) -> None:
 def test_one_column_wide_with_labels_and_every_row_in_the_legend(full) -> None:
     figure = grid_figure(full.grid, full.frame())
     assert figure.get_size_inches()[0] == 3.4
-    assert [ax.get_ylabel() for ax in figure.axes] == [r"KD $\times 10^{3}$ ↓", "CLIP score ↑"]
+    assert [ax.get_ylabel() for ax in figure.axes] == [r"KID $\times 10^{3}$ ↓", "CLIP score ↑"]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == [
         "Teacher, 50 steps (100 NFE)",

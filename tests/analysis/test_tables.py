@@ -12,7 +12,7 @@ from analysis.render import FORMATS, render
 from analysis.tables import Entry, Table
 
 
-def _entry(table: Table, row: str, metric: str = "kd_effnet") -> Entry:
+def _entry(table: Table, row: str, metric: str = "kid") -> Entry:
     index = [column.metric for column in table.columns].index(metric)
     lines = [line for block in table.panels[0].blocks for line in block.lines if line.row == row]
     assert len(lines) == 1
@@ -42,7 +42,7 @@ def test_missing_seed_is_marked_and_named(world) -> None:
 
 def test_diverged_seed_is_marked_and_left_out_of_the_mean(full) -> None:
     run = full.run(full.cells()["plain", 1], "diverged")
-    full.measure(run, "kd_effnet", 99.0)
+    full.measure(run, "kid", 99.0)
     table = full.table()
     entry = _entry(table, "plain")
     assert entry.marks == ("diverged",) and entry.summary.mean == pytest.approx(4.5)
@@ -104,7 +104,7 @@ def test_markdown_and_latex_show_the_numbers(full) -> None:
 def test_csv_reads_back(full) -> None:
     rows = list(csv.DictReader(io.StringIO(render(full.table(), "csv"))))
     assert len(rows) == (2 + 1) * 2
-    line = next(r for r in rows if (r["row"], r["metric"]) == ("plain", "kd_effnet"))
+    line = next(r for r in rows if (r["row"], r["metric"]) == ("plain", "kid"))
     assert (line["mean"], line["sd"], line["seeds"], line["power"], line["best"]) == ("5", "1", "3", "3", "0")
 
 
