@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -91,23 +91,25 @@ class Trainer:
 
         A rollout is a pure function of batch and clock, so that of a later iteration can be asked for now.
         """
-        solutions = self.method.solutions
-        clock = copy.deepcopy(self.clock)
-        while not clock.done:
-            clock.advance()
-            if clock.done or solutions.has(clock.positions()):
+        for micro, clock in self._unsolved_ahead():
+            try:
+                with self.method.backbone.uncounted() as evaluations:
+                    self.method.rollout(micro, clock)
+            except Busy:
                 continue
-            for micro in self.data.batch(clock.positions()).split(self.micro_batch):
-                if solutions.has(micro.positions):
-                    continue
-                try:
-                    with self.method.backbone.uncounted() as evaluations:
-                        self.method.rollout(micro, clock)
-                except Busy:
-                    continue
-                self.clock.ahead += evaluations.total()
-                return True
+            self.clock.ahead += evaluations.total()
+            return True
         return False
+
+    def _unsolved_ahead(self) -> Iterator[tuple[Batch, Clock]]:
+        """Micro-batches of later iterations whose teacher solutions are not stored, with the clock of then."""
+        solutions, clock = self.method.solutions, copy.deepcopy(self.clock)
+        clock.advance()
+        while not clock.done:
+            if not solutions.has(clock.positions()):
+                micros = self.data.batch(clock.positions()).split(self.micro_batch)
+                yield from ((micro, clock) for micro in micros if not solutions.has(micro.positions))
+            clock.advance()
 
     def _turn(self, name: str, rollouts: list[Rollout]) -> None:
         """One update of one player, accumulated over the micro-batches."""

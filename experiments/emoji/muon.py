@@ -5,6 +5,7 @@ cores against 0.2 s here, beside about 1 s for the network itself. It also refus
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,27 +49,30 @@ class Muon(torch.optim.Optimizer):
                 p.add_(update.view_as(p), alpha=-group["lr"] * ADAMW_RMS * max(update.shape) ** 0.5)
 
 
-def optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+class MuonAdamW:
     """Muon for every trainable matrix and convolution but embeddings, the first and the last layer; AdamW for these."""
-    outside = ("embedding", "conv_in", "conv_out")
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = {name for name, p in trained if p.ndim > 1 and not any(part in name for part in outside)}
-    return [
-        Muon([p for name, p in trained if name in hidden], lr, weight_decay=weight_decay),
-        torch.optim.AdamW(
-            [p for name, p in trained if name not in hidden],
-            lr,
-            betas=(0.9, 0.99),
-            weight_decay=weight_decay,
-            foreach=True,
-        ),
-    ]
 
+    def __init__(self, model: nn.Module, lr: float, weight_decay: float) -> None:
+        outside = ("embedding", "conv_in", "conv_out")
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        hidden = {name for name, p in trained if p.ndim > 1 and not any(part in name for part in outside)}
+        adamw = {"betas": (0.9, 0.99), "weight_decay": weight_decay, "foreach": True}
+        self._parts: list[torch.optim.Optimizer] = [
+            Muon([p for name, p in trained if name in hidden], lr, weight_decay=weight_decay),
+            torch.optim.AdamW([p for name, p in trained if name not in hidden], lr, **adamw),
+        ]
 
-def step(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
-    """One update of all at this learning rate; the gradients are gone afterwards."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def step(self, lr: float) -> None:
+        """One update at this learning rate; the gradients are gone afterwards."""
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = lr
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self._parts]
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        for part, saved in zip(self._parts, state, strict=True):
+            part.load_state_dict(saved)

@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from core.data.shards import Example, open_dataset
 from core.randomness import Stream, permutation
-from experiments.emoji.muon import optimizers, step
+from experiments.emoji.muon import MuonAdamW
 from experiments.emoji.tokenizer import MAX_TOKENS, train_tokenizer
 from experiments.emoji.train_vae import ema_update, learning_rate, to_tensor
 from experiments.emoji.views import view
@@ -130,7 +130,7 @@ class Trainer:
         self.networks, self.ema = Networks(tokenizer), Networks(tokenizer)
         self.ema.load_state_dict(self.networks.state_dict())
         self.ema.requires_grad_(False).eval()
-        self.optimizers = optimizers(self.networks, args.lr, weight_decay=0.01)
+        self.optimizer = MuonAdamW(self.networks, args.lr, weight_decay=0.01)
         self.forward = torch.compile(self.networks) if args.compile else self.networks
         abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
         self.alpha, self.sigma = abar.sqrt().float(), (1 - abar).sqrt().float()
@@ -140,13 +140,12 @@ class Trainer:
             state = torch.load(self.checkpoint, weights_only=True)
             self.networks.load_state_dict(state["networks"])
             self.ema.load_state_dict(state["ema"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+            self.optimizer.load_state_dict(state["optimizers"])
             self.images, self.step, self.seconds = state["images"], state["step"], state["seconds"]
 
     def save(self) -> None:
         state = {"networks": self.networks.state_dict(), "ema": self.ema.state_dict()}
-        state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+        state |= {"optimizers": self.optimizer.state_dict()}
         state |= {"images": self.images, "step": self.step, "seconds": self.seconds}
         torch.save(state, self.checkpoint.with_suffix(".tmp"))
         self.checkpoint.with_suffix(".tmp").rename(self.checkpoint)
@@ -171,7 +170,7 @@ class Trainer:
         loss = F.mse_loss(self.forward(x_t, t, tokens), v)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
-        step(self.optimizers, learning_rate(self.seconds / (60 * self.args.minutes), self.args.lr))
+        self.optimizer.step(learning_rate(self.seconds / (60 * self.args.minutes), self.args.lr))
         self.step += 1
         self.images += len(v)
         ema_update(self.ema, self.networks, self.step, decay=0.9985)

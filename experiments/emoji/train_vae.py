@@ -3,8 +3,8 @@
 L1 and squared error on pixels, L1 on image gradients and on two coarser scales, a small KL weight, which keeps
 the latents smooth, and an anchor: the first three latent channels are the 8x smaller image, without which a short
 training loses hues (group normalisation hides them from a small encoder). The second phase freezes the encoder
-(so that cached latents stay valid) and trains the decoder alone: ``--phase decoder --init FOLDER``. The learning
-rate decays with wall-clock time. Resumable: run the same command again.
+(so that cached latents stay valid) and trains the decoder alone: ``--phase decoder --init FOLDER``. Muon and
+AdamW; the learning rate decays with wall-clock time. Resumable: run the same command again.
 
 ``python -m experiments.emoji.train_vae --data FOLDER --out FOLDER --minutes 20``
 """
@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL
 
 from core.data.shards import Example, ImageTextDataset, open_dataset
 from core.randomness import Stream
-from experiments.emoji.muon import optimizers, step
+from experiments.emoji.muon import MuonAdamW
 from experiments.emoji.views import view
 
 LATENT_CHANNELS = 8
@@ -116,7 +116,7 @@ class Trainer:
             self.vae.quant_conv.requires_grad_(False)
         self.ema = build_vae()
         self.ema.load_state_dict(self.vae.state_dict())
-        self.optimizers = optimizers(self.vae, args.lr, weight_decay=1e-3)
+        self.optimizer = MuonAdamW(self.vae, args.lr, weight_decay=1e-3)
         self.images, self.step, self.seconds = 0, 0, 0.0
         self.checkpoint = args.out / f"{args.phase}.pt"
         if self.checkpoint.exists():
@@ -126,15 +126,14 @@ class Trainer:
         state = torch.load(self.checkpoint, weights_only=True)
         self.vae.load_state_dict(state["vae"])
         self.ema.load_state_dict(state["ema"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self.optimizer.load_state_dict(state["optimizers"])
         self.images, self.step, self.seconds = state["images"], state["step"], state["seconds"]
 
     def save(self) -> None:
         state = {
             "vae": self.vae.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": self.optimizer.state_dict(),
             "images": self.images,
             "step": self.step,
             "seconds": self.seconds,
@@ -159,7 +158,7 @@ class Trainer:
         loss, logs = self.loss(x)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in self.vae.parameters() if p.requires_grad], 1.0)
-        step(self.optimizers, learning_rate(self.seconds / (60 * self.args.minutes), self.args.lr))
+        self.optimizer.step(learning_rate(self.seconds / (60 * self.args.minutes), self.args.lr))
         self.step += 1
         self.images += len(x)
         ema_update(self.ema, self.vae, self.step)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.emoji.muon import Muon, orthogonalised
+from experiments.emoji.muon import Muon, MuonAdamW, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (16, 144), (144, 16)])
@@ -28,3 +28,31 @@ def test_a_convolution_moves_by_the_learning_rate_and_decays() -> None:
     optimizer.state[weight]["momentum"].zero_()
     optimizer.step()
     assert torch.allclose(weight, before * (1 - 0.1 * 0.01))
+
+
+def test_the_pair_resumes_exactly_and_leaves_frozen_weights_alone() -> None:
+    def network() -> torch.nn.Sequential:
+        torch.manual_seed(0)
+        layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 1))
+        layers[0].requires_grad_(False)
+        return layers
+
+    def update(layers: torch.nn.Sequential, optimizer: MuonAdamW, position: int) -> None:
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(position))
+        layers(x).square().mean().backward()
+        optimizer.step(lr=0.05)
+
+    whole, half = network(), network()
+    first, before = MuonAdamW(whole, 0.1, 0.01), MuonAdamW(half, 0.1, 0.01)
+    for position in range(4):
+        update(whole, first, position)
+    for position in range(2):
+        update(half, before, position)
+    after = MuonAdamW(half, 0.1, 0.01)
+    after.load_state_dict(before.state_dict())
+    for position in (2, 3):
+        update(half, after, position)
+    fresh = network()
+    for ours, theirs, start in zip(whole.parameters(), half.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert torch.equal(ours, start) != ours.requires_grad
