@@ -11,12 +11,15 @@ from core.backbones.base import STUDENT
 from core.backbones.roles import Sharing
 from core.backbones.tiny import write_tiny_sd
 from core.backbones.unet import UNetBackbone
-from core.config import UserError
+from core.config import UserError, compose
 from core.diffusion.solvers import few_step_sample
 from core.diffusion.timesteps import trailing_timesteps
+from core.identity import locate
 from experiments.export import export, lcm_scheduler
 
 LORA = Sharing("lora", rank=4, alpha=2, targets=("to_q", "to_k", "to_v", "to_out.0"))
+EVERY_LAYER = Sharing("lora", rank=4, alpha=2, targets=tuple(compose("flash/emoji").backbone.lora_targets))
+EMBEDDED = locate(compose("flash/emoji").backbone.path)  # v-prediction
 PROMPTS = ["red apple", "blue heart", "a dog"]
 
 
@@ -57,24 +60,34 @@ def _theirs(
     ).images
 
 
-def _noises(steps: int) -> list[torch.Tensor]:
+def _noises(steps: int, channels: int = 4) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn((len(PROMPTS), 4, 8, 8), generator=generator) for _ in range(steps)]
+    return [torch.randn((len(PROMPTS), channels, 8, 8), generator=generator) for _ in range(steps)]
+
+
+def _check_lora(base: Path, sharing: Sharing, out: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = _student(base, sharing)
+    export(backbone, out, steps=4)
+    pipe = StableDiffusionPipeline.from_pretrained(base)
+    pipe.load_lora_weights(out)
+    pipe.scheduler = LCMScheduler.from_pretrained(out, subfolder="scheduler")
+    noises = _noises(steps, backbone.latent_shape[0])
+    ours = _ours(backbone, noises)
+    theirs = _theirs(pipe, noises, monkeypatch)
+    assert (ours - _ours(backbone, noises, "teacher")).abs().max() > 0.05, "the student must differ"
+    assert (ours - theirs).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("sharing", [LORA, EVERY_LAYER], ids=["attention", "every layer"])
 def test_exported_lora_gives_our_samples(
-    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharing: Sharing, steps: int
 ) -> None:
-    backbone = _student(teacher, LORA)
-    export(backbone, tmp_path / "out", steps=4)
-    pipe = StableDiffusionPipeline.from_pretrained(teacher)
-    pipe.load_lora_weights(tmp_path / "out")
-    pipe.scheduler = LCMScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler")
-    ours = _ours(backbone, _noises(steps))
-    theirs = _theirs(pipe, _noises(steps), monkeypatch)
-    assert (ours - _ours(backbone, _noises(steps), "teacher")).abs().max() > 0.05, "the student must differ"
-    assert (ours - theirs).abs().max() < 1e-3
+    _check_lora(teacher, sharing, tmp_path / "out", steps, monkeypatch)
+
+
+def test_exported_lora_of_the_embedded_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _check_lora(EMBEDDED, EVERY_LAYER, tmp_path / "out", 4, monkeypatch)
 
 
 def test_exported_full_student_gives_our_samples(
