@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+SLOTS ?= 2
 
 # Packages are large (the ordinary torch wheel): be patient with slow networks.
 export UV_HTTP_TIMEOUT ?= 300
@@ -21,6 +22,7 @@ help:
 	@echo "fewstep: few-step distillation of diffusion models"
 	@echo
 	@echo "  make demo        run a real ablation grid on the embedded teacher; show its table, figure and report"
+	@echo "                   (SLOTS=$(SLOTS) cells at a time)"
 	@echo "  make test        run the test suite (WORKERS=$(WORKERS) processes)"
 	@echo "  make lint        check style and layering"
 	@echo "  make install     create $(VENV) and install the locked requirements (the targets above do it themselves)"
@@ -55,7 +57,7 @@ DEMO := flash_losses
 DEMO_OPTIONS := --scale emoji --budget demo
 
 demo: $(STAMP)
-	@$(BIN)/fewstep grid run $(DEMO) $(DEMO_OPTIONS)
+	@$(BIN)/fewstep grid run $(DEMO) $(DEMO_OPTIONS) --slots $(SLOTS)
 	@$(BIN)/fewstep table $(DEMO) $(DEMO_OPTIONS)
 	@$(BIN)/fewstep figure $(DEMO) $(DEMO_OPTIONS)
 	@$(BIN)/fewstep report $(DEMO) $(DEMO_OPTIONS)

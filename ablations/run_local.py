@@ -45,6 +45,8 @@ class LocalRunner:
             if item.state == "running":
                 self._tell(item.cell, "is being trained by another process; left to it")
         waiting = [cell for cell in waiting if self.statuses[cell.id].state != "running"]
+        # References first: the teacher's many steps are often the longest cell, which should not run alone at the end.
+        waiting.sort(key=lambda cell: cell.config.method.trains)
         try:
             while waiting or self._jobs:
                 waiting = self._start(waiting)
