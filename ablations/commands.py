@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ablations.grid import Cell
+    from ablations.grid import Cell, Grid
     from ablations.status import Status
 
 
@@ -27,18 +27,29 @@ def register(subparsers: _SubParsersAction) -> None:
 
 
 def _on_a_grid(actions: _SubParsersAction, name: str, summary: str) -> ArgumentParser:
-    parser = actions.add_parser(name, help=summary)
+    return add_grid_arguments(actions.add_parser(name, help=summary, description=f"{summary.capitalize()}."))
+
+
+def add_grid_arguments(parser: ArgumentParser) -> ArgumentParser:
+    """NAME, scale, budget, and what differs between machines: of every command that is about a grid."""
     parser.add_argument("name", metavar="NAME", help="a grid's name, or a YAML file")
-    parser.add_argument("--scale", default="emoji", help="default: emoji")
-    parser.add_argument("--budget", default="full", help="default: full")
+    parser.add_argument("--scale", default="emoji", help="emoji, paper or tiny; default: emoji")
+    parser.add_argument("--budget", default="full", help="a budget of the grid; default: full")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    where = "where things lie on this machine, e.g. data.path=/data/shards"
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="local", help=where)
     return parser
 
 
-def _cells(arguments: Namespace) -> list[Cell]:
+def load_grid(arguments: Namespace) -> Grid:
+    """The grid that the arguments name."""
     from ablations.grid import load
 
-    return load(arguments.name).expand(arguments.scale, arguments.budget)
+    return load(arguments.name, arguments.local)
+
+
+def _cells(arguments: Namespace) -> list[Cell]:
+    return load_grid(arguments).expand(arguments.scale, arguments.budget)
 
 
 def _list(arguments: Namespace) -> int:

@@ -6,9 +6,10 @@ A cell is its run's id: cells of several grids or rows with the same configurati
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from core.config import ExperimentConfig, UserError, compose, resolve, run_id
 from core.schema import check_choice, nearest
 
 FOLDER = Path(__file__).parent
+# What may differ between machines: where things lie and how they are executed.
+LOCAL = ("data.path", "backbone.path", "backbone.revision", "eval.*_path", "eval.batch_size", "execution.*")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Grid:
     evaluate: Evaluate
     layout: Layout
     published: PublishedArtefact
+    local: tuple[str, ...] = ()  # overrides of this machine, for every cell
 
     def expand(self, scale: str = "emoji", budget: str = "full") -> list[Cell]:
         """All cells, parents before their children; UserError when a row does not resolve."""
@@ -108,7 +112,7 @@ class Grid:
             "execution.label": f"{row.id}-s{seed}",
             "seed": seed,
         }
-        return [f"{key}={_literal(value)}" for key, value in values.items()]
+        return [*(f"{key}={_literal(value)}" for key, value in values.items()), *self.local]
 
 
 def names() -> list[str]:
@@ -116,8 +120,15 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load(name: str) -> Grid:
-    """A grid by name, or by the path of one's own YAML file; UserError names the file and the key."""
+def load(name: str, local: Sequence[str] = ()) -> Grid:
+    """A grid by name, or by the path of one's own YAML file; UserError names the file and the key.
+
+    ``local``: overrides that say where things lie on this machine, e.g. ``data.path=/data/shards`` (LOCAL).
+    """
+    for override in local:
+        key, equals, _ = override.partition("=")
+        if not equals or not any(fnmatch.fnmatchcase(key, pattern) for pattern in LOCAL):
+            raise UserError(f"--set {override}: a grid's cells are what its file says; allowed: {', '.join(LOCAL)}")
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = names()
@@ -130,6 +141,7 @@ def load(name: str) -> Grid:
     return Grid(
         path.stem, Path(path.name), spec.title, spec.source, spec.base, tuple(spec.seeds), tuple(spec.rows),
         tuple(spec.references), spec.budgets, tuple(spec.metrics), spec.evaluate, spec.layout, spec.published,
+        tuple(local),
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """From run folders and committed records to one tidy frame: one line for every number that a grid asks for.
 
 A planned number that does not exist yet is a line with ``value`` nan, so that holes are data and not absence.
-Committed records (``analysis/records/<grid>/<run id>/``) are small run folders and go through the same code.
+Committed records (``analysis/records/<run id>/``, one for all grids that have the run) are small run folders
+and go through the same code.
 """
 
 from __future__ import annotations

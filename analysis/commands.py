@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ablations.commands import add_grid_arguments, load_grid
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -27,21 +29,16 @@ def register(subparsers: Any) -> None:
 
 def _command(subparsers: Any, name: str, run: Any, help: str) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
-    parser.add_argument("name", metavar="NAME", help="a grid's name, or a YAML file")
-    parser.add_argument("--scale", default="emoji", help="emoji or paper (default: emoji)")
-    parser.add_argument("--budget", default="full", help="a budget of the grid (default: full)")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
-    parser.set_defaults(run=run)
+    add_grid_arguments(parser).set_defaults(run=run)
     return parser
 
 
 def _load(arguments: argparse.Namespace) -> tuple[Grid, list[Path]]:
     """The grid, and where its runs may lie: run folders and committed records."""
-    from ablations.grid import load
     from analysis.collect import RECORDS
 
-    grid = load(arguments.name)
-    return grid, [arguments.runs_dir, RECORDS / grid.name]
+    grid = load_grid(arguments)
+    return grid, [arguments.runs_dir, RECORDS]
 
 
 def _frame(arguments: argparse.Namespace) -> tuple[Grid, pd.DataFrame]:
@@ -101,7 +98,7 @@ def run_records(arguments: argparse.Namespace) -> int:
     from analysis.records import save_records
 
     grid, _ = _load(arguments)
-    folder = (arguments.out or RECORDS) / grid.name
+    folder = arguments.out or RECORDS
     items = cell_runs(grid, arguments.scale, arguments.budget, [arguments.runs_dir])
     saved = save_records(items, folder)
     size = sum(file.stat().st_size for path in saved for file in path.rglob("*") if file.is_file())

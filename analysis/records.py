@@ -1,7 +1,7 @@
 """Committed records: the small files of a grid's runs; tables and figures rebuild from them without training.
 
-``analysis/records/<grid>/<run id>/``: config.yaml, provenance.json, attempts/, evals.jsonl, metrics.jsonl
-thinned to MAX_LINES, and one sample sheet of at most MAX_SHEET_BYTES. No weights.
+``analysis/records/<run id>/``, one for all grids that have the run: config.yaml, provenance.json, attempts/,
+evals.jsonl, metrics.jsonl thinned to MAX_LINES, and one sample sheet of at most MAX_SHEET_BYTES. No weights.
 """
 
 from __future__ import annotations

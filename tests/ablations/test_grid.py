@@ -1,5 +1,6 @@
 """Grids expand to runs: rows, axes, seeds, budgets, parents, references."""
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -95,12 +96,33 @@ budgets: {{full: {{}}, demo: {{seeds: [0], set: {{train.budget.amount: 16, eval.
     assert full[-1].id == demo[-1].id and demo[-1].config.eval.num_images == 4
 
 
+def test_a_machine_says_where_things_lie_but_not_what_a_cell_is(tmp_path: Path) -> None:
+    rows = f"rows: [{{id: a, set: {{{NO_DATA}}}}}]"
+    usual, here = grid(tmp_path, rows), load(str(tmp_path / "g.yaml"), ["execution.cache_dir=/tmp/x"])
+    assert [cell.id for cell in usual.expand("tiny")] == [cell.id for cell in here.expand("tiny")]
+    assert {cell.config.execution.cache_dir for cell in here.expand("tiny")} == {"/tmp/x"}
+    moved = load(str(tmp_path / "g.yaml"), ["data.path=random:y"]).expand("tiny")
+    assert {cell.config.data.data_hash for cell in moved} == {"random:y"}
+    with pytest.raises(UserError, match="--set train.batch_size=8: a grid's cells are what its file says; allowed: "):
+        load(str(tmp_path / "g.yaml"), ["train.batch_size=8"])
+
+
 @pytest.mark.parametrize("name", names())
-def test_every_grid_expands_at_the_tiny_scale(name: str) -> None:
-    made = load(name)
-    for budget in made.budgets:
-        cells = made.expand("tiny", budget)
+def test_every_grid_expands_at_each_of_its_scales(name: str) -> None:
+    made = load(name, ["data.path=random:x"])
+    for scale, budget in itertools.product(made.base, made.budgets):
+        cells = made.expand(scale, budget)
         assert {cell.row for cell in cells} == {row.id for row in (*made.rows, *made.references)}
+
+
+def test_the_figure_s_grids_share_the_runs_of_the_usual_settings() -> None:
+    shared = [
+        {cell.id for cell in load(name).expand("emoji")}
+        for name in names()
+        if name.startswith("flash_") or name == "few_steps"
+    ]
+    usual = {run_id(resolve(compose("flash/emoji", ["seed=0"])))}
+    assert len(shared) >= 8 and set.intersection(*shared) == usual
 
 
 def test_flash_losses_sets_the_published_terms_to_zero() -> None:
