@@ -25,7 +25,7 @@ LOCAL = ("data.path", "backbone.path", "backbone.revision", "eval.*_path", "eval
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a grid: a row at one seed."""
+    """A row of a grid at one seed: a run, and how it is measured."""
 
     id: str
     row: str
@@ -35,6 +35,11 @@ class Cell:
     overrides: tuple[str, ...]
     parents: tuple[str, ...]
     config: ExperimentConfig = field(repr=False, compare=False)
+
+    @property
+    def task(self) -> str:
+        """What is to be done: a run and what is measured of it. Rows may measure one run in several ways."""
+        return f"{self.id} {self.config.eval}"
 
 
 @dataclass(frozen=True)

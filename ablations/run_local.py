@@ -32,9 +32,10 @@ class LocalRunner:
         self, cells: Sequence[Cell], runs_dir: Path, slots: int, say: Callable[[str], None]
     ) -> None:
         self.runs_dir, self.slots, self.say = runs_dir, slots, say
-        self.statuses = {item.cell.id: item for item in plan(cells, runs_dir)}
+        self.statuses = {item.cell.task: item for item in plan(cells, runs_dir)}
         self.total = len(self.statuses)
         self._jobs: dict[str, tuple[Any, float]] = {}
+        self._tried: set[str] = set()
         self._told = time.monotonic()
         self._executor: Any = None
 
@@ -44,7 +45,7 @@ class LocalRunner:
         for item in self.statuses.values():
             if item.state == "running":
                 self._tell(item.cell, "is being trained by another process; left to it")
-        waiting = [cell for cell in waiting if self.statuses[cell.id].state != "running"]
+        waiting = [cell for cell in waiting if self.statuses[cell.task].state != "running"]
         # References first: the teacher's many steps are often the longest cell, which should not run alone at the end.
         waiting.sort(key=lambda cell: cell.config.method.trains)
         try:
@@ -62,18 +63,25 @@ class LocalRunner:
     def _start(self, waiting: list[Cell]) -> list[Cell]:
         """Start what may start; returns what still waits. A child of a failed cell is given up."""
         left = []
+        failed = {item.cell.id for task, item in self.statuses.items() if task in self._tried and not item.is_final}
         for cell in waiting:
-            parents = [self.statuses[p] for p in cell.parents if p in self.statuses]
-            if all(p.is_final for p in parents):
-                if len(self._jobs) < self.slots:
+            parents = [item for item in self.statuses.values() if item.cell.id in cell.parents]
+            if cell.id in failed and not self._at_work(cell):
+                self._tell(cell, "not started: its run has failed")
+            elif all(p.is_final for p in parents):
+                if len(self._jobs) < self.slots and not self._at_work(cell):
                     self._submit(cell)
                 else:
                     left.append(cell)
-            elif any(p.cell.id in self._jobs or p.cell in waiting for p in parents):
+            elif any(p.cell.task in self._jobs or p.cell in waiting for p in parents):
                 left.append(cell)
             else:
                 self._tell(cell, f"not started: its parent {cell.parents[0]} is not done")
         return left
+
+    def _at_work(self, cell: Cell) -> bool:
+        """Whether a job of the cell's run, perhaps for another of its tasks, is at work."""
+        return any(self.statuses[task].cell.id == cell.id for task in self._jobs)
 
     def _submit(self, cell: Cell) -> None:
         from submitit.core.utils import CommandFunction
@@ -88,21 +96,22 @@ class LocalRunner:
         # The executor hides accelerators from its job; the command gets this process's own environment.
         environment = {**ALLOCATOR, **os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
         job = self._executor.submit(CommandFunction(command, verbose=False, env=environment))
-        self._jobs[cell.id] = (job, time.monotonic())
+        self._jobs[cell.task] = (job, time.monotonic())
+        self._tried.add(cell.task)
         self._tell(cell, f"started (log: {job.paths.folder})")
 
     def _finish(self) -> None:
-        for identity, (job, started) in list(self._jobs.items()):
+        for task, (job, started) in list(self._jobs.items()):
             if not job.done():
                 continue
-            del self._jobs[identity]
-            cell = self.statuses[identity].cell
+            del self._jobs[task]
+            cell = self.statuses[task].cell
             error = job.exception()
-            path = self._folder(identity)
+            path = self._folder(cell)
             now = status(cell, path)
             if error is not None and not now.is_final:
                 now = Status(cell, "failed", path, now.reason or _last_line(error))
-            self.statuses[identity] = now
+            self.statuses[task] = now
             text = f"{now.state} after {time.monotonic() - started:.0f} s"
             self._tell(cell, f"{text}: {now.reason}" if now.reason else text)
 
@@ -111,15 +120,16 @@ class LocalRunner:
         if not self._jobs or time.monotonic() - self._told < PROGRESS_S:
             return
         self._told = time.monotonic()
-        for identity in self._jobs:
-            path = self._folder(identity)
+        for task in self._jobs:
+            cell = self.statuses[task].cell
+            path = self._folder(cell)
             beat = Run.open(path).last_heartbeat() if path else None
             if beat is not None:
                 facts = {key: value for key, value in beat.items() if key not in ("time", "pid", "host")}
-                self._tell(self.statuses[identity].cell, "  ".join(f"{k} {v}" for k, v in facts.items()))
+                self._tell(cell, "  ".join(f"{k} {v}" for k, v in facts.items()))
 
-    def _folder(self, identity: str) -> Path | None:
-        return next((p for p in find_runs(self.runs_dir) if p.name.rpartition("-")[2] == identity), None)
+    def _folder(self, cell: Cell) -> Path | None:
+        return next((p for p in find_runs(self.runs_dir) if p.name.rpartition("-")[2] == cell.id), None)
 
     def _tell(self, cell: Cell, text: str) -> None:
         final = sum(item.is_final for item in self.statuses.values())

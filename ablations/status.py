@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ablations.grid import Cell
-from core.config import EvalConfig, ExperimentConfig
+from core.config import ExperimentConfig
+from core.metrics.protocol import sampler_name
 from core.run import Run, find_runs
 
 FINAL = ("done", "diverged")  # a diverged run is a result
@@ -29,8 +30,8 @@ class Status:
 
 
 def plan(cells: Iterable[Cell], runs_dir: Path) -> list[Status]:
-    """One status for every distinct run among ``cells``, in their order."""
-    distinct = {cell.id: cell for cell in reversed(list(cells))}
+    """One status for every distinct task among ``cells``, in their order."""
+    distinct = {cell.task: cell for cell in reversed(list(cells))}
     found = {path.name.rpartition("-")[2]: path for path in find_runs(runs_dir)}
     return [status(cell, found.get(cell.id)) for cell in reversed(distinct.values())]
 
@@ -58,7 +59,7 @@ def missing_numbers(run: Run, config: ExperimentConfig) -> Iterator[tuple[str, s
         for line in lines
         if line["images"] == end >= _budget_images(config)
         and line["weights"] == weights
-        and as_asked(line["protocol_fields"], config.eval)
+        and as_asked(line["protocol_fields"], config)
     }
     for split in config.eval.splits:
         for count in steps:
@@ -73,8 +74,11 @@ def _budget_images(config: ExperimentConfig) -> int:
     return by_unit.get(budget.unit, 0)
 
 
-def as_asked(fields: Mapping[str, Any], asked: EvalConfig) -> bool:
-    """Whether a number was taken on as many images as ``asked``: a run shared by two budgets holds both."""
+def as_asked(fields: Mapping[str, Any], config: ExperimentConfig) -> bool:
+    """Whether a number was taken with this sampler on as many images: a run shared by two budgets holds both."""
+    asked = config.eval
+    if config.method.trains and fields["solver"] != sampler_name(asked.sampler, asked.eta):
+        return False
     if fields["images_per_prompt"] > 1:  # a split may have fewer different prompts than asked for
         per_prompt = fields["images_per_prompt"] == asked.images_per_prompt
         return per_prompt and fields["num_images"] <= asked.num_diversity_prompts * asked.images_per_prompt

@@ -109,7 +109,7 @@ def collect(grid: Grid, items: Sequence[CellRun], scale: str, budget: str) -> pd
             base | {"state": copy.state, "dirty": copy.dirty} | _number(line)
             for copy in item.copies
             for line in _final_evals(copy)
-            if as_asked(line["protocol_fields"], cell.config.eval)
+            if as_asked(line["protocol_fields"], cell.config)
         ]
         lines += measured + [base | {"dirty": False} | hole for hole in _holes(grid, measured, base["reference"])]
     return pd.DataFrame(lines, columns=COLUMNS)

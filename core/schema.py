@@ -157,6 +157,8 @@ class EvalConfig:
     num_reference: int = 5000  # real images per split
     steps: list[int] = listing(1, 2, 4)
     weights: str = "student"  # student | ema
+    sampler: str = "lcm"  # of the student: lcm (new noise at each step) [P] | ddim (the noise that it predicts)
+    eta: float = 0.0  # of ddim: share of new noise, 0 (none) to 1 (as DDPM)
     at: list[float] = listing(1.0)  # fractions of the budget
     batch_size: int = 50
     num_diversity_prompts: int = 50
@@ -169,6 +171,10 @@ class EvalConfig:
         for metric in self.metrics:
             check_choice("eval.metrics", metric, METRICS)
         check_choice("eval.weights", self.weights, ("student", "ema"))
+        check_choice("eval.sampler", self.sampler, ("lcm", "ddim"))
+        check_range("eval.eta", self.eta, 0.0, 1.0)
+        if self.eta and self.sampler == "lcm":
+            raise UserError(f"eval.eta={self.eta:g} has no meaning for eval.sampler=lcm; allowed: 0")
         for steps in self.steps:
             check_range("eval.steps", steps, 1)
         for fraction in self.at:

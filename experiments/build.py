@@ -198,10 +198,13 @@ class Session:
         *,
         weights: str = "student",
         guidance: float | None = None,
-        solver: str = "dpmpp_2m",
+        solver: str | None = None,
+        eta: float = 0.0,
         first: int = 0,
     ) -> np.ndarray:
-        """uint8 (B, H, W, 3). ``weights``: student, ema, or teacher (with ``solver`` and ``guidance``).
+        """uint8 (B, H, W, 3). ``weights``: student, ema, or teacher.
+
+        ``solver``: of the teacher's ODE (default dpmpp_2m), or the student's sampler (default lcm) with its ``eta``.
 
         Prompt i is at position ``first`` + i, which alone decides its noise.
         """
@@ -211,7 +214,7 @@ class Session:
                 texts = prompts[start : start + self.config.eval.batch_size]
                 positions = np.arange(first + start, first + start + len(texts))
                 cond = self.backbone.encode_text(texts)
-                latents = self._latents(weights, cond, positions, steps, seed, guidance, solver)
+                latents = self._latents(weights, cond, positions, steps, seed, guidance, solver, eta)
                 images.append(self.backbone.decode(latents))
         return np.concatenate(images)
 
@@ -223,19 +226,20 @@ class Session:
         steps: int,
         seed: int,
         guidance: float | None,
-        solver: str,
+        solver: str | None,
+        eta: float,
     ) -> Tensor:
+        w = 1.0 if guidance is None else guidance
         if weights == "teacher":
-            w = 1.0 if guidance is None else guidance
             noise = self.noises(1, positions, seed)[0]
-            return teacher_sample(self.backbone, noise, cond, self.null, steps, w, solver)
+            return teacher_sample(self.backbone, noise, cond, self.null, steps, w, solver or "dpmpp_2m")
         role = WEIGHTS[weights]
         if not self.method.trains or role not in self.backbone.roles:
             raise UserError(
                 f"weights={weights}: this run has none; allowed: teacher, student, ema (train.ema_decay > 0)"
             )
         noises = self.noises(self.method.num_noises(steps), positions, seed)
-        return self.method.sample(role, noises, cond, self.null, steps, 1.0 if guidance is None else guidance)
+        return self.method.sample(role, noises, cond, self.null, steps, w, solver or "lcm", eta)
 
 
 def load_run(

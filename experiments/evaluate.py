@@ -25,7 +25,7 @@ from core.identity import locate
 from core.metrics.clip import ClipJudge, load_clip
 from core.metrics.cost import image_evaluations
 from core.metrics.measure import METRICS, Judges, Reference
-from core.metrics.protocol import Protocol, file_sha256
+from core.metrics.protocol import Protocol, file_sha256, sampler_name
 from core.run import Run
 from experiments.build import Session, view_function
 from experiments.target import load_target
@@ -45,6 +45,7 @@ class Setting:
     solver: str
     steps: int
     guidance: float
+    eta: float = 0.0  # of the student's sampler ddim
 
     @property
     def nfe(self) -> int:
@@ -56,7 +57,8 @@ def settings(config: ExperimentConfig) -> list[Setting]:
     method = config.method
     if not method.trains:
         return [Setting("teacher", method.solver, method.steps, float(method.guidance))]
-    return [Setting(config.eval.weights, "lcm", steps, 1.0) for steps in config.eval.steps]
+    sampler, eta = config.eval.sampler, config.eval.eta
+    return [Setting(config.eval.weights, sampler, steps, 1.0, eta) for steps in config.eval.steps]
 
 
 class Split:
@@ -148,6 +150,7 @@ def _sampled(
             weights=setting.weights,
             guidance=setting.guidance,
             solver=setting.solver,
+            eta=setting.eta,
             first=first,
         )
         yield images, texts
@@ -174,7 +177,7 @@ def protocol(
         estimator=spec.estimator,
         reference_hash=split.reference.hash if spec.needs_reference else "",
         num_reference=split.reference.count if spec.needs_reference else 0,
-        solver=setting.solver,
+        solver=sampler_name(setting.solver, setting.eta),
         steps=setting.steps,
         guidance=setting.guidance,
         sampling_seed=SAMPLING_SEED,

@@ -6,7 +6,7 @@ import json
 import re
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +44,9 @@ def default_settings(
     """The teacher first (as often as asked for), then the run's own weights at each number of steps."""
     own = settings(session.config)
     if steps:
-        own = [Setting(own[0].weights, own[0].solver, k, own[0].guidance) for k in steps]
+        own = [replace(own[0], steps=k) for k in steps]
     if weights and session.config.method.trains:
-        own = [Setting(weights, s.solver, s.steps, s.guidance) for s in own]
+        own = [replace(setting, weights=weights) for setting in own]
     return (*teachers, *own)
 
 
@@ -85,6 +85,7 @@ def draw(session: Session, request: Request) -> np.ndarray:
                         weights=setting.weights,
                         guidance=setting.guidance,
                         solver=setting.solver,
+                        eta=setting.eta,
                     )
                     for setting in request.settings
                 ],

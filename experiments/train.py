@@ -123,7 +123,8 @@ def _sheet(session: Session, run: Run) -> Callable[[Clock], None]:
             if weights == "teacher" and teacher:
                 images.append(teacher[0])
                 continue
-            images.append(session.sample(prompts, steps, weights=weights, guidance=w))
+            how = {} if weights == "teacher" else {"solver": config.eval.sampler, "eta": config.eval.eta}
+            images.append(session.sample(prompts, steps, weights=weights, guidance=w, **how))
             if weights == "teacher":
                 teacher.append(images[-1])
         (run.path / "samples").mkdir(exist_ok=True)

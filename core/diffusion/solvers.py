@@ -16,6 +16,7 @@ from core.diffusion.process import Process
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 SOLVERS = ("ddim", "dpmpp_2m")
+SAMPLERS = ("lcm", "ddim")
 
 
 @torch.no_grad()
@@ -91,23 +92,49 @@ def _coefficients(process: Process, timesteps: np.ndarray) -> tuple[list[float],
 
 @torch.no_grad()
 def few_step_sample(
-    denoise: Denoise, noises: Sequence[Tensor], timesteps: np.ndarray, process: Process
+    denoise: Denoise,
+    noises: Sequence[Tensor],
+    timesteps: np.ndarray,
+    process: Process,
+    sampler: str = "lcm",
+    eta: float = 0.0,
 ) -> Tensor:
-    """Predict x0, re-noise to the next timestep with the next noise, repeat (Luo et al., 2023, Alg. 3).
+    """Predict x0, go back to the next timestep, repeat; returns the last x0 (B, C, H, W).
 
     ``noises`` holds one (B, C, H, W) per timestep; the first is the starting point itself (pure noise). The
-    prediction is combined with ``boundary_scalings`` as in training. Same as diffusers' LCMScheduler on these
-    timesteps.
+    prediction is combined with ``boundary_scalings`` as in training. Same as diffusers' schedulers of these names on
+    these timesteps.
+
+    ``lcm``: the next timestep's noise is new (Luo et al., 2023, Alg. 3). ``ddim``: it is the noise that the prediction
+    implies, of which ``eta`` replaces a part (Song et al., 2021, Eq. 12 and 16; 0: deterministic, 1: DDPM).
     """
-    assert len(noises) == len(timesteps), (len(noises), len(timesteps))
+    assert sampler in SAMPLERS and len(noises) == len(timesteps), (sampler, len(noises), len(timesteps))
     rows = torch.arange(len(noises[0]), device=noises[0].device)
-    x0 = torch.zeros_like(noises[0])
-    for step, (noise, timestep) in enumerate(zip(noises, timesteps, strict=True)):
-        t = _times(timestep, len(rows), noise.device)
-        x_t = noise if step == 0 else process.add_noise(x0, noise, t)
+    x_t = noises[0]
+    for step, timestep in enumerate(timesteps):
+        t = _times(timestep, len(rows), x_t.device)
         c_skip, c_out = boundary_scalings(t)
         x0 = c_skip * x_t + c_out * denoise(x_t, t, rows)
+        if step + 1 == len(timesteps):
+            break
+        following, noise = _times(timesteps[step + 1], len(rows), x_t.device), noises[step + 1]
+        if sampler == "lcm":
+            x_t = process.add_noise(x0, noise, following)
+        else:
+            x_t = _ddim_step(x_t, x0, noise, t, following, process, eta)
     return x0
+
+
+def _ddim_step(
+    x_t: Tensor, x0: Tensor, noise: Tensor, t: Tensor, following: Tensor, process: Process, eta: float
+) -> Tensor:
+    """x at ``following``: alpha' x0 + sigma' (direction and new noise), the latter's share as in DDPM times eta."""
+    alpha, sigma = process.alpha_sigma(t, x_t.dtype)
+    alpha_next, sigma_next = process.alpha_sigma(following, x_t.dtype)
+    posterior = sigma_next / sigma * (sigma**2 - (alpha / alpha_next * sigma_next) ** 2).clamp(min=0).sqrt()
+    fresh = eta * posterior
+    direction = (x_t - alpha * x0) / sigma
+    return alpha_next * x0 + (sigma_next**2 - fresh**2).sqrt() * direction + fresh * noise
 
 
 def boundary_scalings(t: Tensor, sigma_data: float = 0.5, scale: float = 10.0) -> tuple[Tensor, Tensor]:

@@ -112,15 +112,23 @@ class Method(ABC):
 
     @torch.no_grad()
     def sample(
-        self, role: str, noises: Sequence[Tensor], cond: Cond, null: Cond, steps: int, guidance: float = 1.0
+        self,
+        role: str,
+        noises: Sequence[Tensor],
+        cond: Cond,
+        null: Cond,
+        steps: int,
+        guidance: float = 1.0,
+        sampler: str = "lcm",
+        eta: float = 0.0,
     ) -> Tensor:
-        """Few-step sampling: predict x0, re-noise; latents (B, C, H, W) from injected noises (Flash Diffusion, LCM)."""
+        """Few-step sampling: latents (B, C, H, W) from injected noises; ``sampler``: see ``few_step_sample``."""
         process = self.backbone.process
 
         def denoise(x_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
             return self.backbone.guided(role, x_t, t, cond[rows], null, guidance)
 
-        return few_step_sample(denoise, noises, process.timesteps(steps), process)
+        return few_step_sample(denoise, noises, process.timesteps(steps), process, sampler, eta)
 
 
 def draw(values: np.ndarray, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

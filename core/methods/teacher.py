@@ -50,12 +50,3 @@ class Teacher(Method):
 
     def weights(self, player: str, clock: Clock) -> dict[str, float]:
         return {}
-
-    def num_noises(self, steps: int) -> int:
-        return 1
-
-    def sample(
-        self, role: str, noises: Sequence[Tensor], cond: Cond, null: Cond, steps: int, guidance: float | None = None
-    ) -> Tensor:
-        guidance = self.config.guidance if guidance is None else guidance
-        return teacher_sample(self.backbone, noises[0], cond, null, steps, guidance, self.config.solver)

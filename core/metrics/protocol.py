@@ -63,6 +63,11 @@ def comparable_id(fields: dict[str, Any]) -> str:
     return _digest({key: value for key, value in fields.items() if key not in SAMPLING_FIELDS})
 
 
+def sampler_name(sampler: str, eta: float) -> str:
+    """How a protocol's ``solver`` names the student's sampler: lcm, ddim, ddim eta=0.3."""
+    return f"{sampler} eta={eta:g}" if eta else sampler
+
+
 def file_sha256(path: Path) -> str:
     """Identity of a judge's weights file."""
     with path.open("rb") as file:

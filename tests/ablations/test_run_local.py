@@ -31,8 +31,9 @@ with run.lock():
     for split in config.eval.splits:
         for steps in config.eval.steps:
             fields = {"num_images": config.eval.num_images, "num_reference": 16, "images_per_prompt": 1}
+            fields["solver"] = config.eval.sampler
             line = {"metric": "kid", "split": split, "steps": steps, "weights": "student", "images": 32}
-            run.append_eval(line | {"n": 8, "protocol": "p", "protocol_fields": fields, "value": 1.0})
+            run.append_eval(line | {"n": 8, "protocol": fields["solver"], "protocol_fields": fields, "value": 1.0})
     run.end_attempt("done")
 """
 GRID = """
@@ -46,7 +47,9 @@ rows:
   - {id: orphan, parent: bad}
   - {id: good}
   - {id: twin, set: {method.mixture_variance: 0.5}}
+  - {id: ddim, set: {eval.sampler: ddim}}  # the same run as good, measured in another way
   - {id: bad, set: {method.num_timesteps: 16}}
+  - {id: bad-ddim, set: {method.num_timesteps: 16, eval.sampler: ddim}}
 budgets:
   full: {set: {data.path: "random:x"}}
   larger: {set: {data.path: "random:x", eval.num_images: 9}}
@@ -69,12 +72,15 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_run_shares_resumes_and_survives_a_failure(file: str) -> None:
     cells, said = load(file).expand("tiny"), []
     states = {s.cell.row: s.state for s in LocalRunner(cells, RUNS, 2, said.append).run()}
-    assert states == {"good": "done", "child": "done", "bad": "failed", "orphan": "planned"}  # twin is good
-    assert sum("  started" in line for line in said) == 3
+    expected = {"good": "done", "child": "done", "ddim": "done", "bad": "failed", "bad-ddim": "planned"}
+    assert states == expected | {"orphan": "planned"}  # twin is good
+    assert sum("  started" in line for line in said) == 4
+    assert len({cell.id for cell in cells if cell.row in ("good", "twin", "ddim")}) == 1
     assert any("bad-s0" in line and "failed" in line and "out of luck" in line for line in said)
     assert any("orphan-s0" in line and "not started: its parent" in line for line in said)
+    assert any("bad-ddim-s0" in line and "not started: its run has failed" in line for line in said)
 
-    done = [cell for cell in cells if cell.row in ("good", "twin", "child")]
+    done = [cell for cell in cells if cell.row in ("good", "twin", "ddim", "child")]
     said.clear()
     assert all(s.state == "done" for s in LocalRunner(done, RUNS, 2, said.append).run()) and not said
 

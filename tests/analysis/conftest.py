@@ -73,6 +73,7 @@ class World:
             "metric": metric, "scale": "tiny", "split": "train", "data_hash": "d", "prompts_hash": "p",
             "num_images": run.config.eval.num_images, "judge": "judge", "judge_hash": "j", "resize": "r",
             "estimator": "e", "reference_hash": "real", "num_reference": 500, "steps": steps,
+            "solver": "lcm" if trains else "dpmpp_2m",
         }  # fmt: skip
         protocol = Protocol(**fields | changes)
         line = {

@@ -61,6 +61,15 @@ def test_rows_may_differ_in_how_they_were_sampled(world) -> None:
     assert comparable(world.frame())["value"].notna().sum() == 2
 
 
+def test_a_row_shows_the_numbers_of_its_own_sampler(world) -> None:
+    cells = world.cells()
+    run = world.run(cells["plain", 0])
+    world.measure(run, "kid", 0.1, solver="ddim")
+    assert comparable(world.frame())["value"].notna().sum() == 0
+    world.measure(run, "kid", 0.2)
+    assert _value(comparable(world.frame()), "plain", 0, nfe=2)["value"] == 0.2
+
+
 def test_the_protocol_that_all_runs_share_is_taken(world) -> None:
     cells = world.cells()
     teacher = world.run(cells["teacher", 0])

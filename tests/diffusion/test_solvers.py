@@ -75,6 +75,31 @@ def test_few_step_sampling_matches_lcm(num_steps: int) -> None:
     torch.testing.assert_close(got, x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_few_step_sampling_matches_ddim(eta: float) -> None:
+    scheduler = DDIMScheduler(**SD, clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=True)
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == trailing_timesteps(4).tolist()
+    noises = [noise(2, seed) for seed in range(4)]
+    x = noises[0]
+    for step, t in enumerate(scheduler.timesteps):
+        fresh = noises[step + 1] if step < 3 else torch.zeros_like(x)
+        network = eps_network(x, t.view(1).double())
+        x = scheduler.step(network, t, x, eta=eta, variance_noise=fresh if eta else None).prev_sample
+    got = few_step_sample(denoise, noises, trailing_timesteps(4), VP, "ddim", eta)
+    torch.testing.assert_close(got, x, rtol=1e-4, atol=1e-4)
+
+
+def test_ddim_without_new_noise_is_the_ode_solver_s() -> None:
+    for process in (VP, FlowProcess(shift=3.0)):
+        grid = process.timesteps(4)
+        network = lambda x, t, rows: torch.tanh(x)  # noqa: E731
+        noises = [noise(2, seed) for seed in range(4)]
+        expected, _ = solve(network, noises[0], torch.zeros(2, dtype=torch.long), grid, process, "ddim")
+        got = few_step_sample(network, noises, grid, process, "ddim")
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_boundary_scalings_are_the_identity_at_zero_and_the_network_elsewhere() -> None:
     c_skip, c_out = boundary_scalings(torch.tensor([0, 1, 249, 999]))
     np.testing.assert_allclose(c_skip.flatten(), [1, 0.25 / 100.25, 4.0321e-8, 2.505e-9], rtol=1e-3)

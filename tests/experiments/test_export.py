@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from core.backbones.base import STUDENT
 from core.backbones.roles import Sharing
@@ -15,7 +15,7 @@ from core.config import UserError, compose
 from core.diffusion.solvers import few_step_sample
 from core.diffusion.timesteps import trailing_timesteps
 from core.identity import locate
-from experiments.export import export, lcm_scheduler
+from experiments.export import export, few_step_scheduler
 
 LORA = Sharing("lora", rank=4, alpha=2, targets=("to_q", "to_k", "to_v", "to_out.0"))
 EVERY_LAYER = Sharing("lora", rank=4, alpha=2, targets=tuple(compose("flash/emoji").backbone.lora_targets))
@@ -39,25 +39,32 @@ def _student(teacher: Path, sharing: Sharing) -> UNetBackbone:
     return backbone
 
 
-def _ours(backbone: UNetBackbone, noises: list[torch.Tensor], role: str = STUDENT) -> torch.Tensor:
+def _ours(
+    backbone: UNetBackbone, noises: list[torch.Tensor], role: str = STUDENT, sampler: str = "lcm", eta: float = 0.0
+) -> torch.Tensor:
     cond = backbone.encode_text(PROMPTS)
     timesteps = trailing_timesteps(len(noises), 1000)
     with torch.no_grad():
         return few_step_sample(
-            lambda x, t, rows: backbone.predict(role, x, t, cond[rows]), noises, timesteps, backbone.process
+            lambda x, t, rows: backbone.predict(role, x, t, cond[rows]),
+            noises,
+            timesteps,
+            backbone.process,
+            sampler,
+            eta,
         )
 
 
 def _theirs(
-    pipe: StableDiffusionPipeline, noises: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+    pipe: StableDiffusionPipeline, noises: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch, eta: float = 0.0
 ) -> torch.Tensor:
     """The pipeline starts from the first noise; its scheduler is handed the others instead of drawing."""
-    rest = iter(noises[1:])
-    monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *a, **k: next(rest))
+    rest = iter([*noises[1:], torch.zeros_like(noises[0])])  # ddim draws in its last step too, times 0
+    for module in ("scheduling_lcm", "scheduling_ddim"):
+        monkeypatch.setattr(f"diffusers.schedulers.{module}.randn_tensor", lambda *a, **k: next(rest))
     pipe.set_progress_bar_config(disable=True)
-    return pipe(
-        PROMPTS, latents=noises[0], num_inference_steps=len(noises), guidance_scale=1.0, output_type="latent"
-    ).images
+    options = {"num_inference_steps": len(noises), "guidance_scale": 1.0, "eta": eta, "output_type": "latent"}
+    return pipe(PROMPTS, latents=noises[0], **options).images
 
 
 def _noises(steps: int, channels: int = 4) -> list[torch.Tensor]:
@@ -86,6 +93,21 @@ def test_exported_lora_gives_our_samples(
     _check_lora(teacher, sharing, tmp_path / "out", steps, monkeypatch)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_exported_ddim_sampler_gives_our_samples(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eta: float
+) -> None:
+    backbone = _student(teacher, LORA)
+    usage = (export(backbone, tmp_path / "out", steps=4, sampler="ddim", eta=eta) / "README.md").read_text()
+    assert "DDIMScheduler" in usage and ("eta=0.5" in usage) == (eta == 0.5) and "must divide" not in usage
+    pipe = StableDiffusionPipeline.from_pretrained(teacher)
+    pipe.load_lora_weights(tmp_path / "out")
+    pipe.scheduler = DDIMScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler")
+    ours = _ours(backbone, _noises(4), sampler="ddim", eta=eta)
+    assert (ours - _ours(backbone, _noises(4))).abs().max() > 0.05, "another sampler than lcm"
+    assert (ours - _theirs(pipe, _noises(4), monkeypatch, eta)).abs().max() < 1e-3
+
+
 def test_exported_lora_of_the_embedded_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _check_lora(EMBEDDED, EVERY_LAYER, tmp_path / "out", 4, monkeypatch)
 
@@ -104,7 +126,7 @@ def test_exported_full_student_gives_our_samples(
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_scheduler_has_the_students_timesteps(teacher: Path, steps: int) -> None:
-    scheduler = lcm_scheduler(UNetBackbone.load(str(teacher), LORA), max(4, steps))
+    scheduler = few_step_scheduler(UNetBackbone.load(str(teacher), LORA), max(4, steps))
     scheduler.set_timesteps(steps)
     np.testing.assert_array_equal(scheduler.timesteps.numpy(), trailing_timesteps(steps, 1000))
 
