@@ -83,8 +83,8 @@ class Backbone(ABC):
         """uint8 (B, H, W, 3) -> latents (B, C, h, w), scaled to about unit variance."""
 
     @abstractmethod
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """Latents (B, C, h, w) -> uint8 (B, H, W, 3)."""
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> pixels (B, 3, H, W), about [-1, 1], with a graph."""
 
     @abstractmethod
     def encode_text(self, prompts: Sequence[str]) -> Cond:
@@ -100,6 +100,12 @@ class Backbone(ABC):
         """(F, h, w) of ``features``."""
 
     # What a method calls.
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Latents (B, C, h, w) -> uint8 (B, H, W, 3)."""
+        pixels = ((self.pixels(latents) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
     def predict(self, role: str, x_t: Tensor, t: Tensor, cond: Cond, as_: str = "x0") -> Tensor:
         """The role's prediction converted once, in fp32, to ``as_``: "x0", "eps", "v" or "flow"."""
         self.evaluations[role] += len(x_t)

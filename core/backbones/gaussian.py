@@ -126,9 +126,8 @@ class GaussianBackbone(Backbone):
     def encode(self, images: np.ndarray) -> Tensor:
         return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
-    def decode(self, latents: Tensor) -> np.ndarray:
-        pixels = ((latents.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+    def pixels(self, latents: Tensor) -> Tensor:
+        return latents.float()
 
     def encode_text(self, prompts: Sequence[str]) -> Cond:
         """``components`` (B, K) bool; a prompt is the numbers of its components, "" is all of them."""

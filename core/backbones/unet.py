@@ -143,11 +143,8 @@ class UNetBackbone(Backbone):
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         return self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> np.ndarray:
-        pixels = self.vae.decode(latents.to(self.device).float() / self.vae.config.scaling_factor).sample
-        pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+    def pixels(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents.to(self.device).float() / self.vae.config.scaling_factor).sample
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Cond:

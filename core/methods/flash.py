@@ -7,7 +7,7 @@ encoder half; the fake score is the student itself (Sec. 4.4), so no further net
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from core.diffusion.timesteps import timestep_pmf
 from core.losses.adversarial import GAN_LOSSES
 from core.losses.distill import DISTILL_LOSSES
 from core.losses.matching import dmd_gradient, dmd_loss
+from core.losses.perceptual import EffnetDistance, LpipsDistance, PerceptualLoss
 from core.methods.base import Method, Optimizer, Player, Rollout, draw
 from core.methods.clock import Clock
 
@@ -35,11 +36,18 @@ class Flash(Method):
         self.add_student()
         self.timesteps = self.backbone.process.timesteps(self.config.num_timesteps)
         self.gan = GAN_LOSSES[self.config.adversarial_loss]()
-        self.distill = DISTILL_LOSSES[self.config.distill_loss]
+        self.distill = self._distill_loss()
         self.critic: LatentCritic | None = None
         if any(self.config.adversarial_weight):
             with keyed_init(self.seed, CRITIC):
                 self.critic = LatentCritic(self.backbone.feature_shape, self.config.critic_channels)
+
+    def _distill_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        name = self.config.distill_loss
+        if name in DISTILL_LOSSES:
+            return DISTILL_LOSSES[name]
+        distance = LpipsDistance(self.config.lpips_path) if name == "lpips" else EffnetDistance()
+        return PerceptualLoss(distance.to(self.backbone.device), self.backbone.pixels)
 
     def players(self) -> list[Player]:
         betas = tuple(self.config.adam_betas)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from core.schema import UserError, check_choice, check_range, listing, register_schema
+from core.schema import UserError, check_choice, check_range, execution, listing, register_schema
 
 REVISION = 1
-DISTILL_LOSSES = ("mse", "l1")
+DISTILL_LOSSES = ("mse", "l1", "lpips", "effnet_lite1")
 ADVERSARIAL_LOSSES = ("lsgan", "hinge", "wgan", "non_saturating")
 TIMESTEP_DISTRIBUTIONS = ("mixture", "uniform", "gaussian", "sharp")
 
@@ -34,7 +34,8 @@ class FlashConfig:
     guidance_min: float = 3.0  # w ~ U[min, max] of the teacher, x_w = w x_cond + (1 - w) x_null [P]
     guidance_max: float = 13.0
     solver: str = "dpmpp_2m"  # of the teacher: dpmpp_2m | ddim
-    distill_loss: str = "mse"  # mse | l1, against the teacher's ODE solution, in latents [P]
+    distill_loss: str = "mse"  # in latents: mse [P] | l1; of decoded images: lpips [P] | effnet_lite1
+    lpips_path: str | None = execution(None)  # torchvision's vgg16-397923af.pth, for lpips
     distill_weight: float = 1.0
     adversarial_loss: str = "lsgan"  # lsgan (Eq. 8) | hinge | wgan [P] | non_saturating [C]
     adversarial_weight: list[float] = listing(0.0, 0.1, 0.2, 0.3)  # lambda_adv per stage [P]

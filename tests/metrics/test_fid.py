@@ -10,6 +10,7 @@ from cleanfid import fid as cleanfid
 from PIL import Image
 
 from core.config import UserError
+from core.losses.imagenet import efficientnet_lite
 from core.metrics import fid
 from core.metrics.protocol import file_sha256
 
@@ -81,7 +82,7 @@ def _photograph(size: int) -> np.ndarray:
 
 def test_effnet_weights_recognise_a_photograph() -> None:
     """ImageNet class 652 is "military uniform": a wrong padding, channel order or normalisation loses it."""
-    model, _ = fid.effnet_lite0()
+    model, _ = efficientnet_lite(0)
     probability = model(fid._prepare_effnet(_photograph(224))).softmax(-1)[0]
     assert int(probability.argmax()) == 652
     assert float(probability[652]) > 0.4
@@ -91,12 +92,12 @@ def test_effnet_features_feed_its_own_classifier() -> None:
     extractor = fid.load_extractor("effnet")
     images = np.concatenate([_photograph(64), 255 - _photograph(64)])
     features = extractor(images)
-    model, digest = fid.effnet_lite0()
+    model, file = efficientnet_lite(0)
     logits = model(fid._prepare_effnet(images)).numpy()
     weight, bias = model.get_classifier().weight.numpy(), model.get_classifier().bias.numpy()
     assert features.shape == (2, 1280) and features.dtype == np.float32
     np.testing.assert_allclose(features @ weight.T + bias, logits, atol=1e-3)
-    assert extractor.hash == digest == "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    assert extractor.hash == file_sha256(file) == "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 def test_large_images_are_resized_as_clean_fid_does() -> None:
