@@ -35,7 +35,7 @@ class LocalRunner:
         self.statuses = {item.cell.task: item for item in plan(cells, runs_dir)}
         self.total = len(self.statuses)
         self._jobs: dict[str, tuple[Any, float]] = {}
-        self._tried: set[str] = set()
+        self._failed: set[str] = set()  # ids of runs
         self._told = time.monotonic()
         self._executor: Any = None
 
@@ -63,10 +63,9 @@ class LocalRunner:
     def _start(self, waiting: list[Cell]) -> list[Cell]:
         """Start what may start; returns what still waits. A child of a failed cell is given up."""
         left = []
-        failed = {item.cell.id for task, item in self.statuses.items() if task in self._tried and not item.is_final}
         for cell in waiting:
             parents = [item for item in self.statuses.values() if item.cell.id in cell.parents]
-            if cell.id in failed and not self._at_work(cell):
+            if cell.id in self._failed:
                 self._tell(cell, "not started: its run has failed")
             elif all(p.is_final for p in parents):
                 if len(self._jobs) < self.slots and not self._at_work(cell):
@@ -97,7 +96,6 @@ class LocalRunner:
         environment = {**ALLOCATOR, **os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
         job = self._executor.submit(CommandFunction(command, verbose=False, env=environment))
         self._jobs[cell.task] = (job, time.monotonic())
-        self._tried.add(cell.task)
         self._tell(cell, f"started (log: {job.paths.folder})")
 
     def _finish(self) -> None:
@@ -111,6 +109,8 @@ class LocalRunner:
             now = status(cell, path)
             if error is not None and not now.is_final:
                 now = Status(cell, "failed", path, now.reason or _last_line(error))
+            if not now.is_final:
+                self._failed.add(cell.id)
             self.statuses[task] = now
             text = f"{now.state} after {time.monotonic() - started:.0f} s"
             self._tell(cell, f"{text}: {now.reason}" if now.reason else text)

@@ -35,9 +35,9 @@ class PerceptualLoss:
 class EffnetDistance(nn.Module):
     """All weights 1, on the five stages of EfficientNet-Lite1: not the network of the judges ``kd_effnet``."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: nn.Module | None = None) -> None:
         super().__init__()
-        self.network = efficientnet_lite(1)[0]
+        self.network = network or efficientnet_lite(1)[0]
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         pairs = zip(self._stages(pred), self._stages(target), strict=True)
@@ -67,6 +67,12 @@ class LpipsDistance(nn.Module):
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         return self.lpips(pred.float(), target.float()).flatten()
+
+
+PERCEPTUAL_LOSSES: dict[str, Callable[[str | None], nn.Module]] = {
+    "lpips": LpipsDistance,
+    "effnet_lite1": lambda path: EffnetDistance(),  # its weights are installed
+}
 
 
 def unit_length(features: Tensor) -> Tensor:

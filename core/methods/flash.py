@@ -22,7 +22,7 @@ from core.diffusion.timesteps import timestep_pmf
 from core.losses.adversarial import GAN_LOSSES
 from core.losses.distill import DISTILL_LOSSES
 from core.losses.matching import dmd_gradient, dmd_loss
-from core.losses.perceptual import EffnetDistance, LpipsDistance, PerceptualLoss
+from core.losses.perceptual import PERCEPTUAL_LOSSES, PerceptualLoss
 from core.methods.base import Method, Optimizer, Player, Rollout, draw
 from core.methods.clock import Clock
 
@@ -46,7 +46,7 @@ class Flash(Method):
         name = self.config.distill_loss
         if name in DISTILL_LOSSES:
             return DISTILL_LOSSES[name]
-        distance = LpipsDistance(self.config.lpips_path) if name == "lpips" else EffnetDistance()
+        distance = PERCEPTUAL_LOSSES[name](self.config.lpips_path)
         return PerceptualLoss(distance.to(self.backbone.device), self.backbone.pixels)
 
     def players(self) -> list[Player]:

@@ -10,6 +10,7 @@ import torch
 from core.losses.adversarial import GAN_LOSSES
 from core.losses.distill import DISTILL_LOSSES
 from core.losses.matching import dmd_gradient, dmd_loss
+from core.losses.perceptual import PERCEPTUAL_LOSSES
 from core.methods import flash_config
 
 
@@ -77,7 +78,7 @@ def test_gan_losses_by_value(name: str, generator: float, discriminator: float |
 
 def test_the_configuration_names_every_loss() -> None:
     assert set(flash_config.ADVERSARIAL_LOSSES) == set(GAN_LOSSES)
-    assert set(flash_config.DISTILL_LOSSES) == set(DISTILL_LOSSES)
+    assert set(flash_config.DISTILL_LOSSES) == {*DISTILL_LOSSES, *PERCEPTUAL_LOSSES}
 
 
 @pytest.mark.parametrize("name", GAN_LOSSES)

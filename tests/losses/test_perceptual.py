@@ -29,10 +29,8 @@ def pixels(*colours: tuple[float, float, float]) -> Tensor:
     return (normalised * 128 + 127) / 127.5 - 1
 
 
-def test_distance_is_twice_one_minus_the_cosine_at_every_stage(effnet: EffnetDistance) -> None:
-    distance = EffnetDistance.__new__(EffnetDistance)
-    nn.Module.__init__(distance)
-    distance.network = Stages()
+def test_distance_is_twice_one_minus_the_cosine_at_every_stage() -> None:
+    distance = EffnetDistance(Stages())
     a, b = pixels((0.5, 0, 0), (0.3, 0.4, 0)), pixels((0.1, 0, 0), (0.4, 0, 0.3))
     cosines = torch.tensor([1.0, 0.12 / 0.25])
     torch.testing.assert_close(distance(a, b), 2 * 2 * (1 - cosines), rtol=1e-4, atol=1e-4)
