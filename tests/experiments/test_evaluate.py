@@ -115,7 +115,7 @@ def test_students_are_sampled_without_guidance_at_every_number_of_steps(make_run
     session = Recorder(run)
     evaluate(session, run, say=lambda text: None)
     assert session.calls == [
-        {"prompts": 8, "steps": k, "seed": 0, "weights": "ema", "guidance": 1.0, "solver": "lcm", "first": 0}
+        {"prompts": 8, "steps": k, "seed": 0, "weights": "ema", "guidance": 1.0, "solver": "lcm", "eta": 0.0, "first": 0}
         for k in (1, 4)
     ]
 
