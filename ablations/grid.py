@@ -20,10 +20,7 @@ from core.schema import check_choice, nearest
 
 FOLDER = Path(__file__).parent
 # What may differ between machines: where things lie and how they are executed.
-LOCAL = (
-    "data.path", "backbone.path", "backbone.revision", "method.lpips_path",
-    "eval.*_path", "eval.batch_size", "execution.*",
-)  # fmt: skip
+LOCAL = ("*.path", "*_path", "backbone.revision", "eval.batch_size", "execution.*")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from core.methods.base import Method
 from core.methods.clock import Clock
 from core.methods.flash import Flash
 from core.methods.teacher import Teacher, teacher_sample
+from core.metrics.cost import image_evaluations
 from core.randomness import Stream
 from core.run import Run
 from core.training.checkpoint import latest_snapshot
@@ -175,6 +177,21 @@ def load_role(backbone: Backbone, role: str, file: Path) -> None:
         parameter.copy_(tensors[name])
 
 
+@dataclass(frozen=True)
+class Setting:
+    """One way of sampling: ``weights`` is student, ema, or teacher; ``solver`` is of its ODE or few-step sampler."""
+
+    weights: str
+    solver: str
+    steps: int
+    guidance: float = 1.0
+    eta: float = 0.0  # of the student's sampler ddim
+
+    @property
+    def nfe(self) -> int:
+        return image_evaluations(self.steps, self.guidance)
+
+
 class Session:
     """A backbone with a run's weights, ready to sample."""
 
@@ -190,56 +207,28 @@ class Session:
         return [torch.from_numpy(draw).to(self.backbone.device) for draw in draws]
 
     @torch.no_grad()
-    def sample(
-        self,
-        prompts: list[str],
-        steps: int,
-        seed: int = 0,
-        *,
-        weights: str = "student",
-        guidance: float | None = None,
-        solver: str | None = None,
-        eta: float = 0.0,
-        first: int = 0,
-    ) -> np.ndarray:
-        """uint8 (B, H, W, 3). ``weights``: student, ema, or teacher.
-
-        ``solver``: of the teacher's ODE (default dpmpp_2m), or the student's sampler (default lcm) with its ``eta``.
-
-        Prompt i is at position ``first`` + i, which alone decides its noise.
-        """
+    def sample(self, prompts: Sequence[str], setting: Setting, seed: int = 0, *, first: int = 0) -> np.ndarray:
+        """uint8 (B, H, W, 3). Prompt i is at position ``first`` + i, which alone decides its noise."""
         images = []
         with self.backbone.uncounted():
             for start in range(0, len(prompts), self.config.eval.batch_size):
-                texts = prompts[start : start + self.config.eval.batch_size]
+                texts = list(prompts[start : start + self.config.eval.batch_size])
                 positions = np.arange(first + start, first + start + len(texts))
                 cond = self.backbone.encode_text(texts)
-                latents = self._latents(weights, cond, positions, steps, seed, guidance, solver, eta)
-                images.append(self.backbone.decode(latents))
+                images.append(self.backbone.decode(self._latents(setting, cond, positions, seed)))
         return np.concatenate(images)
 
-    def _latents(
-        self,
-        weights: str,
-        cond: Cond,
-        positions: np.ndarray,
-        steps: int,
-        seed: int,
-        guidance: float | None,
-        solver: str | None,
-        eta: float,
-    ) -> Tensor:
-        w = 1.0 if guidance is None else guidance
-        if weights == "teacher":
+    def _latents(self, how: Setting, cond: Cond, positions: np.ndarray, seed: int) -> Tensor:
+        if how.weights == "teacher":
             noise = self.noises(1, positions, seed)[0]
-            return teacher_sample(self.backbone, noise, cond, self.null, steps, w, solver or "dpmpp_2m")
-        role = WEIGHTS[weights]
+            return teacher_sample(self.backbone, noise, cond, self.null, how.steps, how.guidance, how.solver)
+        role = WEIGHTS[how.weights]
         if not self.method.trains or role not in self.backbone.roles:
             raise UserError(
-                f"weights={weights}: this run has none; allowed: teacher, student, ema (train.ema_decay > 0)"
+                f"weights={how.weights}: this run has none; allowed: teacher, student, ema (train.ema_decay > 0)"
             )
-        noises = self.noises(self.method.num_noises(steps), positions, seed)
-        return self.method.sample(role, noises, cond, self.null, steps, w, solver or "lcm", eta)
+        noises = self.noises(self.method.num_noises(how.steps), positions, seed)
+        return self.method.sample(role, noises, cond, self.null, how.steps, how.guidance, how.solver, how.eta)
 
 
 def load_run(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,10 @@ from core.data.prompts import PromptList, dataset_prompts, reference_images
 from core.data.shards import open_dataset
 from core.identity import locate
 from core.metrics.clip import ClipJudge, load_clip
-from core.metrics.cost import image_evaluations
 from core.metrics.measure import METRICS, Judges, Reference
 from core.metrics.protocol import Protocol, file_sha256, sampler_name
 from core.run import Run
-from experiments.build import Session, view_function
+from experiments.build import Session, Setting, view_function
 from experiments.target import load_target
 
 SAMPLING_SEED = 0
@@ -35,21 +33,6 @@ CHUNK = 512  # images sampled and judged at a time
 PROBE = 32  # reference images that enter the identity of a reference set
 
 EMOJI_CLIP = "package:experiments/emoji/assets/emoji-clip-v1"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way of sampling: ``weights`` is student, ema or teacher."""
-
-    weights: str
-    solver: str
-    steps: int
-    guidance: float
-    eta: float = 0.0  # of the student's sampler ddim
-
-    @property
-    def nfe(self) -> int:
-        return image_evaluations(self.steps, self.guidance)
 
 
 def settings(config: ExperimentConfig) -> list[Setting]:
@@ -143,17 +126,7 @@ def _sampled(
 ) -> Iterator[tuple[np.ndarray, tuple[str, ...]]]:
     for first in range(0, len(prompts), CHUNK):
         texts = prompts.prompts[first : first + CHUNK]
-        images = session.sample(
-            list(texts),
-            setting.steps,
-            SAMPLING_SEED,
-            weights=setting.weights,
-            guidance=setting.guidance,
-            solver=setting.solver,
-            eta=setting.eta,
-            first=first,
-        )
-        yield images, texts
+        yield session.sample(texts, setting, SAMPLING_SEED, first=first), texts
 
 
 def protocol(

@@ -15,9 +15,9 @@ from PIL import Image
 from core.config import UserError
 from core.data.prompts import PromptList, parse_prompts
 from core.run import atomic_folder
-from experiments.build import Session
-from experiments.evaluate import Setting, Split, settings
-from experiments.sheet import contact_sheet
+from experiments.build import Session, Setting
+from experiments.evaluate import Split, settings
+from experiments.sheet import contact_sheet, label
 from experiments.target import load_target
 
 NUM_DEFAULT_PROMPTS = 8
@@ -78,15 +78,7 @@ def draw(session: Session, request: Request) -> np.ndarray:
         [
             np.stack(
                 [
-                    session.sample(
-                        list(request.prompts.prompts),
-                        setting.steps,
-                        seed,
-                        weights=setting.weights,
-                        guidance=setting.guidance,
-                        solver=setting.solver,
-                        eta=setting.eta,
-                    )
+                    session.sample(request.prompts.prompts, setting, seed)
                     for setting in request.settings
                 ],
                 axis=1,
@@ -95,12 +87,6 @@ def draw(session: Session, request: Request) -> np.ndarray:
         ],
         axis=1,
     )
-
-
-def label(setting: Setting) -> str:
-    """``teacher 50 steps w=4``, ``student 1 step``."""
-    steps = f"{setting.weights} {setting.steps} step{'s' if setting.steps > 1 else ''}"
-    return steps if setting.guidance == 1.0 else f"{steps} w={setting.guidance:g}"
 
 
 def _row_label(prompt: str, seed: int, num_seeds: int) -> str:

@@ -17,8 +17,8 @@ from core.methods.clock import Clock
 from core.run import Run
 from core.training.loop import Diverged, Trainer
 from core.training.preemption import Preempted
-from experiments.build import Session, build_backbone, build_clock, build_data, build_method, view_function
-from experiments.sheet import contact_sheet
+from experiments.build import Session, Setting, build_backbone, build_clock, build_data, build_method, view_function
+from experiments.sheet import contact_sheet, label
 
 log = logging.getLogger("fewstep")
 SHEET_PROMPTS, SHEET_STEPS, TEACHER_STEPS = 8, 4, 20
@@ -111,24 +111,20 @@ def _sheet(session: Session, run: Run) -> Callable[[Clock], None]:
         dataset_prompts(dataset, view_function(config.data), 4 * SHEET_PROMPTS).distinct(SHEET_PROMPTS).prompts
     )
     guidance = (config.method.guidance_min + config.method.guidance_max) / 2
-    columns = [(f"teacher {TEACHER_STEPS} steps", "teacher", TEACHER_STEPS, guidance)]
-    columns += [(f"student {SHEET_STEPS} steps", "student", SHEET_STEPS, 1.0), ("student 1 step", "student", 1, 1.0)]
-    if config.train.ema_decay > 0:
-        columns.append((f"EMA {SHEET_STEPS} steps", "ema", SHEET_STEPS, 1.0))
-    teacher: list[np.ndarray] = []  # its pictures never change
+    teacher = Setting("teacher", "dpmpp_2m", TEACHER_STEPS, guidance)
+    own = [
+        Setting(weights, config.eval.sampler, steps, eta=config.eval.eta)
+        for weights in ("student", "ema")[: 1 + (config.train.ema_decay > 0)]
+        for steps in (SHEET_STEPS, 1)
+    ]
+    drawn: list[np.ndarray] = []  # the teacher's pictures never change
 
     def draw(clock: Clock) -> None:
-        images = []
-        for _, weights, steps, w in columns:
-            if weights == "teacher" and teacher:
-                images.append(teacher[0])
-                continue
-            how = {} if weights == "teacher" else {"solver": config.eval.sampler, "eta": config.eval.eta}
-            images.append(session.sample(prompts, steps, weights=weights, guidance=w, **how))
-            if weights == "teacher":
-                teacher.append(images[-1])
+        if not drawn:
+            drawn.append(session.sample(prompts, teacher))
+        images = [*drawn, *(session.sample(prompts, setting) for setting in own)]
         (run.path / "samples").mkdir(exist_ok=True)
-        sheet = contact_sheet(prompts, [label for label, *_ in columns], np.stack(images, axis=1))
+        sheet = contact_sheet(prompts, [label(setting) for setting in (teacher, *own)], np.stack(images, axis=1))
         sheet.save(run.path / "samples" / f"{clock.images:010d}.png")
 
     return draw

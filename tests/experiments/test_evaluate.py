@@ -1,6 +1,7 @@
 """Evaluation: each value under its protocol, measured once; images made once for all metrics that share
 them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from core.identity import locate
 from core.metrics.diversity import prompt_diversity
 from core.metrics.fid import kernel_distance, load_extractor
 from core.run import Run
-from experiments.build import view_function
+from experiments.build import Setting, view_function
 from experiments.evaluate import evaluate, settings, table
 
 
@@ -26,9 +27,9 @@ class Recorder:
         self.config, self.images, self.calls = run.config, images, []
         self.backbone = SimpleNamespace(device="cpu")
 
-    def sample(self, prompts: list[str], steps: int, seed: int, **options: object) -> np.ndarray:
-        self.calls.append({"prompts": len(prompts), "steps": steps, "seed": seed, **options})
-        return pictures(len(prompts), steps, options["first"])
+    def sample(self, prompts: Sequence[str], setting: Setting, seed: int, *, first: int) -> np.ndarray:
+        self.calls.append((len(prompts), setting, seed, first))
+        return pictures(len(prompts), setting.steps, first)
 
 
 def pictures(count: int, steps: int, first: int = 0) -> np.ndarray:
@@ -76,7 +77,7 @@ def test_nothing_is_measured_twice_and_new_metrics_join(make_run) -> None:  # no
     run.config.eval.steps.append(2)
     more = Recorder(run)
     lines = evaluate(more, run, say=lambda text: None)
-    assert [call["steps"] for call in more.calls] == [1, 4, 2, 2], "one pass per missing metric's images"
+    assert [setting.steps for _, setting, _, _ in more.calls] == [1, 4, 2, 2], "one pass per missing metric's images"
     assert len(lines) == 9 and len(run.evals()) == 9
     evaluate(Recorder(run, images=64), run, say=lambda text: None)
     assert len(run.evals()) == 18, "another position of the training is another value"
@@ -114,10 +115,7 @@ def test_students_are_sampled_without_guidance_at_every_number_of_steps(make_run
     run = make_run("flash/tiny", "eval.metrics=[kd_effnet]", "eval.weights=ema")
     session = Recorder(run)
     evaluate(session, run, say=lambda text: None)
-    assert session.calls == [
-        {"prompts": 8, "steps": k, "seed": 0, "weights": "ema", "guidance": 1.0, "solver": "lcm", "eta": 0.0, "first": 0}
-        for k in (1, 4)
-    ]
+    assert session.calls == [(8, Setting("ema", "lcm", steps, 1.0), 0, 0) for steps in (1, 4)]
 
 
 def test_wrong_requests_are_one_clear_line(make_run) -> None:  # noqa: ANN001

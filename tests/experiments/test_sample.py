@@ -11,7 +11,7 @@ from PIL import Image
 from core.config import compose, resolve
 from core.run import Run
 from core.training.checkpoint import save_snapshot
-from experiments.build import build_backbone, build_method, load_run
+from experiments.build import Setting, build_backbone, build_method, load_run
 from experiments.cli import main
 
 PROMPTS = ["red apple", "blue heart"]
@@ -42,9 +42,9 @@ def test_sample_writes_every_image_and_a_sheet(run: Run, tmp_path: Path, capsys:
     session, _ = load_run(run.path)
     for entry in entries:
         position = PROMPTS.index(entry["prompt"])
-        expected = session.sample(
-            PROMPTS, entry["steps"], entry["seed"], weights=entry["weights"], guidance=entry["guidance"]
-        )
+        solver = "dpmpp_2m" if entry["weights"] == "teacher" else "lcm"
+        setting = Setting(entry["weights"], solver, entry["steps"], entry["guidance"])
+        expected = session.sample(PROMPTS, setting, entry["seed"])
         np.testing.assert_array_equal(np.asarray(Image.open(out / entry["file"])), expected[position])
     assert {(e["weights"], e["steps"], e["guidance"]) for e in entries} == {
         ("teacher", 2, 3.0), ("teacher", 3, 3.0), ("student", 1, 1.0), ("student", 2, 1.0),
