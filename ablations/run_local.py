@@ -28,9 +28,7 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MAL
 class LocalRunner:
     """Keeps up to ``slots`` cells at work until every cell is final, has failed, or lacks its parent."""
 
-    def __init__(
-        self, cells: Sequence[Cell], runs_dir: Path, slots: int, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, cells: Sequence[Cell], runs_dir: Path, slots: int, say: Callable[[str], None]) -> None:
         self.runs_dir, self.slots, self.say = runs_dir, slots, say
         self.statuses = {item.cell.task: item for item in plan(cells, runs_dir)}
         self.total = len(self.statuses)

@@ -11,9 +11,7 @@ def register(subparsers: _SubParsersAction) -> None:
     train = subparsers.add_parser("train", help="train an experiment to the end of its budget (resumes)")
     train.add_argument("experiment", help="e.g. flash/emoji")
     train.add_argument("overrides", nargs="*", metavar="key=value")
-    train.add_argument(
-        "--evaluate", action="store_true", help="measure at the fractions eval.at of the budget"
-    )
+    train.add_argument("--evaluate", action="store_true", help="measure at the fractions eval.at of the budget")
     train.set_defaults(run=_train)
 
     config = subparsers.add_parser("config", help="show the resolved configuration and the run's id")

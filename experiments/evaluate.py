@@ -121,17 +121,13 @@ def measure(
     return out
 
 
-def _sampled(
-    session: Session, setting: Setting, prompts: PromptList
-) -> Iterator[tuple[np.ndarray, tuple[str, ...]]]:
+def _sampled(session: Session, setting: Setting, prompts: PromptList) -> Iterator[tuple[np.ndarray, tuple[str, ...]]]:
     for first in range(0, len(prompts), CHUNK):
         texts = prompts.prompts[first : first + CHUNK]
         yield session.sample(texts, setting, SAMPLING_SEED, first=first), texts
 
 
-def protocol(
-    metric: str, config: ExperimentConfig, split: Split, setting: Setting, judges: Judges
-) -> Protocol:
+def protocol(metric: str, config: ExperimentConfig, split: Split, setting: Setting, judges: Judges) -> Protocol:
     """The identity of one value of ``metric``."""
     spec, judge = METRICS[metric], judges.identity(METRICS[metric].judge)
     prompts = split.diversity_prompts if spec.grouped else split.prompts

@@ -51,9 +51,7 @@ def export(
     be written."""
     role = {"student": STUDENT, "ema": STUDENT_EMA}.get(weights)
     if role is None or role not in backbone.roles:
-        raise UserError(
-            f"weights={weights} cannot be exported from this run; allowed: student, ema (train.ema_decay)"
-        )
+        raise UserError(f"weights={weights} cannot be exported from this run; allowed: student, ema (train.ema_decay)")
     scheduler = few_step_scheduler(backbone, steps, sampler)
     with atomic_folder(out) as folder:
         if backbone.roles.sharing.kind == "lora":

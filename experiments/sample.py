@@ -62,9 +62,7 @@ def sample(session: Session, request: Request, out: Path) -> Path:
                     name = f"{p:03d}-{_slug(prompt)}-seed{seed}-{setting.weights}-{setting.steps}.png"
                     Image.fromarray(images[p, s, c]).save(folder / name)
                     files.append({"file": name, "prompt": prompt, "seed": seed, **setting.__dict__})
-        rows = [
-            _row_label(text, seed, num_seeds) for text in request.prompts.prompts for seed in request.seeds
-        ]
+        rows = [_row_label(text, seed, num_seeds) for text in request.prompts.prompts for seed in request.seeds]
         columns = [label(setting) for setting in request.settings]
         grid = images.reshape(num_prompts * num_seeds, len(columns), *images.shape[3:])
         contact_sheet(rows, columns, grid).save(folder / "sheet.png")
@@ -77,10 +75,7 @@ def draw(session: Session, request: Request) -> np.ndarray:
     return np.stack(
         [
             np.stack(
-                [
-                    session.sample(request.prompts.prompts, setting, seed)
-                    for setting in request.settings
-                ],
+                [session.sample(request.prompts.prompts, setting, seed) for setting in request.settings],
                 axis=1,
             )
             for seed in request.seeds

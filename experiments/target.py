@@ -29,9 +29,7 @@ def open_target(target: str, overrides: Sequence[str] = (), runs_dir: str | None
     return run
 
 
-def load_target(
-    target: str, overrides: Sequence[str] = (), runs_dir: str | None = None
-) -> tuple[Session, Run]:
+def load_target(target: str, overrides: Sequence[str] = (), runs_dir: str | None = None) -> tuple[Session, Run]:
     """The run and its session at its newest weights, evaluated and executed as ``overrides`` say."""
     import torch
 

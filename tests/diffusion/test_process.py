@@ -49,9 +49,7 @@ def test_every_conversion_is_exact_from_end_to_end(process: Process, t: Tensor, 
 @pytest.mark.parametrize(("process", "t"), ENDS, ids=["vp", "flow"])
 @pytest.mark.parametrize("from_", ["v", "flow"])
 @pytest.mark.parametrize("to", KINDS)
-def test_errors_of_v_and_flow_predictions_are_not_amplified(
-    process: Process, t: Tensor, from_: str, to: str
-) -> None:
+def test_errors_of_v_and_flow_predictions_are_not_amplified(process: Process, t: Tensor, from_: str, to: str) -> None:
     """Through eps, an error of v at t = 999 would reach x0 15 times larger."""
     x_t, kinds = predictions(process, t)
     error = process.convert(kinds[from_] + 0.01, x_t, t, from_, to) - kinds[to]

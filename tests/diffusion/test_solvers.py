@@ -133,9 +133,7 @@ def test_active_set_equals_solving_each_sample_alone(solver: str, process: Proce
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("process", "dtype"), [(VP, torch.int64), (FlowProcess(), torch.float32)], ids=["vp", "flow"]
-)
+@pytest.mark.parametrize(("process", "dtype"), [(VP, torch.int64), (FlowProcess(), torch.float32)], ids=["vp", "flow"])
 def test_networks_get_times_in_their_own_units_and_no_graph(process: Process, dtype: torch.dtype) -> None:
     weight = torch.ones((), requires_grad=True)
     times: list[Tensor] = []

@@ -18,15 +18,11 @@ def run(tmp_path: Path) -> Run:
 def test_folder_id_and_experiment_name_the_same_run(run: Run, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     by_name = open_target("flash/tiny", [f"execution.cache_dir={tmp_path}/cache"], runs)
-    assert (
-        open_target(str(run.path)).path == open_target(run.id, runs_dir=runs).path == by_name.path == run.path
-    )
+    assert open_target(str(run.path)).path == open_target(run.id, runs_dir=runs).path == by_name.path == run.path
 
 
 def test_only_evaluation_and_execution_change(run: Run, tmp_path: Path) -> None:
-    changed = open_target(
-        run.id, ["eval.num_images=5", "eval.steps=[1,3]", "execution.device=cpu"], tmp_path / "runs"
-    )
+    changed = open_target(run.id, ["eval.num_images=5", "eval.steps=[1,3]", "execution.device=cpu"], tmp_path / "runs")
     config = changed.config
     assert (config.eval.num_images, config.eval.steps, config.execution.device) == (5, [1, 3], "cpu")
     assert run_id(config) == run.id

@@ -132,16 +132,12 @@ def test_scheduler_has_the_students_timesteps(teacher: Path, steps: int) -> None
 
 
 def test_readme_names_the_teacher_and_how_to_load(teacher: Path, tmp_path: Path) -> None:
-    text = (
-        export(_student(teacher, LORA), tmp_path / "out", steps=4, run="0123456789") / "README.md"
-    ).read_text()
+    text = (export(_student(teacher, LORA), tmp_path / "out", steps=4, run="0123456789") / "README.md").read_text()
     assert "run 0123456789" in text and str(teacher) in text and "load_lora_weights" in text
     assert "{" not in text
 
 
 def test_missing_ema_is_one_clear_line(teacher: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match="weights=ema cannot be exported from this run; allowed: student, ema"
-    ):
+    with pytest.raises(UserError, match="weights=ema cannot be exported from this run; allowed: student, ema"):
         export(_student(teacher, LORA), tmp_path / "out", weights="ema")
     assert not (tmp_path / "out").exists()

@@ -17,9 +17,7 @@ def test_known_arrangements() -> None:
 
 def test_expectation_does_not_depend_on_the_number_of_images() -> None:
     features = np.random.default_rng(0).normal(size=(4000, 8, 5)) + 0.5
-    assert prompt_diversity(features[:, :2]).mean() == pytest.approx(
-        prompt_diversity(features).mean(), abs=0.02
-    )
+    assert prompt_diversity(features[:, :2]).mean() == pytest.approx(prompt_diversity(features).mean(), abs=0.02)
 
 
 def test_one_image_has_no_diversity() -> None:

@@ -69,9 +69,7 @@ def test_kernel_distance_is_unbiased_where_frechet_is_not() -> None:
 
 
 def test_kernel_distance_does_not_depend_on_the_block_size() -> None:
-    assert fid.kernel_distance(COARSE, FINE, block=7) == pytest.approx(
-        fid.kernel_distance(COARSE, FINE), rel=1e-12
-    )
+    assert fid.kernel_distance(COARSE, FINE, block=7) == pytest.approx(fid.kernel_distance(COARSE, FINE), rel=1e-12)
 
 
 def _photograph(size: int) -> np.ndarray:

@@ -126,6 +126,4 @@ def test_descending_the_dmd_loss_lowers_the_kl() -> None:
         dmd_loss(x0, dmd_gradient(x0.detach(), real, fake)).backward()
         optimizer.step()
     assert game.noised_kl().item() < 0.02 * before
-    assert (
-        relative_error(game.student["means"].detach(), game.backbone.role_parameters(TEACHER)["means"]) < 0.1
-    )
+    assert relative_error(game.student["means"].detach(), game.backbone.role_parameters(TEACHER)["means"]) < 0.1

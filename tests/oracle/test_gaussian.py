@@ -165,9 +165,7 @@ def test_ode_end_points_agree_with_the_closed_form() -> None:
     # a flow's last sigma is small enough to reach the data
     target, x = mixture(1), noise(4)
     begin, data = (torch.zeros(1, 1), torch.ones(1, 1)), (torch.ones(1, 1), torch.zeros(1, 1))
-    got, _ = solve(
-        oracle_denoise(target, FLOW), x.view(-1, *SHAPE), 0 * start, FLOW.timesteps(600), FLOW, "dpmpp_2m"
-    )
+    got, _ = solve(oracle_denoise(target, FLOW), x.view(-1, *SHAPE), 0 * start, FLOW.timesteps(600), FLOW, "dpmpp_2m")
     assert relative_error(got, ode_transport(x, target.means[0], target.covariances()[0], begin, data)) < 1e-4
 
 
@@ -182,9 +180,7 @@ def test_mixture_end_points_agree_with_a_runge_kutta_reference() -> None:
 
     reference = solve_ivp(velocity, (1, 0), x.flatten().numpy(), rtol=1e-8, atol=1e-9).y[:, -1]
     start = torch.zeros(3, dtype=torch.long)
-    got, _ = solve(
-        oracle_denoise(target, FLOW), x.view(-1, *SHAPE), start, FLOW.timesteps(500), FLOW, "dpmpp_2m"
-    )
+    got, _ = solve(oracle_denoise(target, FLOW), x.view(-1, *SHAPE), start, FLOW.timesteps(500), FLOW, "dpmpp_2m")
     error = np.linalg.norm(got.flatten().numpy() - reference) / np.linalg.norm(reference)
     assert error < 1e-4
 

@@ -53,9 +53,7 @@ def test_files_stay_short(sources: dict[Path, str]) -> None:
 def test_functions_stay_short(sources: dict[Path, str]) -> None:
     """A function that outgrows the limit is split."""
     lengths = {
-        f"{path}:{name}": lines
-        for path, text in sources.items()
-        for name, lines in function_lengths(text).items()
+        f"{path}:{name}": lines for path, text in sources.items() for name, lines in function_lengths(text).items()
     }
     assert lengths, "no function found"
     assert {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}
