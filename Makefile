@@ -58,8 +58,6 @@ DEMO_OPTIONS := --scale emoji --budget demo
 
 demo: $(STAMP)
 	@$(BIN)/fewstep grid run $(DEMO) $(DEMO_OPTIONS) --slots $(SLOTS)
-	@$(BIN)/fewstep table $(DEMO) $(DEMO_OPTIONS)
-	@$(BIN)/fewstep figure $(DEMO) $(DEMO_OPTIONS)
 	@$(BIN)/fewstep report $(DEMO) $(DEMO_OPTIONS)
 
 test: $(STAMP)

@@ -82,6 +82,23 @@ def cell_runs(grid: Grid, scale: str, budget: str, sources: Sequence[Path]) -> l
     ]
 
 
+@dataclass(frozen=True)
+class Results:
+    """A grid at one scale and budget: its cells with their runs, and the tidy frame of what was measured."""
+
+    grid: Grid
+    scale: str
+    budget: str
+    items: tuple[CellRun, ...]
+    frame: pd.DataFrame
+
+
+def results(grid: Grid, scale: str, budget: str, sources: Sequence[Path]) -> Results:
+    """What lies below ``sources`` of a grid."""
+    items = cell_runs(grid, scale, budget, sources)
+    return Results(grid, scale, budget, tuple(items), collect(grid, items, scale, budget))
+
+
 def _copy(path: Path, cell: Cell) -> Copy:
     run, file = Run(path, cell.id, cell.config), path / "provenance.json"
     try:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.commands import add_grid_arguments, load_grid
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from ablations.grid import Grid
+    from analysis.collect import Results
 
 
 def register(subparsers: Any) -> None:
@@ -21,7 +20,7 @@ def register(subparsers: Any) -> None:
     table.add_argument("--out", type=Path, help="file to write instead of printing")
     figure = _command(subparsers, "figure", run_figure, "draw a grid's figure (PNG, PDF and its caption)")
     figure.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: out)")
-    report = _command(subparsers, "report", run_report, "write a grid's self-contained HTML report")
+    report = _command(subparsers, "report", run_report, "print a grid's table, draw its figure, write its HTML page")
     report.add_argument("--out", type=Path, default=Path("out"), help="folder or .html file (default: out)")
     records = _command(subparsers, "records", run_records, "keep the small files of a grid's runs for committing")
     records.add_argument("--out", type=Path, help="folder to write to (default: analysis/records)")
@@ -33,32 +32,23 @@ def _command(subparsers: Any, name: str, run: Any, help: str) -> argparse.Argume
     return parser
 
 
-def _load(arguments: argparse.Namespace) -> tuple[Grid, list[Path]]:
-    """The grid, and where its runs may lie: run folders and committed records."""
-    from analysis.collect import RECORDS
+def _results(arguments: argparse.Namespace) -> Iterator[Results]:
+    """At the budget asked for, then at the grid's others; from run folders and committed records."""
+    from analysis.collect import RECORDS, results
 
     grid = load_grid(arguments)
-    return grid, [arguments.runs_dir, RECORDS]
+    for budget in dict.fromkeys([arguments.budget, *grid.budgets]):
+        yield results(grid, arguments.scale, budget, [arguments.runs_dir, RECORDS])
 
 
-def _frame(arguments: argparse.Namespace) -> tuple[Grid, pd.DataFrame]:
-    from analysis.collect import cell_runs, collect
-
-    grid, sources = _load(arguments)
-    items = cell_runs(grid, arguments.scale, arguments.budget, sources)
-    return grid, collect(grid, items, arguments.scale, arguments.budget)
-
-
-def _stem(grid: Grid, arguments: argparse.Namespace) -> str:
-    return f"{grid.name}-{arguments.scale}-{arguments.budget}"
+def _stem(of: Results) -> str:
+    return f"{of.grid.name}-{of.scale}-{of.budget}"
 
 
 def run_table(arguments: argparse.Namespace) -> int:
-    from analysis.render import render
-    from analysis.tables import build_table
     from core.run import atomic_write
 
-    text = render(build_table(*_frame(arguments)), arguments.format)
+    text = _table(next(_results(arguments)), arguments.format)
     if arguments.out is None:
         print(text, end="")
     else:
@@ -67,28 +57,42 @@ def run_table(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_figure(arguments: argparse.Namespace) -> int:
-    from analysis.figures import caption, encode, grid_figure
-    from core.run import atomic_write
+def _table(of: Results, format: str) -> str:
+    from analysis.render import render
+    from analysis.tables import build_table
 
-    grid, frame = _frame(arguments)
-    figure = grid_figure(grid, frame)
-    for format in ("png", "pdf"):
-        path = arguments.out / f"{_stem(grid, arguments)}.{format}"
-        atomic_write(path, encode(figure, format))
-        print(path)
-    atomic_write(arguments.out / f"{_stem(grid, arguments)}.txt", caption(grid, frame) + "\n")
+    return render(build_table(of.grid, of.frame), format)
+
+
+def run_figure(arguments: argparse.Namespace) -> int:
+    _draw(next(_results(arguments)), arguments.out)
     return 0
 
 
+def _draw(of: Results, folder: Path) -> None:
+    from analysis.figures import caption, encode, grid_figure
+    from core.run import atomic_write
+
+    figure = grid_figure(of.grid, of.frame)
+    for format in ("png", "pdf"):
+        path = folder / f"{_stem(of)}.{format}"
+        atomic_write(path, encode(figure, format))
+        print(path)
+    atomic_write(folder / f"{_stem(of)}.txt", caption(of.grid, of.frame) + "\n")
+
+
 def run_report(arguments: argparse.Namespace) -> int:
+    """Table, figure and page in one process: most of each command's time is imports and expanding the grid."""
     from analysis.report import build_report
     from core.run import atomic_write
 
-    grid, sources = _load(arguments)
-    path = arguments.out if arguments.out.suffix == ".html" else arguments.out / f"{_stem(grid, arguments)}.html"
-    budgets = [arguments.budget, *(name for name in grid.budgets if name != arguments.budget)]
-    atomic_write(path, build_report(grid, arguments.scale, budgets, sources))
+    budgets = list(_results(arguments))
+    folder, path = arguments.out, arguments.out / f"{_stem(budgets[0])}.html"
+    if arguments.out.suffix == ".html":
+        folder, path = arguments.out.parent, arguments.out
+    print(_table(budgets[0], "md"))
+    _draw(budgets[0], folder)
+    atomic_write(path, build_report(budgets))
     print(f"{path}  (open it in a browser: {path.resolve().as_uri()})")
     return 0
 
@@ -97,7 +101,7 @@ def run_records(arguments: argparse.Namespace) -> int:
     from analysis.collect import RECORDS, cell_runs
     from analysis.records import save_records
 
-    grid, _ = _load(arguments)
+    grid = load_grid(arguments)
     folder = arguments.out or RECORDS
     items = cell_runs(grid, arguments.scale, arguments.budget, [arguments.runs_dir])
     saved = save_records(items, folder)

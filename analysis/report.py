@@ -12,7 +12,7 @@ import jinja2
 import pandas as pd
 
 from ablations.grid import Grid
-from analysis.collect import CellRun, cell_runs, collect
+from analysis.collect import CellRun, Results
 from analysis.figures import caption, grid_figure, inline_svg, training_curves
 from analysis.labels import plain
 from analysis.labels import to_html as label_html
@@ -53,14 +53,13 @@ class Section:
     provenance: list[dict[str, str]]
 
 
-def build_report(grid: Grid, scale: str, budgets: Sequence[str], sources: Sequence[Path]) -> str:
-    """The page of ``grid``, budgets side by side; a later budget appears if a student of it was measured."""
+def build_report(budgets: Sequence[Results]) -> str:
+    """The page of one grid, its budgets side by side; a later budget appears if a student of it was measured."""
+    grid, scale = budgets[0].grid, budgets[0].scale
     sections = []
-    for index, budget in enumerate(dict.fromkeys(budgets)):
-        items = cell_runs(grid, scale, budget, sources)
-        frame = collect(grid, items, scale, budget)
-        if index == 0 or frame.loc[~frame["reference"], "value"].notna().any():
-            sections.append(_section(grid, frame, items))
+    for index, of in enumerate(budgets):
+        if index == 0 or of.frame.loc[~of.frame["reference"], "value"].notna().any():
+            sections.append(_section(grid, of.frame, of.items))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

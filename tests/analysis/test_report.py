@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.collect import results
 from analysis.report import build_report
 from experiments.cli import main
 from tests.analysis.test_tables import Balanced
@@ -21,7 +22,7 @@ def page(full, sheet) -> str:
         run.append_metrics(line | {"device_hours": 0.25, "student/distil": 0.5})
     sheet(run, 32)
     full.finish({("plain", 0): 0.008, ("full", 0): 0.007}, "demo")
-    return build_report(full.grid, "tiny", ["demo", "full"], [full.runs])
+    return build_report([results(full.grid, "tiny", budget, [full.runs]) for budget in ("demo", "full")])
 
 
 def test_nothing_is_loaded_from_elsewhere(page) -> None:
@@ -47,7 +48,7 @@ def test_both_budgets_figures_samples_costs_and_provenance_are_there(page, full)
 
 
 def test_budget_without_numbers_is_left_out(full) -> None:
-    page = build_report(full.grid, "tiny", ["full", "demo"], [full.runs])
+    page = build_report([results(full.grid, "tiny", budget, [full.runs]) for budget in ("full", "demo")])
     assert "Demo budget" not in page and "Full budget" in page
 
 
@@ -60,7 +61,10 @@ def test_commands(full, tmp_path: Path, capsys) -> None:
     assert main(["figure", *options]) == 0
     for suffix in ("png", "pdf", "txt"):
         assert (tmp_path / "out" / f"influence-tiny-full.{suffix}").stat().st_size > 100
+    (tmp_path / "out" / "influence-tiny-full.png").unlink()
     assert main(["report", *options]) == 0
+    assert "| Teacher, 50 steps | 100 | 3.6 |" in capsys.readouterr().out
+    assert (tmp_path / "out" / "influence-tiny-full.png").stat().st_size > 100
     assert (tmp_path / "out" / "influence-tiny-full.html").read_text().startswith("<!doctype html>")
     capsys.readouterr()
     assert main(["records", *options, "--out", str(tmp_path / "kept")]) == 0
@@ -86,7 +90,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, words, tmp_path, mon
 
 
 def test_nothing_has_been_run_yet(world) -> None:
-    page = build_report(world.grid, "tiny", ["full", "demo"], [world.runs])
+    page = build_report([results(world.grid, "tiny", budget, [world.runs]) for budget in ("full", "demo")])
     assert "No run has been evaluated yet." in page and page.count("<svg") == 1
     for cell in world.cells().values():
         assert f"missing {cell.id}" in page or f"{cell.id} (row" in page
