@@ -10,12 +10,16 @@ from torch import Tensor
 
 
 class GanLoss(ABC):
-    """The two sides of one game. ``weight_clip`` bounds the critic's weights after each of its updates."""
+    """The two sides of one game. ``weight_clip`` bounds the critic's weights after each of its updates.
+
+    ``paired``: the student's side reads the real latents' logits too; logit i of both has one caption, t', and noise.
+    """
 
     weight_clip: ClassVar[float | None] = None
+    paired: ClassVar[bool] = False
 
     @abstractmethod
-    def generator(self, fake_logits: Tensor) -> Tensor:
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         """What the student minimises."""
 
     @abstractmethod
@@ -26,7 +30,7 @@ class GanLoss(ABC):
 class Lsgan(GanLoss):
     """Least squares (Flash Diffusion, Eq. 8, with its 1/2): real is 1, fake is 0, on raw logits."""
 
-    def generator(self, fake_logits: Tensor) -> Tensor:
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         return 0.5 * (fake_logits.float() - 1).square().mean()
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -36,7 +40,7 @@ class Lsgan(GanLoss):
 class Hinge(GanLoss):
     """Lim & Ye, 2017: only logits inside the margins -1 and 1 move the critic."""
 
-    def generator(self, fake_logits: Tensor) -> Tensor:
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         return -fake_logits.float().mean()
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -48,7 +52,7 @@ class Wgan(GanLoss):
 
     weight_clip = 0.01
 
-    def generator(self, fake_logits: Tensor) -> Tensor:
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         return -fake_logits.float().mean()
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -58,11 +62,23 @@ class Wgan(GanLoss):
 class NonSaturating(GanLoss):
     """Goodfellow et al., 2014: -log D(fake) for the generator; softplus is -log sigmoid of the negated logit."""
 
-    def generator(self, fake_logits: Tensor) -> Tensor:
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         return F.softplus(-fake_logits.float()).mean()
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return F.softplus(-real_logits.float()).mean() + F.softplus(fake_logits.float()).mean()
+
+
+class Relativistic(GanLoss):
+    """Jolicoeur-Martineau, 2018: only differences within pairs count; what their two sides share cannot mislead."""
+
+    paired = True
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        return F.softplus(real_logits.float() - fake_logits.float()).mean()
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return F.softplus(fake_logits.float() - real_logits.float()).mean()
 
 
 GAN_LOSSES: dict[str, type[GanLoss]] = {
@@ -70,4 +86,5 @@ GAN_LOSSES: dict[str, type[GanLoss]] = {
     "hinge": Hinge,
     "wgan": Wgan,
     "non_saturating": NonSaturating,
+    "relativistic": Relativistic,
 }

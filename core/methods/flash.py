@@ -133,7 +133,8 @@ class Flash(Method):
         if weights["adversarial"]:
             features = self._features(x0, rollout.batch)
             rollout.tensors["fake_features"] = features.detach()
-            terms["adversarial"] = self.gan.generator(self.critic(features))
+            real = self.critic(self._real_features(rollout)) if self.gan.paired else None
+            terms["adversarial"] = self.gan.generator(self.critic(features), real)
         return terms
 
     def _student_x0(self, rollout: Rollout) -> Tensor:
@@ -163,10 +164,17 @@ class Flash(Method):
         noise = draw(self.stream(CRITIC, "noise").normal(p, x0.shape[1:]), x0)
         return self.backbone.features(TEACHER, self.backbone.process.add_noise(x0, noise, t), t, batch.cond)
 
+    @torch.no_grad()
+    def _real_features(self, rollout: Rollout) -> Tensor:
+        """Of the data's latents, once for both players."""
+        if "real_features" not in rollout.tensors:
+            rollout.tensors["real_features"] = self._features(rollout.batch.x0, rollout.batch)
+        return rollout.tensors["real_features"]
+
     def _critic_losses(self, rollout: Rollout) -> dict[str, Tensor]:
         """Eq. 8; the fake features of the student's turn serve again, detached."""
+        real = self._real_features(rollout)
         with torch.no_grad():
-            real = self._features(rollout.batch.x0, rollout.batch)
             fake = rollout.tensors.get("fake_features")
             if fake is None:
                 fake = self._features(rollout.samples, rollout.batch)

@@ -13,7 +13,7 @@ from core.schema import UserError, check_choice, check_range, execution, listing
 
 REVISION = 1
 DISTILL_LOSSES = ("mse", "l1", "lpips", "effnet_lite1")
-ADVERSARIAL_LOSSES = ("lsgan", "hinge", "wgan", "non_saturating")
+ADVERSARIAL_LOSSES = ("lsgan", "hinge", "wgan", "non_saturating", "relativistic")
 TIMESTEP_DISTRIBUTIONS = ("mixture", "uniform", "gaussian", "sharp")
 
 
@@ -37,7 +37,7 @@ class FlashConfig:
     distill_loss: str = "mse"  # in latents: mse [P] | l1; of decoded images: lpips [P] | effnet_lite1
     lpips_path: str | None = execution(None)  # torchvision's vgg16-397923af.pth, for lpips
     distill_weight: float = 1.0
-    adversarial_loss: str = "lsgan"  # lsgan (Eq. 8) | hinge | wgan [P] | non_saturating [C]
+    adversarial_loss: str = "lsgan"  # lsgan (Eq. 8) | hinge | wgan [P] | non_saturating [C] | relativistic
     adversarial_weight: list[float] = listing(0.0, 0.1, 0.2, 0.3)  # lambda_adv per stage [P]
     adversarial_timesteps: list[float] = listing(0.01, 0.25, 0.5, 0.75)  # t' as a fraction of T [P]
     dmd_weight: list[float] = listing(0.0, 0.3, 0.5, 0.7)  # lambda_DMD per stage [P]

@@ -62,10 +62,12 @@ def test_only_detached_tensors_outlive_a_turn(tmp_path: Path) -> None:
     assert not any(tensor.requires_grad for tensor in (*rollout.tensors.values(), rollout.samples))
 
 
-def test_evaluations_of_one_iteration_are_the_necessary_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gan", ["lsgan", "relativistic"])
+def test_evaluations_of_one_iteration_are_the_necessary_ones(gan: str, tmp_path: Path) -> None:
     """Teacher: the active set's sum of steps, twice for guidance, plus the DMD score. Student: its own forward and the
-    fake score. Critic features: fake once (reused detached), real once."""
-    trained = worlds.trainer(tmp_path, ALWAYS)
+    fake score. Critic features: fake once (reused detached), real once,
+    also where both players read them."""
+    trained = worlds.trainer(tmp_path, [*ALWAYS, f"method.adversarial_loss={gan}"])
     method, batch = trained.method, trained.data.batch(trained.clock.positions())
     t = method.rollout(batch, trained.clock).tensors["t"].numpy()
     index = np.array([list(method.timesteps).index(value) for value in t])

@@ -76,6 +76,16 @@ def test_gan_losses_by_value(name: str, generator: float, discriminator: float |
     assert loss.discriminator(real, fake).item() == pytest.approx(discriminator, rel=1e-5)
 
 
+def test_relativistic_loss_reads_differences_within_pairs_alone() -> None:
+    loss = GAN_LOSSES["relativistic"]()
+    fake, real = torch.tensor([3.0, -1.0]), torch.tensor([1.0, 1.0])  # real - fake: -2, 2
+    apart = (math.log1p(math.exp(2)) + math.log1p(math.exp(-2))) / 2
+    assert loss.discriminator(real, fake).item() == pytest.approx(apart)
+    assert loss.generator(fake, real).item() == pytest.approx(apart)
+    shared = torch.tensor([100.0, -7.0])
+    assert loss.generator(fake + shared, real + shared).item() == pytest.approx(apart)
+
+
 def test_the_configuration_names_every_loss() -> None:
     assert set(flash_config.ADVERSARIAL_LOSSES) == set(GAN_LOSSES)
     assert set(flash_config.DISTILL_LOSSES) == {*DISTILL_LOSSES, *PERCEPTUAL_LOSSES}
@@ -87,4 +97,4 @@ def test_gan_losses_pull_logits_apart(name: str) -> None:
     loss = GAN_LOSSES[name]()
     to_real, to_fake = torch.autograd.grad(loss.discriminator(real, fake), (real, fake))
     assert (to_real < 0).all() and (to_fake > 0).all()
-    assert (torch.autograd.grad(loss.generator(fake), fake)[0] < 0).all()
+    assert (torch.autograd.grad(loss.generator(fake, real.detach()), fake)[0] < 0).all()
