@@ -116,11 +116,7 @@ def test_every_grid_expands_at_each_of_its_scales(name: str) -> None:
 
 
 def test_the_figure_s_grids_share_the_runs_of_the_usual_settings() -> None:
-    shared = [
-        {cell.id for cell in load(name).expand("emoji")}
-        for name in names()
-        if name.startswith("flash_") or name == "few_steps"
-    ]
+    shared = [{cell.id for cell in load(name).expand("emoji")} for name in names() if name.startswith("flash_")]
     usual = {run_id(resolve(compose("flash/emoji", ["seed=0"])))}
     assert len(shared) >= 8 and set.intersection(*shared) == usual
 
