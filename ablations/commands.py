@@ -31,8 +31,13 @@ def _on_a_grid(actions: _SubParsersAction, name: str, summary: str) -> ArgumentP
 
 
 def add_grid_arguments(parser: ArgumentParser) -> ArgumentParser:
-    """NAME, scale, budget, and what differs between machines: of every command that is about a grid."""
+    """NAME and ``add_place_arguments``: of every command that is about one grid."""
     parser.add_argument("name", metavar="NAME", help="a grid's name, or a YAML file")
+    return add_place_arguments(parser)
+
+
+def add_place_arguments(parser: ArgumentParser) -> ArgumentParser:
+    """Scale, budget, and what differs between machines."""
     parser.add_argument("--scale", default="emoji", help="emoji, paper or tiny; default: emoji")
     parser.add_argument("--budget", default="full", help="a budget of the grid; default: full")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")

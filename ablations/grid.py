@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablations.schema import Budget, Evaluate, GridSpec, Layout, PublishedArtefact, Row
+from ablations.schema import Budget, Evaluate, GridSpec, Layout, Row
 from core.config import ExperimentConfig, UserError, compose, resolve, run_id
 from core.schema import check_choice, nearest
 
@@ -58,7 +58,7 @@ class Grid:
     metrics: tuple[str, ...]
     evaluate: Evaluate
     layout: Layout
-    published: PublishedArtefact
+    published: str
     local: tuple[str, ...] = ()  # overrides of this machine, for every cell
 
     def expand(self, scale: str = "emoji", budget: str = "full") -> list[Cell]:
@@ -68,13 +68,18 @@ class Grid:
         with _where(self.file):
             check_choice("budget", budget, self.budgets)
         cells: dict[tuple[str, int], Cell] = {}
-        for row in self.rows:
+        for row in self.rows_of(budget):
             for seed in self.budgets[budget].seeds or row.seeds or self.seeds:
                 self._add(cells, row, seed, scale, budget, ())
         for row in self.references:
             for seed in row.seeds or (0,):
                 self._add(cells, row, seed, scale, budget, ())
         return list(cells.values())
+
+    def rows_of(self, budget: str) -> list[Row]:
+        """The rows that ``budget`` computes."""
+        chosen = self.budgets[budget].rows
+        return [row for row in self.rows if not chosen or row.id in chosen]
 
     def _add(
         self,

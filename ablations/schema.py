@@ -25,7 +25,8 @@ class Row:
 class Budget:
     """How much of the full design is computed under one name."""
 
-    seeds: list[int] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)  # instead of the grid's and its rows' seeds
+    rows: list[str] = field(default_factory=list)  # ids; empty: all
     set: dict[str, Any] = field(default_factory=dict)
 
 
@@ -46,25 +47,6 @@ class Evaluate:
 
 
 @dataclass
-class Direction:
-    """A published inequality: metric(row) - metric(versus) has the sign ``expected``."""
-
-    row: str = "???"
-    versus: str = "???"
-    metric: str = "???"
-    expected: str = "???"  # lower | higher
-    claim: str = ""
-
-
-@dataclass
-class PublishedArtefact:
-    """What the source says; numbers live in analysis/published.csv under ``artefact``."""
-
-    artefact: str = ""
-    directions: list[Direction] = field(default_factory=list)
-
-
-@dataclass
 class GridSpec:
     """A grid's file. ``axes`` maps a paper's label to {key: values}; keys of one axis vary together."""
 
@@ -81,7 +63,7 @@ class GridSpec:
     metrics: list[str] = listing("kd_effnet")
     evaluate: Evaluate = field(default_factory=Evaluate)
     layout: Layout = field(default_factory=Layout)
-    published: PublishedArtefact = field(default_factory=PublishedArtefact)
+    published: str = ""  # artefact of analysis/published.csv whose numbers stand beside ours, e.g. table_2
 
     def validate(self) -> None:
         """Raise UserError for the first value not allowed; ``rows`` hold the axes' combinations already."""
@@ -113,7 +95,6 @@ class GridSpec:
         for row in self.rows:
             if row.parent is not None:
                 check_choice(f"row {row.id}: parent", row.parent, row_ids)
-        for direction in self.published.directions:
-            check_choice("published.directions.row", direction.row, ids)
-            check_choice("published.directions.versus", direction.versus, ids)
-            check_choice("published.directions.expected", direction.expected, ("lower", "higher"))
+        for name, budget in self.budgets.items():
+            for row in budget.rows:
+                check_choice(f"budgets.{name}.rows", row, row_ids)

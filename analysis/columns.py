@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from ablations.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,15 @@ _KNOWN = {
         Column("kid", "KID", "KID", "min", 3, "clean-fid Inception kernel distance"),
         Column("clip_score", "CLIP score", "CLIP score", "max", 0, "mean image-text cosine"),
         Column("diversity", "Diversity", "Diversity", "", 0, "mean distance among images of one prompt"),
+        Column("teacher_evaluations", "Teacher evaluations", "Teacher evaluations", "", 0, "per training image"),
+        Column(
+            "gradient_variation",
+            "Gradient variation",
+            "Gradient variation",
+            "min",
+            0,
+            "sd / mean of the student's gradient norm, second half of the training",
+        ),
     )
 }
 
@@ -63,3 +74,8 @@ _KNOWN = {
 def column(metric: str) -> Column:
     """The display of ``metric``; one without an entry here is shown raw under its own name."""
     return _KNOWN.get(metric, Column(metric, metric, metric.replace("_", r"\_")))
+
+
+def shown_column(grid: Grid, metric: str) -> Column:
+    """The display of ``metric`` in ``grid``, which says what counts as best."""
+    return replace(column(metric), better=grid.layout.best.get(metric, ""))

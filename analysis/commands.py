@@ -1,4 +1,4 @@
-"""``fewstep table|figure|report|records NAME``."""
+"""``fewstep table|figure|report|records NAME`` and ``fewstep claims``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations.commands import add_grid_arguments, load_grid
+from ablations.commands import add_grid_arguments, add_place_arguments, load_grid
 
 if TYPE_CHECKING:
     from analysis.collect import Results
@@ -24,6 +24,10 @@ def register(subparsers: Any) -> None:
     report.add_argument("--out", type=Path, default=Path("out"), help="folder or .html file (default: out)")
     records = _command(subparsers, "records", run_records, "keep the small files of a grid's runs for committing")
     records.add_argument("--out", type=Path, help="folder to write to (default: analysis/records)")
+    claims = subparsers.add_parser("claims", help="judge the papers' claims from the runs of their grids")
+    add_place_arguments(claims).add_argument("names", nargs="*", metavar="GRID", help="default: every grid with claims")
+    claims.add_argument("--out", type=Path, help="Markdown file to write instead of printing")
+    claims.set_defaults(run=run_claims)
 
 
 def _command(subparsers: Any, name: str, run: Any, help: str) -> argparse.ArgumentParser:
@@ -61,7 +65,7 @@ def _table(of: Results, format: str) -> str:
     from analysis.render import render
     from analysis.tables import build_table
 
-    return render(build_table(of.grid, of.frame), format)
+    return render(build_table(of), format)
 
 
 def run_figure(arguments: argparse.Namespace) -> int:
@@ -94,6 +98,32 @@ def run_report(arguments: argparse.Namespace) -> int:
     _draw(budgets[0], folder)
     atomic_write(path, build_report(budgets))
     print(f"{path}  (open it in a browser: {path.resolve().as_uri()})")
+    return 0
+
+
+def run_claims(arguments: argparse.Namespace) -> int:
+    from ablations.grid import load
+    from analysis.claims import counts, judge, load_claims
+    from analysis.collect import RECORDS, results
+    from analysis.render import judgements_markdown
+    from core.run import atomic_write
+    from core.schema import check_choice
+
+    known = tuple(dict.fromkeys(claim.grid for claim in load_claims()))
+    for name in arguments.names:
+        check_choice("GRID", name, known)
+    judgements = []
+    for name in arguments.names or known:
+        grid = load(name, arguments.local)
+        of = results(grid, arguments.scale, arguments.budget, [arguments.runs_dir, RECORDS])
+        judgements += judge(of)
+    total = ", ".join(f"{count} {verdict}" for verdict, count in counts(judgements).items())
+    text = f"{judgements_markdown(judgements)}\n\n{total} (a claim counts once on each split of captions)\n"
+    if arguments.out is None:
+        print(text, end="")
+    else:
+        atomic_write(arguments.out, text)
+        print(arguments.out)
     return 0
 
 

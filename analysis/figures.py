@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 from ablations.grid import Grid
 from analysis.captions import notes
 from analysis.collect import CellRun, comparable
-from analysis.columns import Column
+from analysis.columns import Column, shown_column
 from analysis.labels import mathtext
 from analysis.stats import summarize
-from analysis.tables import shown_column
 
 STYLE = Path(__file__).parent / "style.mplstyle"
 # A figure that is part of a page takes the page's colours, so that it follows its light or dark theme.
@@ -119,7 +118,10 @@ def figure_metrics(grid: Grid) -> list[str]:
 def _panel(ax: Axes, grid: Grid, frame: pd.DataFrame, column: Column) -> None:
     ticks = sorted({int(n) for n in frame.loc[~frame["reference"], "nfe"]}) or list(grid.layout.nfe)
     ticks = sorted({*ticks, *_references(ax, grid, frame, column, 2 * max(ticks))})
-    for index, row in enumerate(grid.rows):
+    shown = [row.id for row in grid.rows_of(str(frame["budget"].iat[0]))] if len(frame) else []
+    for index, row in enumerate(grid.rows):  # a row has one look, whatever the budget leaves out
+        if row.id not in shown:
+            continue
         part = frame[(frame["row"] == row.id) & frame["nfe"].isin(ticks)]
         points = [(nfe, summarize(column.factor * p["value"])) for nfe, p in part.groupby("nfe")]
         dodge = 2 ** (0.07 * (index - (len(grid.rows) - 1) / 2))  # bars of neighbouring rows stay apart

@@ -6,7 +6,7 @@ import html
 import re
 
 _SYMBOLS = {
-    r"\pi": "π", r"\lambda": "λ", r"\omega": "ω", r"\times": "×", r"\mathcal": "", r"\mathrm": "",
+    r"\pi": "π", r"\lambda": "λ", r"\omega": "ω", r"\times": "×", r"\sim": "∼", r"\mathcal": "", r"\mathrm": "",
     r"\text": "", r"\_": "_", "~": " ",
 }  # fmt: skip
 _TEX = {

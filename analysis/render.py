@@ -6,10 +6,11 @@ import csv
 import html
 import io
 import math
+from collections.abc import Callable, Sequence
 
+from analysis.claims import Comparison, Judgement
 from analysis.labels import plain, to_tex
 from analysis.labels import to_html as label_html
-from analysis.published import Comparison
 from analysis.tables import Entry, Line, Panel, Table
 
 FORMATS = ("md", "csv", "tex", "html")
@@ -52,8 +53,8 @@ def to_markdown(table: Table) -> str:
     parts = [f"### {plain(table.title)}", f"*{table.source}; {table.scale} scale, {table.budget} budget*"]
     for panel in table.panels:
         parts += [f"**{panel.title}**", _markdown_panel(table, panel)]
-    if table.comparisons:
-        parts += ["**Published directions beside ours**", _markdown_comparisons(table)]
+    if table.judgements:
+        parts += ["**Published claims beside ours**", judgements_markdown(table.judgements)]
     parts += ["  \n".join([*table.footnotes, *table.notes])]
     if table.holes:
         parts.append("Runs without a number:\n\n" + "\n".join(f"- {name}" for name in table.holes))
@@ -77,42 +78,49 @@ def _markdown_cell(entry: Entry, digits: int) -> str:
     return (f"**{text}**" if entry.best else text) + entry.symbols.replace("*", r"\*")
 
 
-def _markdown_comparisons(table: Table) -> str:
-    heads = [
-        "Published",
-        "Ours",
-        "Captions",
-        "NFE",
-        "Metric",
-        "Expected",
-        "Difference [95% t interval]",
-        "Seeds",
-        "",
-    ]
-    lines = [_pipe(heads), _pipe(["---"] * len(heads))]
-    lines += [_pipe(cells) for cells in comparison_cells(table)]
-    return "\n".join(lines)
+JUDGEMENT_COLUMNS = ("Claim", "Captions", "Ours: difference [95% t interval]", "Published", "Seeds", "Verdict")
 
 
-def comparison_cells(table: Table) -> list[list[str]]:
-    """Texts of the comparison lines, in the order of the published directions."""
-    return [
-        [
-            c.claim,
-            plain(c.contrast),
-            SPLIT_NAMES.get(c.split, c.split),
-            str(c.nfe),
-            c.column.label,
-            c.expected,
-            difference(c),
-            str(c.difference.n),
-            c.verdict,
-        ]
-        for c in table.comparisons
-    ]
+def judgements_markdown(judgements: Sequence[Judgement]) -> str:
+    """One line for each contrast; the claim's verdict stands in the first."""
+    lines = [_pipe(JUDGEMENT_COLUMNS), _pipe(["---"] * len(JUDGEMENT_COLUMNS))]
+    return "\n".join(lines + [_pipe(cells) for j in judgements for cells in judgement_cells(j)])
 
 
-def _pipe(cells: list[str]) -> str:
+def judgement_cells(judgement: Judgement, show: Callable[[str], str] = plain) -> list[list[str]]:
+    """Texts of a claim's contrasts, under JUDGEMENT_COLUMNS; ``show`` turns a row's label into text."""
+    lines = []
+    for index, c in enumerate(judgement.comparisons):
+        first = index == 0
+        lines.append(
+            [
+                judgement.claim.claim if first else "",
+                SPLIT_NAMES.get(judgement.split, judgement.split) if first else "",
+                f"{c.column.label} of {show(c.label)}{c.at}: {difference(c)}",
+                expected(c),
+                str(c.difference.n),
+                verdict(judgement) if first else "",
+            ]
+        )
+    return lines
+
+
+def expected(comparison: Comparison) -> str:
+    """``below 0``, ``above 0``, ``0 ± 0.09``; followed by the sign of ours where it decides nothing yet."""
+    text = {"lower": "below 0", "higher": "above 0", "equal": f"0 ± {comparison.allowed:.2g}"}
+    return text[comparison.contrast.expected]
+
+
+def verdict(judgement: Judgement) -> str:
+    """The verdict; of an undecided claim also which way it leans and how many seeds would decide."""
+    if judgement.verdict != "inconclusive":
+        return judgement.verdict
+    known = [c for c in judgement.comparisons if c.difference.n]
+    leaning = "leans as published" if all(c.as_published for c in known) else "leans against"
+    return f"inconclusive ({leaning}; needs {judgement.to_decide})"
+
+
+def _pipe(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 
-from ablations.grid import Grid
 from analysis.collect import CellRun, Results
 from analysis.figures import caption, grid_figure, inline_svg, training_curves
 from analysis.labels import plain
 from analysis.labels import to_html as label_html
 from analysis.records import newest_sheet, small_png
-from analysis.render import comparison_cells, to_html
+from analysis.render import JUDGEMENT_COLUMNS, judgement_cells, to_html
 from analysis.tables import Table, build_table
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -42,7 +40,7 @@ class Section:
     heading: str
     table: Table
     table_html: str
-    comparisons: list[dict[str, str]]
+    claims: list[dict[str, Any]]
     figure: str  # <svg>
     figure_caption: str
     curves: str
@@ -59,17 +57,18 @@ def build_report(budgets: Sequence[Results]) -> str:
     sections = []
     for index, of in enumerate(budgets):
         if index == 0 or of.frame.loc[~of.frame["reference"], "value"].notna().any():
-            sections.append(_section(grid, of.frame, of.items))
+            sections.append(_section(of))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html.j2").render(
-        grid=grid, scale=scale, sections=sections, intro=INTRO.get(scale, "")
+        grid=grid, scale=scale, sections=sections, intro=INTRO.get(scale, ""), claim_columns=JUDGEMENT_COLUMNS
     )
 
 
-def _section(grid: Grid, frame: pd.DataFrame, items: Sequence[CellRun]) -> Section:
-    table = build_table(grid, frame)
+def _section(of: Results) -> Section:
+    grid, frame, items = of.grid, of.frame, of.items
+    table = build_table(of)
     started = [item for item in items if item.first is not None]
     curves = training_curves(items)
     costs = [_cost(item) for item in items]
@@ -79,7 +78,7 @@ def _section(grid: Grid, frame: pd.DataFrame, items: Sequence[CellRun]) -> Secti
         heading=f"{table.budget.capitalize()} budget, {seeds} seed{'s' if seeds != 1 else ''}",
         table=table,
         table_html=to_html(table),
-        comparisons=list(_comparisons(table)),
+        claims=list(_claims(table)),
         figure=inline_svg(grid_figure(grid, frame)),
         figure_caption=caption(grid, frame),
         curves="" if curves is None else inline_svg(curves),
@@ -145,9 +144,9 @@ def _provenance(item: CellRun) -> dict[str, str]:
     }
 
 
-def _comparisons(table: Table) -> Iterator[dict[str, str]]:
-    names = ("claim", "contrast", "split", "nfe", "metric", "expected", "difference", "seeds", "verdict")
-    for comparison, cells in zip(table.comparisons, comparison_cells(table), strict=True):
-        line = dict(zip(names, cells, strict=True)) | {"contrast": label_html(comparison.contrast)}
-        decided = comparison.difference.excludes_zero()
-        yield line | {"tone": "" if not decided else "good" if line["verdict"] == "agrees" else "bad"}
+def _claims(table: Table) -> Iterator[dict[str, Any]]:
+    """Lines of the table of claims: its cells and the tone of the verdict."""
+    tones = {"reproduced": "good", "contradicted": "bad"}
+    for judgement in table.judgements:
+        for cells in judgement_cells(judgement, label_html):
+            yield {"cells": cells, "tone": tones.get(judgement.verdict, "")}

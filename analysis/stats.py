@@ -21,10 +21,6 @@ class Summary:
     half_width: float
     n: int
 
-    def excludes_zero(self) -> bool:
-        """Whether the interval of the mean lies on one side of zero (never with fewer than two values)."""
-        return abs(self.mean) > self.half_width  # a nan half-width compares false
-
 
 def summarize(values: Sequence[float], confidence: float = 0.95) -> Summary:
     """Mean, sd (n - 1) and the half-width t_{n-1} sd / sqrt(n) of the mean's ``confidence`` interval."""
@@ -34,11 +30,24 @@ def summarize(values: Sequence[float], confidence: float = 0.95) -> Summary:
         return Summary(math.nan, math.nan, math.nan, 0)
     if n == 1:
         return Summary(float(data[0]), math.nan, math.nan, 1)
+    sd = float(data.std(ddof=1))
+    return Summary(float(data.mean()), sd, _half_width(sd, n, confidence), n)
+
+
+def _half_width(sd: float, n: int, confidence: float) -> float:
     from scipy.special import stdtrit  # a second of import that a grid with one seed does not need
 
-    sd = float(data.std(ddof=1))
-    quantile = float(stdtrit(n - 1, 0.5 + confidence / 2))
-    return Summary(float(data.mean()), sd, quantile * sd / math.sqrt(n), n)
+    return float(stdtrit(n - 1, 0.5 + confidence / 2)) * sd / math.sqrt(n)
+
+
+def seeds_to_decide(sd: float, distance: float, most: int, confidence: float = 0.95) -> int | None:
+    """The fewest values, of standard deviation ``sd``, whose interval is narrower than ``distance`` to each side.
+
+    None without a known spread, or when ``most`` are too few.
+    """
+    if math.isnan(sd) or math.isnan(distance):
+        return None
+    return next((n for n in range(2, most + 1) if _half_width(sd, n, confidence) < distance), None)
 
 
 def paired_difference(ours: Mapping[int, float], versus: Mapping[int, float], confidence: float = 0.95) -> Summary:

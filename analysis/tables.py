@@ -16,9 +16,10 @@ import pandas as pd
 from ablations.grid import Grid
 from ablations.schema import Row
 from analysis.captions import notes
-from analysis.collect import comparable
-from analysis.columns import Column, column
-from analysis.published import Comparison, Published, comparisons, published_numbers
+from analysis.claims import Judgement, judge
+from analysis.collect import Results, comparable
+from analysis.columns import Column, shown_column
+from analysis.published import Published, published_numbers
 from analysis.stats import Summary, summarize
 
 MARKS = {
@@ -85,7 +86,7 @@ class Table:
     digits: tuple[int, ...]  # decimals of each column
     published_columns: tuple[str, ...]
     panels: tuple[Panel, ...]
-    comparisons: tuple[Comparison, ...]
+    judgements: tuple[Judgement, ...]
     notes: tuple[str, ...]  # what the numbers are: budget, seeds, N, protocols
 
     @property
@@ -103,32 +104,28 @@ class Table:
         return tuple(dict.fromkeys(name for entry in self.entries for name in entry.missing))
 
 
-def build_table(grid: Grid, frame: pd.DataFrame) -> Table:
-    """The table of ``grid`` from the frame of ``collect``; UserError when numbers may not stand together."""
-    frame = comparable(frame)
+def build_table(of: Results) -> Table:
+    """The table of a grid; UserError when its numbers may not stand together."""
+    grid, frame = of.grid, comparable(of.frame)
     columns = tuple(shown_column(grid, metric) for metric in grid.metrics)
     published = published_numbers(grid)
     numbers = _index(frame)
-    panels = tuple(_panel(grid, numbers, split, columns, published) for split in grid.layout.splits)
+    rows = grid.rows_of(of.budget)
+    panels = tuple(_panel(grid, rows, numbers, split, columns, published) for split in grid.layout.splits)
     digits = tuple(_digits(panels, index) for index in range(len(columns)))
     return Table(
         name=grid.name,
         title=grid.title,
         source=grid.source,
-        scale=frame["scale"].iat[0],
-        budget=frame["budget"].iat[0],
+        scale=of.scale,
+        budget=of.budget,
         columns=columns,
         digits=digits,
         published_columns=published.headings,
         panels=tuple(_mark_best(panel, columns, digits) for panel in panels),
-        comparisons=comparisons(grid, frame, columns),
+        judgements=tuple(judge(of)),
         notes=notes(frame, columns),
     )
-
-
-def shown_column(grid: Grid, metric: str) -> Column:
-    """The display of ``metric`` in ``grid``, which says what counts as best."""
-    return replace(column(metric), better=grid.layout.best.get(metric, ""))
 
 
 # Numbers and holes, one for each planned seed, by (split, row, nfe, metric).
@@ -143,7 +140,9 @@ def _index(frame: pd.DataFrame) -> Numbers:
     return out
 
 
-def _panel(grid: Grid, numbers: Numbers, split: str, columns: tuple[Column, ...], published: Published) -> Panel:
+def _panel(
+    grid: Grid, rows: Sequence[Row], numbers: Numbers, split: str, columns: tuple[Column, ...], published: Published
+) -> Panel:
     def line(row: Row, nfe: int | None) -> Line:
         entries = []
         for shown in columns:
@@ -160,7 +159,7 @@ def _panel(grid: Grid, numbers: Numbers, split: str, columns: tuple[Column, ...]
         lines = [line(row, nfe) for row in grid.references for nfe in dict.fromkeys(known[row.id] or [None])]
         blocks.append(Block(REFERENCE, tuple(lines)))
     for nfe in grid.layout.nfe:
-        blocks.append(Block(f"{nfe} NFE", tuple(line(row, nfe) for row in grid.rows)))
+        blocks.append(Block(f"{nfe} NFE", tuple(line(row, nfe) for row in rows)))
     return Panel(split, SPLITS.get(split, split), tuple(blocks))
 
 

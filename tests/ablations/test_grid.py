@@ -112,13 +112,20 @@ def test_every_grid_expands_at_each_of_its_scales(name: str) -> None:
     made = load(name, ["data.path=random:x"])
     for scale, budget in itertools.product(made.base, made.budgets):
         cells = made.expand(scale, budget)
-        assert {cell.row for cell in cells} == {row.id for row in (*made.rows, *made.references)}
+        assert {cell.row for cell in cells} == {row.id for row in (*made.rows_of(budget), *made.references)}
 
 
 def test_the_figure_s_grids_share_the_runs_of_the_usual_settings() -> None:
     shared = [{cell.id for cell in load(name).expand("emoji")} for name in names() if name.startswith("flash_")]
     usual = {run_id(resolve(compose("flash/emoji", ["seed=0"])))}
     assert len(shared) >= 8 and set.intersection(*shared) == usual
+
+
+def test_a_budget_may_leave_rows_out() -> None:
+    made = load("flash_losses", ["data.path=random:x"])
+    rows = {budget: {cell.row for cell in made.expand("tiny", budget)} for budget in made.budgets}
+    assert rows["full"] - rows["demo"] == {"adv-dmd"}
+    assert made.expand("tiny", "full")[-2].config.method.distill_weight == 0  # before the reference: adv-dmd
 
 
 def test_flash_losses_sets_the_published_terms_to_zero() -> None:

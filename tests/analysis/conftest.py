@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from ablations.grid import Cell, Grid, load
-from analysis.collect import cell_runs, collect
+from analysis import claims
+from analysis.collect import Results, results
 from analysis.tables import Table, build_table
 from core.metrics.protocol import Protocol
 from core.run import Run
@@ -37,9 +38,13 @@ budgets:
 metrics: [kid, clip_score]
 evaluate: {steps: [1, 2]}
 layout: {nfe: [2], splits: [train], best: {kid: min, clip_score: max}}
-published:
-  artefact: figure_5_loss_terms
-  directions: [{row: full, versus: plain, metric: kid, expected: lower, claim: The term lowers FID}]
+"""
+CLAIMS = """
+- id: term
+  claim: The term lowers FID
+  source: A paper, Section 1
+  grid: influence
+  contrasts: [{row: full, versus: plain, metric: kid, expected: lower}]
 """
 
 
@@ -94,10 +99,13 @@ class World:
                 self.measure(run, "clip_score", 0.3 + value, steps)
 
     def frame(self, budget: str = "full", *more: Path) -> Any:
-        return collect(self.grid, cell_runs(self.grid, "tiny", budget, [self.runs, *more]), "tiny", budget)
+        return self.results(budget, *more).frame
+
+    def results(self, budget: str = "full", *more: Path) -> Results:
+        return results(self.grid, "tiny", budget, [self.runs, *more])
 
     def table(self, budget: str = "full", *more: Path) -> Table:
-        return build_table(self.grid, self.frame(budget, *more))
+        return build_table(self.results(budget, *more))
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +123,8 @@ def world(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """No run yet."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "influence.yaml").write_text(GRID)
+    (tmp_path / "claims.yaml").write_text(CLAIMS)
+    monkeypatch.setattr(claims, "FILE", tmp_path / "claims.yaml")
     return World(grid, tmp_path / "runs")
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from ablations.schema import PublishedArtefact
 from analysis.published import published_numbers
 
 
 def test_numbers_of_a_published_table(world) -> None:
-    grid = dataclasses.replace(world.grid, published=PublishedArtefact(artefact="table_2"))
+    grid = dataclasses.replace(world.grid, published="table_2")
     published = published_numbers(dataclasses.replace(grid, source="Flash Diffusion, Table 2"))
     column = published.headings.index("published fid (sd15)")
     assert published.of("Flash Diffusion", 2)[column] == "12.27"
@@ -18,7 +17,7 @@ def test_numbers_of_a_published_table(world) -> None:
 
 
 def test_tables_of_two_papers_with_one_name_are_kept_apart(world) -> None:
-    grid = dataclasses.replace(world.grid, published=PublishedArtefact(artefact="table_1"))
+    grid = dataclasses.replace(world.grid, published="table_1")
     flash = published_numbers(dataclasses.replace(grid, source="Flash Diffusion, Table 1"))
     assert flash.of("Flash Diffusion", 4)[flash.headings.index("published fid (sd15)")] == "22.5"
     assert all("sdxl" not in heading for heading in flash.headings)

@@ -67,28 +67,6 @@ def test_hole_names_its_run_in_every_format(world, format) -> None:
     assert world.cells()["plain", 0].id not in text
 
 
-def test_published_direction_stands_beside_the_paired_difference(full) -> None:
-    (comparison,) = full.table().comparisons
-    assert comparison.difference.mean == pytest.approx(-1.0) and comparison.difference.n == 3
-    assert comparison.verdict == "agrees"
-    assert "| The term lowers FID |" in render(full.table(), "md")
-
-
-@pytest.mark.parametrize(
-    ("values", "verdict"),
-    [
-        ([(0.005, 0.004)], "agrees (undecided)"),
-        ([(0.004, 0.005)], "disagrees (undecided)"),
-        ([(0.004, 0.0051), (0.004, 0.005), (0.004, 0.0052)], "disagrees"),
-        ([], "no data"),
-    ],
-)
-def test_verdicts(world, values, verdict) -> None:
-    for seed, (plain, full) in enumerate(values):
-        world.finish({("plain", seed): plain, ("full", seed): full})
-    assert world.table().comparisons[0].verdict == verdict
-
-
 def test_markdown_and_latex_show_the_numbers(full) -> None:
     table = full.table()
     markdown = render(table, "md")

@@ -1,0 +1,233 @@
+"""The papers' qualitative claims (claims.yaml), each an inequality between rows of a grid, judged from our runs.
+
+A contrast is judged by the seed-paired difference of its two rows: the same seed has the same data, noise and teacher
+problems in both. It is *reproduced* when the 95% t interval lies on the published side, *contradicted* when it lies on
+the other one, *inconclusive* otherwise. A claim is reproduced when all of its contrasts are, and contradicted when one
+of them is; on each split of captions apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from ablations.grid import Grid
+from analysis.collect import CellRun, Results, comparable
+from analysis.columns import Column, shown_column
+from analysis.stats import Summary, paired_difference, seeds_to_decide, summarize
+from core.schema import METRICS, UserError, check_choice
+
+FILE = Path(__file__).parent / "claims.yaml"
+EXPECTED = ("lower", "higher", "equal")
+MOST_SEEDS = 50
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """metric(row) is ``lower`` or ``higher`` than metric(versus), or ``equal`` within ``margin`` times the latter."""
+
+    row: str
+    versus: str
+    metric: str
+    expected: str
+    margin: float = 0.0
+    scale: str = ""  # judged at this scale alone; empty: at every scale
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence of a paper; its contrasts are judged at the grid's first NFE, the one that the source reports."""
+
+    id: str
+    claim: str
+    source: str
+    grid: str
+    contrasts: tuple[Contrast, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A contrast beside our seed-paired difference ``row - versus`` in shown units, on one split at one NFE."""
+
+    claim: Claim
+    contrast: Contrast
+    label: str
+    split: str
+    nfe: int
+    column: Column
+    difference: Summary
+    allowed: float = 0.0  # of ``equal``: how far from zero, in shown units
+
+    @property
+    def as_published(self) -> bool:
+        """Whether the mean, whatever its interval, lies where the source says."""
+        mean = self.difference.mean
+        return {"lower": mean < 0, "higher": mean > 0, "equal": abs(mean) <= self.allowed}[self.contrast.expected]
+
+    @property
+    def verdict(self) -> str:
+        """reproduced | contradicted | inconclusive | no data."""
+        if self.difference.n == 0:
+            return "no data"
+        if not self.difference.half_width < self._distance():  # nan with one seed
+            return "inconclusive"
+        return "reproduced" if self.as_published else "contradicted"
+
+    @property
+    def at(self) -> str:
+        """`` at 2 NFE``; nothing for what is read from a training's log."""
+        return "" if self.contrast.metric in TRAINING else f" at {self.nfe} NFE"
+
+    def _distance(self) -> float:
+        """Of the mean from the nearest value that would change the verdict."""
+        return abs(abs(self.difference.mean) - self.allowed)
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """How many seeds would decide if mean and spread stayed as they are; None: unknown, or more than MOST_SEEDS."""
+        return seeds_to_decide(self.difference.sd, self._distance(), MOST_SEEDS)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A claim on one split."""
+
+    claim: Claim
+    split: str
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def verdict(self) -> str:
+        verdicts = {comparison.verdict for comparison in self.comparisons}
+        if "contradicted" in verdicts or verdicts == {"reproduced"}:
+            return "contradicted" if "contradicted" in verdicts else "reproduced"
+        return "no data" if verdicts <= {"no data"} else "inconclusive"
+
+    @property
+    def seeds(self) -> int:
+        return min((comparison.difference.n for comparison in self.comparisons), default=0)
+
+    @property
+    def to_decide(self) -> str:
+        """What an inconclusive claim waits for."""
+        if self.verdict in ("reproduced", "contradicted"):
+            return ""
+        open_ones = [c for c in self.comparisons if c.verdict not in ("reproduced", "contradicted")]
+        if any(c.difference.n < 2 for c in open_ones):
+            return "at least 2 seeds"
+        needed = [c.seeds_needed for c in open_ones]
+        return f"more than {MOST_SEEDS} seeds" if None in needed else f"about {max(needed, default=0)} seeds"
+
+
+def load_claims(file: Path | None = None) -> tuple[Claim, ...]:
+    """All claims of ``file`` (claims.yaml), checked; UserError names the claim and the field."""
+    return _load(file or FILE)
+
+
+@cache
+def _load(file: Path) -> tuple[Claim, ...]:
+    claims = []
+    for entry in yaml.safe_load(file.read_text()):
+        try:
+            contrasts = tuple(Contrast(**contrast) for contrast in entry["contrasts"])
+            claim = Claim(**{**entry, "contrasts": contrasts})
+        except (TypeError, KeyError) as error:
+            raise UserError(f"{file.name}: claim {entry.get('id', '?')}: {error}") from None
+        for contrast in contrasts:
+            check_choice(f"{file.name}: {claim.id}: expected", contrast.expected, EXPECTED)
+            check_choice(f"{file.name}: {claim.id}: metric", contrast.metric, (*METRICS, *TRAINING))
+        claims.append(claim)
+    return tuple(claims)
+
+
+def judge(of: Results, claims: Sequence[Claim] | None = None) -> list[Judgement]:
+    """The claims that are made of this grid, on each of its splits; costs and training logs have no split."""
+    out = []
+    frame = comparable(of.frame)
+    for claim in load_claims() if claims is None else claims:
+        if claim.grid != of.grid.name:
+            continue
+        contrasts = [c for c in claim.contrasts if c.scale in ("", of.scale)]
+        _check_rows(claim, of.grid)
+        for split in of.grid.layout.splits:
+            comparisons = tuple(_compare(claim, contrast, split, of, frame) for contrast in contrasts)
+            out.append(Judgement(claim, split, comparisons))
+    return out
+
+
+def _check_rows(claim: Claim, grid: Grid) -> None:
+    rows = [row.id for row in (*grid.rows, *grid.references)]
+    for contrast in claim.contrasts:
+        for row in (contrast.row, contrast.versus):
+            check_choice(f"{FILE.name}: {claim.id}: row of {grid.name}", row, rows)
+        if contrast.metric not in (*grid.metrics, *TRAINING):
+            raise UserError(f"{FILE.name}: {claim.id}: {contrast.metric} is not among the metrics of {grid.name}")
+
+
+def _compare(claim: Claim, contrast: Contrast, split: str, of: Results, frame: pd.DataFrame) -> Comparison:
+    nfe, column = of.grid.layout.nfe[0], shown_column(of.grid, contrast.metric)
+    if contrast.metric in TRAINING:
+        values = [_of_training(of.items, row, TRAINING[contrast.metric]) for row in (contrast.row, contrast.versus)]
+    else:
+        part = frame[(frame["metric"] == contrast.metric) & (frame["split"] == split) & (frame["nfe"] == nfe)]
+        values = [_by_seed(part, row) for row in (contrast.row, contrast.versus)]
+    ours, theirs = ({seed: column.factor * value for seed, value in found.items()} for found in values)
+    labels = {row.id: row.label for row in (*of.grid.rows, *of.grid.references)}
+    return Comparison(
+        claim=claim,
+        contrast=contrast,
+        label=f"{labels[contrast.row]} − {labels[contrast.versus]}",
+        split=split,
+        nfe=nfe,
+        column=column,
+        difference=paired_difference(ours, theirs),
+        allowed=contrast.margin * abs(summarize(list(theirs.values())).mean) if contrast.margin else 0.0,
+    )
+
+
+def _by_seed(frame: pd.DataFrame, row: str) -> dict[int, float]:
+    counted = frame[(frame["row"] == row) & frame["value"].notna() & (frame["state"] != "diverged")]
+    return dict(zip(counted["seed"], counted["value"], strict=True))
+
+
+def _of_training(
+    items: Sequence[CellRun], row: str, value: Callable[[list[dict[str, Any]]], float]
+) -> dict[int, float]:
+    """By seed, from the logs of the finished runs of ``row``."""
+    found = {i.cell.seed: value(i.first.run.metrics()) for i in items if i.cell.row == row and i.state == "done"}
+    return {seed: number for seed, number in found.items() if not math.isnan(number)}
+
+
+def teacher_evaluations(lines: list[dict[str, Any]]) -> float:
+    """The teacher's network evaluations per training image, those that a store has saved included."""
+    last = lines[-1] if lines else {"images": 0}
+    if not last["images"]:
+        return math.nan
+    return (last["evaluations"].get("teacher", 0) + last.get("stored_evaluations", 0)) / last["images"]
+
+
+def gradient_variation(lines: list[dict[str, Any]]) -> float:
+    """Standard deviation over mean of the student's logged gradient norms, second half of the training."""
+    norms = [line["student/grad_norm"] for line in lines if line.get("student/grad_norm") is not None]
+    found = summarize(norms[len(norms) // 2 :])
+    return found.sd / found.mean if found.mean else math.nan
+
+
+TRAINING: Mapping[str, Callable[[list[dict[str, Any]]], float]] = {
+    "teacher_evaluations": teacher_evaluations,
+    "gradient_variation": gradient_variation,
+}
+
+
+def counts(judgements: Sequence[Judgement]) -> dict[str, int]:
+    """How many judgements have each verdict."""
+    verdicts = ("reproduced", "contradicted", "inconclusive", "no data")
+    found = [judgement.verdict for judgement in judgements]
+    return {verdict: found.count(verdict) for verdict in verdicts if verdict in found}
