@@ -22,7 +22,7 @@ def provenance(config: ExperimentConfig) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
         "dirty_patch": (_git("diff", "HEAD") or "")[:_MAX_PATCH_CHARS],
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": package_versions(),
         "weights_hash": config.backbone.weights_hash,
         "data_hash": config.data.data_hash,
         "parent": config.train.parent,
@@ -31,6 +31,17 @@ def provenance(config: ExperimentConfig) -> dict[str, Any]:
         "machine": platform.machine(),
         "num_cpus": os.cpu_count(),
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Installed versions of the packages that results depend on."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def changed_since(commit: str, *folders: str) -> list[str] | None:
+    """Files below ``folders`` that differ from ``commit``, uncommitted ones included; None: the commit is unknown."""
+    changed = _git("diff", "--name-only", commit, "--", *folders)
+    return None if changed is None else changed.splitlines()
 
 
 def _git(*arguments: str) -> str | None:

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 
 
 def register(subparsers: _SubParsersAction) -> None:
-    """Add train, config, sample, evaluate and export to the ``fewstep`` command."""
+    """Add train, config, sample, evaluate, export, verify and rerun to the ``fewstep`` command."""
     train = subparsers.add_parser("train", help="train an experiment to the end of its budget (resumes)")
     train.add_argument("experiment", help="e.g. flash/emoji")
     train.add_argument("overrides", nargs="*", metavar="key=value")
@@ -22,6 +22,9 @@ def register(subparsers: _SubParsersAction) -> None:
     _register_sample(subparsers)
     _register_evaluate(subparsers)
     _register_export(subparsers)
+    verify = _on_a_run(subparsers, "verify", "check a run's identity, inputs, code and numbers from its files")
+    verify.set_defaults(run=_verify)
+    _register_rerun(subparsers)
 
 
 def _register_sample(subparsers: _SubParsersAction) -> None:
@@ -50,6 +53,16 @@ def _register_export(subparsers: _SubParsersAction) -> None:
     export.add_argument("--steps", type=int, metavar="N", help="most sampling steps; default: of eval.steps")
     export.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="key=value")
     export.set_defaults(run=_export)
+
+
+def _register_rerun(subparsers: _SubParsersAction) -> None:
+    rerun = _on_a_run(subparsers, "rerun", "train and measure a run again and compare the numbers")
+    rerun.add_argument("overrides", nargs="*", metavar="key=value", help="execution.*, e.g. execution.num_threads=1")
+    rerun.add_argument(
+        "--out", default="out/rerun", metavar="DIR", help="where the second run lies; default: out/rerun"
+    )
+    rerun.add_argument("--tolerance", type=float, default=0.01, metavar="X", help="relative; default: 0.01")
+    rerun.set_defaults(run=_rerun)
 
 
 def _on_a_run(subparsers: _SubParsersAction, name: str, summary: str) -> ArgumentParser:
@@ -87,5 +100,17 @@ def _evaluate(arguments: Namespace) -> int:
 
 def _export(arguments: Namespace) -> int:
     from experiments.export import run_command
+
+    return run_command(arguments)
+
+
+def _verify(arguments: Namespace) -> int:
+    from experiments.verify import run_command
+
+    return run_command(arguments)
+
+
+def _rerun(arguments: Namespace) -> int:
+    from experiments.rerun import run_command
 
     return run_command(arguments)

@@ -27,7 +27,11 @@ PREEMPTED = 75  # exit code: not an error, the same command goes on (sysexits.h,
 
 def train(experiment: str, overrides: Sequence[str] = (), *, evaluate: bool = False) -> int:
     """Exit code of ``fewstep train``: 0 done, 1 failed or diverged, 75 stopped with its state saved."""
-    config = resolve(compose(experiment, overrides))
+    return train_config(resolve(compose(experiment, overrides)), evaluate=evaluate)
+
+
+def train_config(config: ExperimentConfig, *, evaluate: bool = False) -> int:
+    """``train`` of a resolved configuration."""
     if config.execution.num_threads:
         torch.set_num_threads(config.execution.num_threads)
     run = Run.create(config)

@@ -1,0 +1,134 @@
+"""``fewstep verify RUN``: does a run, or a committed record of one, still say what it said? Torch-free.
+
+Identity, weights, data, code, completeness and protocols are recomputed from the files and compared with what the
+folder claims. A check that cannot be made here (weights that are not on this machine) says so and fails nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from core.config import UserError, resolve, run_id
+from core.metrics.protocol import Protocol
+from core.provenance import changed_since, package_versions
+from core.run import Run
+
+PASSED, FAILED, UNKNOWN = "ok", "FAILED", "not checked"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was compared."""
+
+    name: str
+    outcome: str
+    detail: str
+
+
+def verify(run: Run) -> list[Check]:
+    """All checks of a run folder."""
+    return [*_identity(run), _provenance(run), _training(run), _numbers(run), _packages(run)]
+
+
+def _check(name: str, holds: bool, detail: str) -> Check:
+    return Check(name, PASSED if holds else FAILED, detail)
+
+
+def _identity(run: Run) -> Iterator[Check]:
+    """The id is the hash of the stored configuration; weights and data found here have the stored hashes."""
+    backbone, data = run.config.backbone, run.config.data
+    stored = {"weights": (backbone.path, backbone.weights_hash), "data": (data.path, data.data_hash)}
+    recomputed = run_id(run.config)
+    yield _check("identity", recomputed == run.id, f"the configuration's hash is {recomputed}")
+    try:
+        resolve(run.config)
+    except UserError as error:
+        yield Check("weights and data", UNKNOWN, str(error))
+        return
+    found = {"weights": backbone.weights_hash, "data": data.data_hash}
+    for name, (path, before) in stored.items():
+        yield _check(name, found[name] == before, f"{path}: {before}" + _now(before, found[name]))
+
+
+def _now(before: str, found: str) -> str:
+    return "" if found == before else f", here {found}"
+
+
+def _provenance(run: Run) -> Check:
+    """The commit is clean and known; what has changed in the code since is told, it is no failure."""
+    facts = _facts(run)
+    commit = facts.get("commit")
+    if facts.get("dirty_patch"):
+        return Check("code", FAILED, f"trained with uncommitted changes on top of {str(commit)[:12]}")
+    if commit is None:
+        return Check("code", UNKNOWN, "the run was made outside a checkout")
+    changed = changed_since(commit, "core", "experiments")
+    if changed is None:
+        return Check("code", UNKNOWN, f"commit {commit[:12]} is not in this checkout")
+    since = f"; {len(changed)} files of core and experiments have changed since" if changed else ""
+    return Check("code", PASSED, f"commit {commit[:12]}, clean{since}")
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    file = run.path / "provenance.json"
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: absent or damaged ({error})") from None
+
+
+def _training(run: Run) -> Check:
+    """Finished, and at the end of its budget."""
+    state, budget = run.state(), run.config.train.budget
+    if state == "diverged":
+        return Check("training", PASSED, f"diverged: {run.reason()}")
+    if not run.config.method.trains or state != "done":
+        return _check("training", state == "done", state)
+    done = run.metrics()[-1] if run.metrics() else {}
+    key = {"images": "images", "iterations": "iteration"}.get(budget.unit)
+    reached = sum(done.get("evaluations", {}).values()) if key is None else done.get(key, 0)
+    return _check("training", reached >= budget.amount, f"{reached:,} of {budget.amount:,} {budget.unit}")
+
+
+def _numbers(run: Run) -> Check:
+    """Every number is finite, of this run, and its protocol id is the hash of its protocol."""
+    lines = run.evals()
+    wrong = [line for line in lines if not _is_sound(line, run.id)]
+    if wrong:
+        line = wrong[0]
+        return Check(
+            "numbers", FAILED, f"{line.get('metric')} on {line.get('split')}: protocol, run or value is damaged"
+        )
+    return _check("numbers", bool(lines), f"{len(lines)} with their protocols")
+
+
+def _is_sound(line: dict[str, Any], identity: str) -> bool:
+    try:
+        protocol = Protocol(**line["protocol_fields"])
+    except (KeyError, TypeError):
+        return False
+    return protocol.id == line["protocol"] and line["run"] == identity and math.isfinite(line["value"])
+
+
+def _packages(run: Run) -> Check:
+    """Other versions are told; they are no failure."""
+    before, now = _facts(run).get("packages", {}), package_versions()
+    differing = [
+        f"{name} {version} (here {now.get(name)})" for name, version in before.items() if now.get(name) != version
+    ]
+    return Check("packages", PASSED, ", ".join(differing) or "as here")
+
+
+def run_command(arguments: Namespace) -> int:
+    """Print every check; exit code 1 when one fails."""
+    run = Run.open(arguments.target, arguments.runs_dir or "runs")
+    checks = verify(run)
+    print(f"{run.id}  {run.path}")
+    for check in checks:
+        print(f"  {check.outcome:<12}{check.name:<18}{check.detail}")
+    return int(any(check.outcome == FAILED for check in checks))
