@@ -10,11 +10,11 @@ import fnmatch
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ablations.schema import Budget, Evaluate, GridSpec, Layout, Row
+from ablations.schema import Budget, Evaluate, GridSpec, Layout, Row, Scaled
 from core.config import ExperimentConfig, UserError, compose, resolve, run_id
 from core.schema import check_choice, nearest
 
@@ -35,6 +35,7 @@ class Cell:
     overrides: tuple[str, ...]
     parents: tuple[str, ...]
     config: ExperimentConfig = field(repr=False, compare=False)
+    unresolved: str = ""  # why this machine cannot say which run it is: data or weights are not here
 
     @property
     def task(self) -> str:
@@ -59,22 +60,43 @@ class Grid:
     evaluate: Evaluate
     layout: Layout
     published: str
+    at: Mapping[str, Scaled]
     local: tuple[str, ...] = ()  # overrides of this machine, for every cell
 
-    def expand(self, scale: str = "emoji", budget: str = "full") -> list[Cell]:
-        """All cells, parents before their children; UserError when a row does not resolve."""
+    def expand(self, scale: str = "emoji", budget: str = "full", *, strict: bool = True) -> list[Cell]:
+        """All cells, parents before their children; UserError when a row does not resolve.
+
+        Not ``strict``: a cell whose data or weights are not on this machine has its experiment's name for an id and
+        says why, so that a table can show it as a hole.
+        """
         if scale not in self.base:
             raise UserError(f"{self.file}: base has no scale '{scale}'; allowed: {', '.join(self.base)}")
+        if scale in self.at:
+            return self.scaled(scale).expand(scale, budget, strict=strict)
         with _where(self.file):
             check_choice("budget", budget, self.budgets)
         cells: dict[tuple[str, int], Cell] = {}
         for row in self.rows_of(budget):
             for seed in self.budgets[budget].seeds or row.seeds or self.seeds:
-                self._add(cells, row, seed, scale, budget, ())
+                self._add(cells, row, seed, scale, budget, (), strict)
         for row in self.references:
             for seed in row.seeds or (0,):
-                self._add(cells, row, seed, scale, budget, ())
+                self._add(cells, row, seed, scale, budget, (), strict)
         return list(cells.values())
+
+    def scaled(self, scale: str) -> Grid:
+        """The grid as ``scale`` measures and shows it."""
+        own = self.at.get(scale)
+        if own is None:
+            return self
+        layout = replace(
+            self.layout,
+            nfe=own.nfe or self.layout.nfe,
+            splits=own.splits or self.layout.splits,
+            best=own.best or self.layout.best,
+        )
+        evaluate = replace(self.evaluate, steps=own.steps or self.evaluate.steps)
+        return replace(self, metrics=tuple(own.metrics or self.metrics), layout=layout, evaluate=evaluate, at={})
 
     def rows_of(self, budget: str) -> list[Row]:
         """The rows that ``budget`` computes."""
@@ -89,6 +111,7 @@ class Grid:
         scale: str,
         budget: str,
         path: tuple[str, ...],
+        strict: bool,
     ) -> Cell:
         """The cell of ``row`` at ``seed``, its parent's first."""
         if row.id in path:
@@ -98,14 +121,21 @@ class Grid:
         overrides, parents = self._overrides(row, seed, budget, scale), ()
         if row.parent is not None:
             other = next(r for r in self.rows if r.id == row.parent)
-            parent = self._add(cells, other, seed, scale, budget, (*path, row.id))
+            parent = self._add(cells, other, seed, scale, budget, (*path, row.id), strict)
             overrides, parents = [*overrides, f"train.init_from={parent.id}"], (parent.id,)
         experiment = row.experiment.get(scale, self.base[scale])
+        unresolved = ""
         with _where(f"{self.file}: row {row.id}"):
-            config = resolve(compose(experiment, overrides))
+            config = compose(experiment, overrides)
+            try:
+                identity = run_id(resolve(config))
+            except UserError as error:
+                if strict:
+                    raise
+                identity, unresolved = experiment, str(error)
         if config.scale != scale:
             raise UserError(f"{self.file}: row {row.id}: {experiment} is of scale {config.scale}")
-        cell = Cell(run_id(config), row.id, row.label, seed, experiment, tuple(overrides), parents, config)
+        cell = Cell(identity, row.id, row.label, seed, experiment, tuple(overrides), parents, config, unresolved)
         cells[row.id, seed] = cell
         return cell
 
@@ -150,7 +180,7 @@ def load(name: str, local: Sequence[str] = ()) -> Grid:
         spec.validate()
     return Grid(
         path.stem, Path(path.name), spec.title, spec.source, spec.base, tuple(spec.seeds), tuple(spec.rows),
-        tuple(spec.references), spec.budgets, tuple(spec.metrics), spec.evaluate, spec.layout, spec.published,
+        tuple(spec.references), spec.budgets, tuple(spec.metrics), spec.evaluate, spec.layout, spec.published, spec.at,
         tuple(local),
     )  # fmt: skip
 

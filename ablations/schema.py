@@ -7,6 +7,8 @@ from typing import Any
 
 from core.schema import METRICS, SCALES, UserError, check_choice, check_range, listing
 
+COSTS = ("trainable_parameters", "device_hours", "teacher_evaluations")
+
 
 @dataclass
 class Row:
@@ -37,6 +39,7 @@ class Layout:
     nfe: list[int] = listing(4)
     splits: list[str] = listing("train", "heldout")
     best: dict[str, str] = field(default_factory=dict)  # metric: min | max
+    costs: list[str] = field(default_factory=list)  # columns from the trainings' logs: COSTS
 
 
 @dataclass
@@ -44,6 +47,17 @@ class Evaluate:
     """Sampling steps of the students that are measured."""
 
     steps: list[int] = listing(1, 2, 4)
+
+
+@dataclass
+class Scaled:
+    """What a scale measures and shows instead of the grid's own; empty: the same."""
+
+    metrics: list[str] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    nfe: list[int] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    best: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,21 +77,27 @@ class GridSpec:
     metrics: list[str] = listing("kd_effnet")
     evaluate: Evaluate = field(default_factory=Evaluate)
     layout: Layout = field(default_factory=Layout)
+    at: dict[str, Scaled] = field(default_factory=dict)  # by scale: other judges, splits and steps
     published: str = ""  # artefact of analysis/published.csv whose numbers stand beside ours, e.g. table_2
 
     def validate(self) -> None:
         """Raise UserError for the first value not allowed; ``rows`` hold the axes' combinations already."""
-        for metric in [*self.metrics, *self.layout.best]:
-            check_choice("metrics", metric, METRICS)
+        for scaled in (*self.at.values(), self.layout, self.evaluate):
+            for metric in [*self.metrics, *getattr(scaled, "metrics", ()), *getattr(scaled, "best", ())]:
+                check_choice("metrics", metric, METRICS)
+            for direction in getattr(scaled, "best", {}).values():
+                check_choice("layout.best", direction, ("min", "max"))
+            for steps in getattr(scaled, "steps", ()):
+                check_range("evaluate.steps", steps, 1)
+        for scale in self.at:
+            check_choice("at", scale, self.base)
         for scale in self.base:
             check_choice("base", scale, SCALES)
         for row in [*self.rows, *self.references]:
             for scale in row.at:
                 check_choice(f"row {row.id}: at", scale, self.base)
-        for direction in self.layout.best.values():
-            check_choice("layout.best", direction, ("min", "max"))
-        for steps in self.evaluate.steps:
-            check_range("evaluate.steps", steps, 1)
+        for cost in self.layout.costs:
+            check_choice("layout.costs", cost, COSTS)
         if not self.rows:
             raise UserError("rows and axes are both empty; give at least one row")
         if not self.seeds:

@@ -8,18 +8,17 @@ of them is; on each split of captions apart.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import yaml
 
 from ablations.grid import Grid
-from analysis.collect import CellRun, Results, comparable
+from analysis import training
+from analysis.collect import Results, comparable
 from analysis.columns import Column, shown_column
 from analysis.stats import Summary, paired_difference, seeds_to_decide, summarize
 from core.schema import METRICS, UserError, check_choice
@@ -83,7 +82,7 @@ class Comparison:
     @property
     def at(self) -> str:
         """`` at 2 NFE``; nothing for what is read from a training's log."""
-        return "" if self.contrast.metric in TRAINING else f" at {self.nfe} NFE"
+        return "" if self.contrast.metric in training.TRAINING else f" at {self.nfe} NFE"
 
     def _distance(self) -> float:
         """Of the mean from the nearest value that would change the verdict."""
@@ -142,7 +141,7 @@ def _load(file: Path) -> tuple[Claim, ...]:
             raise UserError(f"{file.name}: claim {entry.get('id', '?')}: {error}") from None
         for contrast in contrasts:
             check_choice(f"{file.name}: {claim.id}: expected", contrast.expected, EXPECTED)
-            check_choice(f"{file.name}: {claim.id}: metric", contrast.metric, (*METRICS, *TRAINING))
+            check_choice(f"{file.name}: {claim.id}: metric", contrast.metric, (*METRICS, *training.TRAINING))
         claims.append(claim)
     return tuple(claims)
 
@@ -167,14 +166,14 @@ def _check_rows(claim: Claim, grid: Grid) -> None:
     for contrast in claim.contrasts:
         for row in (contrast.row, contrast.versus):
             check_choice(f"{FILE.name}: {claim.id}: row of {grid.name}", row, rows)
-        if contrast.metric not in (*grid.metrics, *TRAINING):
+        if contrast.metric not in (*grid.metrics, *training.TRAINING):
             raise UserError(f"{FILE.name}: {claim.id}: {contrast.metric} is not among the metrics of {grid.name}")
 
 
 def _compare(claim: Claim, contrast: Contrast, split: str, of: Results, frame: pd.DataFrame) -> Comparison:
     nfe, column = of.grid.layout.nfe[0], shown_column(of.grid, contrast.metric)
-    if contrast.metric in TRAINING:
-        values = [_of_training(of.items, row, TRAINING[contrast.metric]) for row in (contrast.row, contrast.versus)]
+    if contrast.metric in training.TRAINING:
+        values = [training.by_seed(of.items, row, contrast.metric) for row in (contrast.row, contrast.versus)]
     else:
         part = frame[(frame["metric"] == contrast.metric) & (frame["split"] == split) & (frame["nfe"] == nfe)]
         values = [_by_seed(part, row) for row in (contrast.row, contrast.versus)]
@@ -195,35 +194,6 @@ def _compare(claim: Claim, contrast: Contrast, split: str, of: Results, frame: p
 def _by_seed(frame: pd.DataFrame, row: str) -> dict[int, float]:
     counted = frame[(frame["row"] == row) & frame["value"].notna() & (frame["state"] != "diverged")]
     return dict(zip(counted["seed"], counted["value"], strict=True))
-
-
-def _of_training(
-    items: Sequence[CellRun], row: str, value: Callable[[list[dict[str, Any]]], float]
-) -> dict[int, float]:
-    """By seed, from the logs of the finished runs of ``row``."""
-    found = {i.cell.seed: value(i.first.run.metrics()) for i in items if i.cell.row == row and i.state == "done"}
-    return {seed: number for seed, number in found.items() if not math.isnan(number)}
-
-
-def teacher_evaluations(lines: list[dict[str, Any]]) -> float:
-    """The teacher's network evaluations per training image, those that a store has saved included."""
-    last = lines[-1] if lines else {"images": 0}
-    if not last["images"]:
-        return math.nan
-    return (last["evaluations"].get("teacher", 0) + last.get("stored_evaluations", 0)) / last["images"]
-
-
-def gradient_variation(lines: list[dict[str, Any]]) -> float:
-    """Standard deviation over mean of the student's logged gradient norms, second half of the training."""
-    norms = [line["student/grad_norm"] for line in lines if line.get("student/grad_norm") is not None]
-    found = summarize(norms[len(norms) // 2 :])
-    return found.sd / found.mean if found.mean else math.nan
-
-
-TRAINING: Mapping[str, Callable[[list[dict[str, Any]]], float]] = {
-    "teacher_evaluations": teacher_evaluations,
-    "gradient_variation": gradient_variation,
-}
 
 
 def counts(judgements: Sequence[Judgement]) -> dict[str, int]:

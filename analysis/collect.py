@@ -60,6 +60,8 @@ class CellRun:
 
     @property
     def state(self) -> str:
+        if self.cell.unresolved:
+            return self.cell.unresolved
         return self.first.state if self.first else "planned"
 
     @property
@@ -78,7 +80,7 @@ def cell_runs(grid: Grid, scale: str, budget: str, sources: Sequence[Path]) -> l
             known.setdefault(path.name.rpartition("-")[2], []).append(path)
     return [
         CellRun(cell, tuple(_copy(path, cell) for path in known.get(cell.id, [])))
-        for cell in grid.expand(scale, budget)
+        for cell in grid.expand(scale, budget, strict=False)
     ]
 
 
@@ -95,6 +97,7 @@ class Results:
 
 def results(grid: Grid, scale: str, budget: str, sources: Sequence[Path]) -> Results:
     """What lies below ``sources`` of a grid."""
+    grid = grid.scaled(scale)
     items = cell_runs(grid, scale, budget, sources)
     return Results(grid, scale, budget, tuple(items), collect(grid, items, scale, budget))
 

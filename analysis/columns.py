@@ -15,7 +15,7 @@ class Column:
     label: str
     tex: str
     better: str = ""  # "min" | "max" | "" (no direction: closeness to the teacher is what counts)
-    power: int = 0  # shown values are multiplied by 10**power
+    power: int = 0  # shown values are multiplied by 10**power; a negative one is a unit, which the label names
     meaning: str = ""
 
     @property
@@ -34,19 +34,19 @@ class Column:
     @property
     def tex_heading(self) -> str:
         arrow = {"min": r"$\downarrow$", "max": r"$\uparrow$", "": ""}[self.better]
-        times = rf"{{\scriptsize$\times 10^{{{self.power}}}$}}" if self.power else ""
+        times = rf"{{\scriptsize$\times 10^{{{self.power}}}$}}" if self.power > 0 else ""
         return " ".join(filter(None, [self.tex, times, arrow]))
 
     @property
     def axis(self) -> str:
         """Axis label in matplotlib's mathtext."""
-        times = rf"$\times 10^{{{self.power}}}$" if self.power else ""
+        times = rf"$\times 10^{{{self.power}}}$" if self.power > 0 else ""
         return " ".join(filter(None, [self.label, times, self.arrow]))
 
 
 def superscript(power: int) -> str:
-    """``×10³``, or nothing for power 0."""
-    return "×10" + str(power).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")) if power else ""
+    """``×10³``, or nothing for power 0 and for a unit."""
+    return "×10" + str(power).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")) if power > 0 else ""
 
 
 _KNOWN = {
@@ -58,6 +58,12 @@ _KNOWN = {
         Column("kid", "KID", "KID", "min", 3, "clean-fid Inception kernel distance"),
         Column("clip_score", "CLIP score", "CLIP score", "max", 0, "mean image-text cosine"),
         Column("diversity", "Diversity", "Diversity", "", 0, "mean distance among images of one prompt"),
+        Column(
+            "trainable_parameters", "Trainable M", "Trainable M", "", -6, "trained parameters, all players, in millions"
+        ),
+        Column(
+            "device_hours", "Device-hours", "Device-hours", "", 0, "of training; stored teacher solutions were free"
+        ),
         Column("teacher_evaluations", "Teacher evaluations", "Teacher evaluations", "", 0, "per training image"),
         Column(
             "gradient_variation",

@@ -72,6 +72,8 @@ def _markdown_panel(table: Table, panel: Panel) -> str:
 
 
 def _markdown_cell(entry: Entry, digits: int) -> str:
+    if entry.is_empty:
+        return ""
     if entry.summary.n == 0:
         return f"missing {entry.missing[0].split()[0]}"
     text = number(entry, digits).replace("-", "−")
@@ -130,8 +132,10 @@ def _nfe(line: Line) -> str:
 
 def _seeds(line: Line) -> str:
     """The number of seeds behind the line's numbers, as a range when its columns differ."""
-    counts = sorted({entry.summary.n for entry in line.entries})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+    counts = sorted({entry.summary.n for entry in line.entries if not entry.is_empty})
+    if len(counts) < 2:
+        return "".join(map(str, counts))
+    return f"{counts[0]}–{counts[-1]}"
 
 
 # --- CSV ------------------------------------------------------------------------------------------------
@@ -193,6 +197,8 @@ def _tex_line(table: Table, line: Line) -> str:
 
 
 def _tex_cell(entry: Entry, digits: int) -> str:
+    if entry.is_empty:
+        return ""
     if entry.summary.n == 0:
         return rf"{{\scriptsize missing \texttt{{{entry.missing[0].split()[0]}}}}}"
     mean = f"{entry.summary.mean:.{digits}f}"
@@ -231,6 +237,8 @@ def _html_line(table: Table, line: Line) -> str:
 
 
 def _html_cell(entry: Entry, digits: int) -> str:
+    if entry.is_empty:
+        return ""
     if entry.summary.n == 0:
         run = html.escape(entry.missing[0].split()[0])
         return f'<span class="hole" title="{html.escape("; ".join(entry.missing))}">missing {run}</span>'

@@ -21,14 +21,19 @@ from analysis.collect import Results, comparable
 from analysis.columns import Column, shown_column
 from analysis.published import Published, published_numbers
 from analysis.stats import Summary, summarize
+from analysis.training import by_seed
 
 MARKS = {
     "dirty": ("*", "trained from a working tree with uncommitted changes"),
     "diverged": ("‡", "a seed diverged; it is left out of the mean"),
     "seeds": ("†", "fewer seeds than planned"),
 }
-REFERENCE = "Reference"
-SPLITS = {"train": "Train captions", "heldout": "Held-out captions (unseen combinations of seen words)"}
+REFERENCE, PUBLISHED = "Reference", "Published elsewhere"
+SPLITS = {
+    "train": "Train captions",
+    "val": "COCO validation captions",
+    "heldout": "Held-out captions (unseen combinations of seen words)",
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,11 @@ class Entry:
     missing: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
     best: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is asked for: an undistilled teacher has no training that could cost anything."""
+        return self.summary.n == 0 and not self.missing
 
     @property
     def symbols(self) -> str:
@@ -107,9 +117,9 @@ class Table:
 def build_table(of: Results) -> Table:
     """The table of a grid; UserError when its numbers may not stand together."""
     grid, frame = of.grid, comparable(of.frame)
-    columns = tuple(shown_column(grid, metric) for metric in grid.metrics)
-    published = published_numbers(grid)
-    numbers = _index(frame)
+    columns = tuple(shown_column(grid, metric) for metric in (*grid.metrics, *grid.layout.costs))
+    published = published_numbers(grid, of.scale)
+    numbers = _index(frame) | _costs(of)
     rows = grid.rows_of(of.budget)
     panels = tuple(_panel(grid, rows, numbers, split, columns, published) for split in grid.layout.splits)
     digits = tuple(_digits(panels, index) for index in range(len(columns)))
@@ -124,7 +134,7 @@ def build_table(of: Results) -> Table:
         published_columns=published.headings,
         panels=tuple(_mark_best(panel, columns, digits) for panel in panels),
         judgements=tuple(judge(of)),
-        notes=notes(frame, columns),
+        notes=(*notes(frame, columns), *_cost_notes(columns, grid)),
     )
 
 
@@ -140,12 +150,34 @@ def _index(frame: pd.DataFrame) -> Numbers:
     return out
 
 
+def _costs(of: Results) -> Numbers:
+    """Costs of the rows, which are those of every split and NFE: under the split "" and no NFE."""
+    out = {}
+    for row in of.grid.rows_of(of.budget):
+        for metric in of.grid.layout.costs:
+            seeds = by_seed(of.items, row.id, metric)
+            cells = [item for item in of.items if item.cell.row == row.id]
+            out["", row.id, None, metric] = [
+                {"run": i.cell.id, "row": row.id, "seed": i.cell.seed, "state": i.state, "dirty": False}
+                | {"value": seeds.get(i.cell.seed, math.nan)}
+                for i in cells
+            ]
+    return out
+
+
+def _cost_notes(columns: tuple[Column, ...], grid: Grid) -> list[str]:
+    return [f"{column.label}: {column.meaning}." for column in columns if column.metric in grid.layout.costs]
+
+
 def _panel(
     grid: Grid, rows: Sequence[Row], numbers: Numbers, split: str, columns: tuple[Column, ...], published: Published
 ) -> Panel:
     def line(row: Row, nfe: int | None) -> Line:
         entries = []
         for shown in columns:
+            if shown.metric in grid.layout.costs:
+                entries.append(_entry(numbers.get(("", row.id, None, shown.metric), ()), shown))
+                continue
             found = numbers.get((split, row.id, nfe, shown.metric), ())
             holes = numbers.get((split, row.id, None, shown.metric), ()) if nfe is not None else ()
             entries.append(_entry([*found, *holes], shown))
@@ -160,6 +192,11 @@ def _panel(
         blocks.append(Block(REFERENCE, tuple(lines)))
     for nfe in grid.layout.nfe:
         blocks.append(Block(f"{nfe} NFE", tuple(line(row, nfe) for row in rows)))
+    known = {(line.label, line.nfe) for block in blocks for line in block.lines}
+    others = [Line("", row, nfe, (Entry(summarize([])),) * len(columns), published.of(row, nfe))
+              for row, nfe in published.beyond(known)]  # fmt: skip
+    if others:
+        blocks.append(Block(PUBLISHED, tuple(others)))
     return Panel(split, SPLITS.get(split, split), tuple(blocks))
 
 
@@ -192,7 +229,7 @@ def _mark_best(panel: Panel, columns: tuple[Column, ...], digits: tuple[int, ...
     blocks = []
     for block in panel.blocks:
         lines = [list(line.entries) for line in block.lines]
-        for index, shown in enumerate(columns) if block.title != REFERENCE else ():
+        for index, shown in enumerate(columns) if block.title not in (REFERENCE, PUBLISHED) else ():
             means = [round(entries[index].summary.mean, digits[index]) for entries in lines]
             known = {mean for mean in means if not math.isnan(mean)}
             if shown.better and len(known) > 1:

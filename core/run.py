@@ -184,8 +184,16 @@ class Run:
     def end_attempt(self, state: str, reason: str = "") -> None:
         """Close the latest attempt as done, failed, diverged, or stopped (resumable, more work to do)."""
         assert state in END_STATES, state
-        record = self._attempts()[-1] | {"ended": _now(), "state": state, "reason": reason}
+        self.note(ended=_now(), state=state, reason=reason)
+
+    def note(self, **facts: Any) -> None:
+        """Add to the latest attempt what becomes known while it runs."""
+        record = self._attempts()[-1] | facts
         atomic_write(self._attempt_file(record["attempt"]), json.dumps(record, indent=1) + "\n")
+
+    def noted(self, key: str) -> Any:
+        """What the latest attempt that knows ``key`` has noted; None when nobody does."""
+        return next((record[key] for record in reversed(self._attempts()) if key in record), None)
 
     def _attempt_file(self, attempt: int) -> Path:
         return self.path / "attempts" / f"{attempt:04d}.json"

@@ -13,6 +13,7 @@ from core.config import ExperimentConfig, compose, resolve
 from core.data.prompts import dataset_prompts
 from core.data.shards import open_dataset
 from core.identity import locate
+from core.methods.base import Method
 from core.methods.clock import Clock
 from core.run import Run
 from core.training.loop import Diverged, Trainer
@@ -72,6 +73,7 @@ def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool) -> 
     run.heartbeat({"reading": "latents, computed once"})
     data = build_data(config, backbone)
     method = build_method(config, backbone, data)
+    run.note(trainable_parameters=_trainable(method))
     clock = build_clock(config)
     session = Session(config, method, 0)
     trainer = Trainer(config, method, data, run, clock, attempt, _sheet(session, run))
@@ -84,6 +86,11 @@ def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool) -> 
             _measure(session, run)
     trainer.monitor.close()
     _report_cost(clock)
+
+
+def _trainable(method: Method) -> dict[str, int]:
+    """Parameters that are trained, by player."""
+    return {player.name: sum(p.numel() for p in player.parameters.values()) for player in method.players()}
 
 
 def _evaluate(config: ExperimentConfig, run: Run) -> int:

@@ -82,6 +82,7 @@ class VPProcess(Process):
     def __init__(self, alphas_cumprod: np.ndarray) -> None:
         alphas_cumprod = np.asarray(alphas_cumprod, dtype=np.float64)
         self.num_train_timesteps = len(alphas_cumprod)
+        self.alphas_cumprod = alphas_cumprod  # (T,) float64
         table = np.stack([np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)])
         self._table = torch.from_numpy(table)  # (2, T) float64
         self._placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}

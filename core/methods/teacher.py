@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from core.backbones.base import TEACHER, Backbone, Cond
+from core.config import UserError
 from core.data.batches import Batch
+from core.diffusion.process import VPProcess
 from core.diffusion.solvers import solve
+from core.diffusion.unipc import unipc
 from core.methods.base import Method, Player, Rollout
 from core.methods.clock import Clock
 
@@ -19,13 +22,14 @@ def teacher_sample(
     backbone: Backbone, x_t: Tensor, cond: Cond, null: Cond, steps: int, guidance: float, solver: str
 ) -> Tensor:
     """``steps`` solver steps of the teacher from pure noise ``x_t``; latents (B, C, H, W)."""
-    timesteps = backbone.process.timesteps(steps)
 
     def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         return backbone.guided(TEACHER, x, t, cond[rows], null, guidance)
 
+    if solver == "unipc":
+        return unipc(denoise, x_t, steps, backbone.process)
     start = torch.zeros(len(x_t), dtype=torch.long)
-    return solve(denoise, x_t, start, timesteps, backbone.process, solver)[0]
+    return solve(denoise, x_t, start, backbone.process.timesteps(steps), backbone.process, solver)[0]
 
 
 class Teacher(Method):
@@ -35,6 +39,8 @@ class Teacher(Method):
 
     def build(self) -> None:
         """The teacher needs no role of its own."""
+        if self.config.solver == "unipc" and not isinstance(self.backbone.process, VPProcess):
+            raise UserError("method.solver=unipc is for variance-preserving teachers; allowed here: dpmpp_2m, ddim")
 
     def players(self) -> list[Player]:
         return []

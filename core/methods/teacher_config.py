@@ -17,13 +17,13 @@ class TeacherConfig:
     trains: ClassVar[bool] = False
 
     name: str = "teacher"
-    solver: str = "dpmpp_2m"  # dpmpp_2m | ddim
+    solver: str = "dpmpp_2m"  # dpmpp_2m | ddim | unipc
     steps: int = 50  # solver steps; each costs two network evaluations when guided
     guidance: float = 7.5  # w in x_w = w x_cond + (1 - w) x_null; 1: none
 
     def validate(self) -> None:
         """Raise UserError for the first value that is not allowed."""
-        check_choice("method.solver", self.solver, ("dpmpp_2m", "ddim"))
+        check_choice("method.solver", self.solver, ("dpmpp_2m", "ddim", "unipc"))
         check_range("method.steps", self.steps, 1)
 
 

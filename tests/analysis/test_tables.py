@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from html.parser import HTMLParser
 
 import pytest
 
+from analysis.collect import results
 from analysis.render import FORMATS, render
-from analysis.tables import Entry, Table
+from analysis.tables import Entry, Table, build_table
 
 
 def _entry(table: Table, row: str, metric: str = "kid") -> Entry:
@@ -116,3 +118,19 @@ def test_html_is_balanced_and_shows_mathematics(full) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_same_frame_gives_the_same_text(full, format) -> None:
     assert render(full.table(), format) == render(full.table(), format)
+
+
+def test_costs_stand_beside_the_rows_and_not_beside_the_teacher(full) -> None:
+    layout = dataclasses.replace(full.grid.layout, costs=["device_hours", "trainable_parameters"])
+    grid = dataclasses.replace(full.grid, layout=layout)
+    for seed in (0, 1):
+        run = full.run(full.cells()["plain", seed])
+        run.append_metrics({"attempt": 1, "images": 32, "device_hours": 1.0 + seed, "evaluations": {}})
+    run.note(trainable_parameters={"student": 2_000_000, "critic": 500_000})
+    table = build_table(results(grid, "tiny", "full", [full.runs]))
+    hours, parameters = _entry(table, "plain", "device_hours"), _entry(table, "plain", "trainable_parameters")
+    assert hours.summary.mean == 1.5 and hours.marks == ("seeds",) and len(hours.missing) == 1
+    assert parameters.summary.mean == 2.5 and parameters.summary.n == 1
+    assert _entry(table, "teacher", "device_hours").is_empty
+    assert "| Teacher, 50 steps | 100 | 3.6 | 0.304 |  |  | 1 |" in render(table, "md")
+    assert "Device-hours: of training" in render(table, "md")

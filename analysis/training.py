@@ -1,0 +1,56 @@
+"""What a training cost and how steadily it ran, from a run's logs: numbers that no judge measures and no split has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from analysis.collect import CellRun
+from analysis.stats import summarize
+from core.run import Run
+
+
+def teacher_evaluations(run: Run) -> float:
+    """The teacher's network evaluations per training image, those that a store has saved included."""
+    last = _last(run)
+    if not last.get("images"):
+        return math.nan
+    return (last["evaluations"].get("teacher", 0) + last.get("stored_evaluations", 0)) / last["images"]
+
+
+def gradient_variation(run: Run) -> float:
+    """Standard deviation over mean of the student's logged gradient norms, second half of the training."""
+    norms = [line["student/grad_norm"] for line in run.metrics() if line.get("student/grad_norm") is not None]
+    found = summarize(norms[len(norms) // 2 :])
+    return found.sd / found.mean if found.mean else math.nan
+
+
+def trainable_parameters(run: Run) -> float:
+    """Of all players together."""
+    counts = run.noted("trainable_parameters")
+    return math.nan if counts is None else float(sum(counts.values()))
+
+
+def device_hours(run: Run) -> float:
+    """Of training alone; solutions that another run had stored were free."""
+    return float(_last(run).get("device_hours", math.nan))
+
+
+def _last(run: Run) -> dict[str, Any]:
+    return max(run.metrics(), key=lambda line: line["images"], default={})
+
+
+TRAINING: Mapping[str, Callable[[Run], float]] = {
+    "teacher_evaluations": teacher_evaluations,
+    "gradient_variation": gradient_variation,
+    "trainable_parameters": trainable_parameters,
+    "device_hours": device_hours,
+}
+
+
+def by_seed(items: Sequence[CellRun], row: str, metric: str) -> dict[int, float]:
+    """``metric`` of the finished runs of ``row``; a seed whose log does not know it is left out."""
+    runs = {item.cell.seed: item.first.run for item in items if item.cell.row == row and item.state == "done"}
+    found = {seed: TRAINING[metric](run) for seed, run in runs.items()}
+    return {seed: value for seed, value in found.items() if not math.isnan(value)}
