@@ -16,13 +16,14 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint install lock clean clean-runs clean-all
+.PHONY: help demo results test lint install lock clean clean-runs clean-all
 
 help:
 	@echo "fewstep: few-step distillation of diffusion models"
 	@echo
 	@echo "  make demo        run a real ablation grid on the embedded teacher; show its table, figure and report"
 	@echo "                   (SLOTS=$(SLOTS) cells at a time)"
+	@echo "  make results     rebuild every table and figure from the committed records, to out/results"
 	@echo "  make test        run the test suite (WORKERS=$(WORKERS) processes)"
 	@echo "  make lint        check style and layering"
 	@echo "  make install     create $(VENV) and install the locked requirements (the targets above do it themselves)"
@@ -59,6 +60,9 @@ DEMO_OPTIONS := --scale emoji --budget demo
 demo: $(STAMP)
 	@$(BIN)/fewstep grid run $(DEMO) $(DEMO_OPTIONS) --slots $(SLOTS)
 	@$(BIN)/fewstep report $(DEMO) $(DEMO_OPTIONS)
+
+results: $(STAMP)
+	@$(BIN)/fewstep results
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -1,4 +1,4 @@
-"""``fewstep table|figure|report|records NAME`` and ``fewstep claims``."""
+"""``fewstep table|figure|report|records NAME`` ``fewstep claims`` and ``fewstep results``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def register(subparsers: Any) -> None:
     add_place_arguments(claims).add_argument("names", nargs="*", metavar="GRID", help="default: every grid with claims")
     claims.add_argument("--out", type=Path, help="Markdown file to write instead of printing")
     claims.set_defaults(run=run_claims)
+    everything = subparsers.add_parser("results", help="rebuild every table and figure from runs and committed records")
+    everything.add_argument(
+        "--runs-dir", type=Path, metavar="DIR", help="run folders to read besides the records"
+    )
+    everything.add_argument("--out", type=Path, default=Path("out/results"), help="folder; default: out/results")
+    everything.set_defaults(run=run_results)
 
 
 def _command(subparsers: Any, name: str, run: Any, help: str) -> argparse.ArgumentParser:
@@ -103,9 +109,9 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 def run_claims(arguments: argparse.Namespace) -> int:
     from ablations.grid import load
-    from analysis.claims import counts, judge, load_claims
+    from analysis.claims import judge, load_claims
     from analysis.collect import RECORDS, results
-    from analysis.render import judgements_markdown
+    from analysis.render import claims_markdown
     from core.run import atomic_write
     from core.schema import check_choice
 
@@ -117,13 +123,20 @@ def run_claims(arguments: argparse.Namespace) -> int:
         grid = load(name, arguments.local)
         of = results(grid, arguments.scale, arguments.budget, [arguments.runs_dir, RECORDS])
         judgements += judge(of)
-    total = ", ".join(f"{count} {verdict}" for verdict, count in counts(judgements).items())
-    text = f"{judgements_markdown(judgements)}\n\n{total} (a claim counts once on each split of captions)\n"
+    text = claims_markdown(judgements)
     if arguments.out is None:
         print(text, end="")
     else:
         atomic_write(arguments.out, text)
         print(arguments.out)
+    return 0
+
+
+def run_results(arguments: argparse.Namespace) -> int:
+    from analysis.results import write_results
+
+    for path in write_results(arguments.out, arguments.runs_dir):
+        print(path)
     return 0
 
 

@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 
-from analysis.claims import Comparison, Judgement
+from analysis.claims import Comparison, Judgement, counts
 from analysis.labels import plain, to_tex
 from analysis.labels import to_html as label_html
 from analysis.tables import Entry, Line, Panel, Table
@@ -87,6 +87,12 @@ def judgements_markdown(judgements: Sequence[Judgement]) -> str:
     """One line for each contrast; the claim's verdict stands in the first."""
     lines = [_pipe(JUDGEMENT_COLUMNS), _pipe(["---"] * len(JUDGEMENT_COLUMNS))]
     return "\n".join(lines + [_pipe(cells) for j in judgements for cells in judgement_cells(j)])
+
+
+def claims_markdown(judgements: Sequence[Judgement]) -> str:
+    """``judgements_markdown`` with the count of verdicts."""
+    total = ", ".join(f"{count} {verdict}" for verdict, count in counts(judgements).items())
+    return f"{judgements_markdown(judgements)}\n\n{total} (a claim counts once on each split of captions)\n"
 
 
 def judgement_cells(judgement: Judgement, show: Callable[[str], str] = plain) -> list[list[str]]:

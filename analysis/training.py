@@ -19,6 +19,12 @@ def teacher_evaluations(run: Run) -> float:
     return (last["evaluations"].get("teacher", 0) + last.get("stored_evaluations", 0)) / last["images"]
 
 
+def student_evaluations(run: Run) -> float:
+    """The student's network evaluations per training image."""
+    last = _last(run)
+    return last["evaluations"].get("student", 0) / last["images"] if last.get("images") else math.nan
+
+
 def gradient_variation(run: Run) -> float:
     """Standard deviation over mean of the student's logged gradient norms, second half of the training."""
     norms = [line["student/grad_norm"] for line in run.metrics() if line.get("student/grad_norm") is not None]
@@ -43,6 +49,7 @@ def _last(run: Run) -> dict[str, Any]:
 
 TRAINING: Mapping[str, Callable[[Run], float]] = {
     "teacher_evaluations": teacher_evaluations,
+    "student_evaluations": student_evaluations,
     "gradient_variation": gradient_variation,
     "trainable_parameters": trainable_parameters,
     "device_hours": device_hours,

@@ -14,6 +14,7 @@ from PIL import Image
 
 from core.config import UserError
 from core.data.prompts import PromptList, parse_prompts
+from core.provenance import provenance
 from core.run import atomic_folder
 from experiments.build import Session, Setting
 from experiments.evaluate import Split, settings
@@ -50,8 +51,11 @@ def default_settings(
     return (*teachers, *own)
 
 
-def sample(session: Session, request: Request, out: Path) -> Path:
-    """Write ``sheet.png``, one PNG per sample and ``samples.json`` to ``out``; returns the sheet's path."""
+def sample(session: Session, request: Request, out: Path, run_id: str) -> Path:
+    """Write ``sheet.png``, one PNG per sample and ``samples.json`` to ``out``; returns the sheet's path.
+
+    samples.json: the run, its training images, the commit, and of every picture how it was made.
+    """
     images = draw(session, request)
     num_prompts, num_seeds = len(request.prompts), len(request.seeds)
     files = []
@@ -61,12 +65,14 @@ def sample(session: Session, request: Request, out: Path) -> Path:
                 for c, setting in enumerate(request.settings):
                     name = f"{p:03d}-{_slug(prompt)}-seed{seed}-{setting.weights}-{setting.steps}.png"
                     Image.fromarray(images[p, s, c]).save(folder / name)
-                    files.append({"file": name, "prompt": prompt, "seed": seed, **setting.__dict__})
+                    how = {"setting": label(setting), **setting.__dict__}
+                    files.append({"file": name, "prompt": prompt, "seed": seed, **how})
         rows = [_row_label(text, seed, num_seeds) for text in request.prompts.prompts for seed in request.seeds]
         columns = [label(setting) for setting in request.settings]
         grid = images.reshape(num_prompts * num_seeds, len(columns), *images.shape[3:])
         contact_sheet(rows, columns, grid).save(folder / "sheet.png")
-        (folder / "samples.json").write_text(json.dumps(files, indent=1) + "\n")
+        facts = {"run": run_id, "images": session.images, "commit": provenance(session.config)["commit"]}
+        (folder / "samples.json").write_text(json.dumps(facts | {"files": files}, indent=1) + "\n")
     return out / "sheet.png"
 
 
@@ -105,5 +111,5 @@ def run_command(arguments: Namespace) -> int:
     chosen = default_settings(session, arguments.steps, arguments.weights, teachers)
     request = Request(prompts, tuple(arguments.seeds), chosen)
     out = Path(arguments.out) if arguments.out else run.path / "samples" / f"prompts-{prompts.hash}"
-    print(sample(session, request, out))
+    print(sample(session, request, out, run.id))
     return 0

@@ -37,7 +37,9 @@ def test_sample_writes_every_image_and_a_sheet(run: Run, tmp_path: Path, capsys:
     options = ["--steps", "1", "2", "--seeds", "0", "3", "--teacher-steps", "2", "3", "--teacher-guidance", "3"]
     assert main(["sample", str(run.path), *PROMPTS, *options, "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out / "sheet.png")
-    entries = json.loads((out / "samples.json").read_text())
+    facts = json.loads((out / "samples.json").read_text())
+    assert (facts["run"], facts["images"]) == (run.id, 32)
+    entries = facts["files"]
     assert len(entries) == 2 * 2 * 4 and len(list(out.glob("*-seed*.png"))) == 16
     session, _ = load_run(run.path)
     for entry in entries:

@@ -1,0 +1,37 @@
+"""What artefacts are made from, and the files that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ablations.grid import load, names
+from analysis.collect import Results, results
+from analysis.figures import encode
+
+File = tuple[str, str | bytes]  # name, content
+SCALE, BUDGET = "emoji", "full"
+
+
+@dataclass(frozen=True)
+class Context:
+    """Run folders and committed records; every grid is read once."""
+
+    sources: tuple[Path, ...]
+
+    @cached_property
+    def grids(self) -> Mapping[str, Results]:
+        """Every grid that has emoji scale, at its full budget."""
+        loaded = (load(name) for name in names())
+        return {grid.name: results(grid, SCALE, BUDGET, self.sources) for grid in loaded if SCALE in grid.base}
+
+
+def figure_files(name: str, figure: Figure, caption: str) -> Iterator[File]:
+    """PNG, PDF and the caption as text."""
+    for format in ("png", "pdf"):
+        yield f"{name}.{format}", encode(figure, format)
+    yield f"{name}.txt", caption + "\n"

@@ -1,0 +1,68 @@
+"""Quality against what a student's training cost: evaluations of teacher and student, and device-hours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.artefacts.context import Context, File, figure_files
+from analysis.captions import notes
+from analysis.collect import Results, comparable
+from analysis.columns import column, shown_column
+from analysis.figures import look, style
+from analysis.stats import summarize
+from analysis.training import by_seed
+
+COSTS = ("teacher_evaluations", "student_evaluations", "device_hours")
+METRIC, SPLIT, NFE = "kd_effnet", "train", 2
+
+
+def build(context: Context) -> Iterator[File]:
+    """One figure over all grids that share a training budget."""
+    grids = {name: of for name, of in context.grids.items() if name.startswith("flash_")}
+    frames = [comparable(of.frame) for of in grids.values()]
+    shown = pd.concat([f[(f["metric"] == METRIC) & (f["split"] == SPLIT)] for f in frames])
+    text = (
+        f"Kernel distance of the students at {NFE} NFE against the cost of their training: network evaluations of the "
+        "teacher (those that a store has saved included) and of the student for each training image, and device-hours "
+        "as they were spent (stored solutions were free). Each point is a row of a grid, mean and standard deviation "
+        "over seeds."
+    )
+    first = next(iter(grids.values()))
+    caption = " ".join([text, *notes(shown, (shown_column(first.grid, METRIC),))])
+    yield from figure_files("cost", draw(grids), caption)
+
+
+def draw(grids: Mapping[str, Results]) -> Figure:
+    """7.0 x 2.4 inches: three panels across a page."""
+    with style():
+        figure = Figure(figsize=(7.0, 2.4))
+        axes = figure.subplots(1, len(COSTS), sharey=True)
+        for index, of in enumerate(grids.values()):
+            for ax, cost in zip(axes, COSTS, strict=True):
+                points = list(_points(of, cost))
+                marks = look(index) | {"linestyle": ""}
+                ax.errorbar(
+                    [x for x, _, _ in points], [y for _, y, _ in points], yerr=[sd for _, _, sd in points],
+                    label=of.grid.title.partition(",")[0], **marks,
+                )  # fmt: skip
+        for ax, cost in zip(axes, COSTS, strict=True):
+            ax.set_xlabel(column(cost).axis + (" per image" if cost.endswith("evaluations") else ""))
+        axes[0].set_ylabel(f"{column(METRIC).label} at {NFE} NFE ↓")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    return figure
+
+
+def _points(of: Results, cost: str) -> Iterator[tuple[float, float, float]]:
+    """(cost, KD, its standard deviation) of every row that has both."""
+    frame = comparable(of.frame)
+    frame = frame[(frame["metric"] == METRIC) & (frame["split"] == SPLIT) & (frame["nfe"] == NFE)]
+    frame = frame[frame["value"].notna() & (frame["state"] != "diverged")]
+    for row in of.grid.rows:
+        costs = list(by_seed(of.items, row.id, cost).values())
+        found = summarize(frame.loc[frame["row"] == row.id, "value"])
+        if costs and found.n:
+            yield summarize(costs).mean, found.mean, found.sd if found.n > 1 else 0.0

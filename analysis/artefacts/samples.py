@@ -1,0 +1,70 @@
+"""Figure 4 of Flash Diffusion: the student's samples at 1, 2 and 4 NFE beside the teacher's at 4 and at full steps.
+
+The pictures are committed (analysis/records/figure_4, written by ``fewstep sample``, whose samples.json says from which
+run and how); here they are only laid out.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from analysis.artefacts.context import Context, File, figure_files
+from analysis.collect import RECORDS
+from analysis.figures import style
+
+FOLDER = RECORDS / "figure_4"
+
+
+def build(context: Context, folder: Path | None = None) -> Iterator[File]:
+    """The figure; nothing as long as no pictures are committed."""
+    file = (folder or FOLDER) / "samples.json"
+    if not file.exists():
+        return
+    facts = json.loads(file.read_text())
+    text = (
+        "Samples of one student at 1, 2 and 4 network evaluations beside its teacher's (after Flash Diffusion, Figure "
+        f"4): same prompts, same noise, not selected by hand. Run {facts['run']}, commit {str(facts['commit'])[:12]}."
+    )
+    yield from figure_files("figure_4", draw(file.parent, facts["files"]), text)
+
+
+def draw(folder: Path, entries: list[dict[str, Any]]) -> Figure:
+    """One row for each prompt, one column for each setting."""
+    prompts = list(dict.fromkeys(entry["prompt"] for entry in entries))
+    settings = list(dict.fromkeys(entry["setting"] for entry in entries))
+    with style():
+        figure = Figure(figsize=(0.9 + 0.62 * len(settings), 0.3 + 0.6 * len(prompts)))
+        axes = figure.subplots(len(prompts), len(settings), squeeze=False)
+        for entry in entries:
+            ax = axes[prompts.index(entry["prompt"])][settings.index(entry["setting"])]
+            ax.imshow(_pixels(folder / entry["file"]), interpolation="lanczos")
+        for ax in axes.flat:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        for ax, setting in zip(axes[0], settings, strict=True):
+            ax.set_title(setting, fontsize=6)
+        for row, prompt in zip(axes, prompts, strict=True):
+            row[0].set_ylabel(_wrapped(prompt), rotation=0, ha="right", va="center", fontsize=6)
+    return figure
+
+
+def _pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
+
+
+def _wrapped(prompt: str, width: int = 16) -> str:
+    lines, line = [], ""
+    for word in prompt.split():
+        if line and len(line) + 1 + len(word) > width:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}".strip()
+    return "\n".join([*lines, line])

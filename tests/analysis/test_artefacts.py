@@ -1,0 +1,141 @@
+"""The papers' figures: what is drawn where, by value; equal records, equal bytes; no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ablations.grid import load
+from analysis.artefacts import cost, figure_5, samples, timesteps
+from analysis.artefacts.context import Context
+from analysis.collect import Results, results
+
+
+@pytest.fixture(scope="module")
+def grids(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
+    """The six grids of Figure 5 as if every run were measured: KD is 2 plus 0.1 times the row's number plus the seed's
+    0.01, and 9 for the row without distillation; the CLIP score is 0.5 minus a tenth of it."""
+    empty = tmp_path_factory.mktemp("none")
+    out = {}
+    for name in (*(name for name, _, _ in figure_5.PANELS), figure_5.GUIDANCE):
+        of = results(load(name), "emoji", "full", [empty])
+        order = [row.id for row in of.grid.rows]
+        frame = of.frame.assign(
+            state="done", n=1000, comparable="abc", time="t", images=8960, weights="ema", dirty=False
+        )
+        frame["fields"] = [{"judge": "judge", "num_reference": 5000}] * len(frame)
+        rank = np.array([order.index(row) if row in order else 0 for row in frame["row"]])
+        distance = 2 + 0.1 * rank + 0.01 * frame["seed"]
+        distance[frame["row"] == "adv-dmd"] = 9.0
+        frame["value"] = np.where(frame["metric"] == "clip_score", 0.5 - distance / 10, distance)
+        out[name] = dataclasses.replace(of, frame=frame)
+    return out
+
+
+def bars(ax) -> dict[float, tuple[float, float]]:
+    """By y: x of the marker and half the width of its error bar."""
+    found = {}
+    for container in ax.containers:
+        x, y = container[0].get_data()
+        segment = container[2][0].get_segments()[0] if container[2] else [[0, 0], [0, 0]]
+        found[float(y[0])] = (float(x[0]), (segment[1][0] - segment[0][0]) / 2)
+    return found
+
+
+def test_figure_5_shows_means_and_spreads_at_2_nfe(grids: dict[str, Results]) -> None:
+    figure = figure_5.draw(grids, "train")
+    panels = np.array(figure.axes).reshape(6, 2)
+    losses = bars(panels[0][0])
+    assert losses.keys() == {0.0, 1.0, 2.0, 3.0}  # the fifth is beyond the axis
+    assert losses[2.0] == (pytest.approx(2.21), pytest.approx(0.01))
+    assert [text.get_text() for text in panels[0][0].texts] == ["9.00", "$\\bf{a}$  Loss terms"]
+    assert bars(panels[2][1])[1.0][0] == pytest.approx(0.5 - 0.211)
+    labels = [label.get_text() for label in panels[3][0].get_yticklabels()]
+    assert labels == ["$K$ halved (paper: 16)", "$K$ (paper: 32)", "$K$ doubled (paper: 64)"]
+    low, high = panels[0][0].get_xlim()
+    assert all(ax.get_xlim() == (low, high) for ax in panels[:5, 0]) and low < 2 and 2.4 < high < 3
+
+
+def test_figure_5_draws_the_guidance_as_a_curve_and_the_range_as_a_point(grids: dict[str, Results]) -> None:
+    ax = figure_5.draw(grids, "heldout").axes[-2]
+    curve, point = ax.containers
+    assert curve[0].get_xdata().tolist() == [1, 3, 5, 7, 10, 13, 15]
+    assert curve[0].get_ydata() == pytest.approx([2.01 + 0.1 * i for i in range(7)])
+    assert point[0].get_xdata()[0] == 4 and point[0].get_ydata()[0] == pytest.approx(2.71)
+    spans = [segments.get_segments()[0] for segments in point[2]]
+    assert spans[0][:, 0].tolist() == [2, 6]  # the range of the emoji experiment
+
+
+def test_a_row_without_runs_says_so(grids: dict[str, Results]) -> None:
+    of = grids["flash_losses"]
+    frame = of.frame.copy()
+    frame.loc[frame["row"] == "distil-adv", "value"] = np.nan
+    figure = figure_5.draw(grids | {"flash_losses": dataclasses.replace(of, frame=frame)}, "train")
+    assert "no run" in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_the_caption_says_what_the_numbers_are(grids: dict[str, Results]) -> None:
+    text = figure_5.caption(grids, "heldout")
+    for part in ("at 2 NFE, held-out captions", "3 training seeds", "N = 1,000", "protocol heldout abc", "8,960"):
+        assert part in text
+    assert "protocol train" not in text
+
+
+def test_timesteps_are_the_papers(tmp_path: Path) -> None:
+    files = dict(timesteps.build(Context((tmp_path,))))
+    assert files.keys() == {f"figure_{n}.{kind}" for n in (2, 11) for kind in ("png", "pdf", "txt")}
+    assert files == dict(timesteps.build(Context((tmp_path,))))
+    figure = timesteps.draw([np.eye(8)[0], np.full(8, 1 / 8)] * 2, ["a", "b", "c", "d"])
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights == [1, 0, 0, 0, 0, 0, 0, 0]
+    dark = [bar.get_facecolor() == figure.axes[1].patches[0].get_facecolor() for bar in figure.axes[1].patches]
+    assert dark == [True, False] * 4  # K = 8: every second timestep is sampled
+
+
+def test_cost_of_each_row_stands_beside_its_quality(full) -> None:
+    for seed in (0, 1, 2):
+        run = full.run(full.cells()["plain", seed])
+        line = {"attempt": 1, "images": 32, "device_hours": 2.0, "evaluations": {"teacher": 320, "student": 64}}
+        run.append_metrics(line)
+        full.measure(run, "kd_effnet", 3.0 + seed)
+    grid = dataclasses.replace(full.grid, metrics=("kd_effnet",))
+    of = results(grid, "tiny", "full", [full.runs])
+    axes = cost.draw({"influence": of}).axes
+    points = [(ax.containers[0][0].get_xdata()[0], ax.containers[0][0].get_ydata()[0]) for ax in axes]
+    assert points == [(10.0, 4.0), (2.0, 4.0), (2.0, 4.0)]
+
+
+def test_figure_4_lays_out_what_was_sampled(tmp_path: Path) -> None:
+    assert dict(samples.build(Context(()), tmp_path)) == {}
+    entries = []
+    for p, prompt in enumerate(("red apple", "a very long caption of a picture")):
+        for s, setting in enumerate(("teacher 50 steps", "ema 1 step")):
+            name = f"{p}{s}.png"
+            Image.new("RGB", (8, 8), (100 * p, 100 * s, 0)).save(tmp_path / name)
+            entries.append({"file": name, "prompt": prompt, "setting": setting})
+    facts = {"run": "0123456789", "images": 5, "commit": "abcdef0123456789", "files": entries}
+    (tmp_path / "samples.json").write_text(json.dumps(facts))
+    files = dict(samples.build(Context(()), tmp_path))
+    assert "Run 0123456789, commit abcdef012345." in files["figure_4.txt"]
+    axes = np.array(samples.draw(tmp_path, entries).axes).reshape(2, 2)
+    shown = [[tuple(ax.images[0].get_array()[0, 0]) for ax in row] for row in axes]
+    assert shown == [[(0, 0, 0), (0, 100, 0)], [(100, 0, 0), (100, 100, 0)]]
+    assert axes[1][0].get_ylabel() == "a very long\ncaption of a\npicture"
+
+
+def test_everything_is_built_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from analysis.results import write_results\n"
+        "found = [next(write_results(Path(sys.argv[1]))) for _ in range(1)]\n"
+        "import analysis.artefacts.grids, analysis.artefacts.cost\n"
+        "assert not {'torch', 'diffusers', 'transformers'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+    assert (tmp_path / "figure_2.png").exists()
