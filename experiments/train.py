@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +20,21 @@ from core.methods.clock import Clock
 from core.run import Run
 from core.training.loop import Diverged, Trainer
 from core.training.preemption import Preempted
-from experiments.build import Session, Setting, build_backbone, build_clock, build_data, build_method, view_function
+from core.training.world import World
+from experiments.build import (
+    Session,
+    Setting,
+    build_backbone,
+    build_clock,
+    build_data,
+    build_method,
+    device_of,
+    view_function,
+)
 from experiments.sheet import contact_sheet, label
 
 log = logging.getLogger("fewstep")
 SHEET_PROMPTS, SHEET_STEPS, TEACHER_STEPS = 8, 4, 20
-PREEMPTED = 75  # exit code: not an error, the same command goes on (sysexits.h, EX_TEMPFAIL)
 
 
 def train(experiment: str, overrides: Sequence[str] = (), *, evaluate: bool = False) -> int:
@@ -32,51 +43,75 @@ def train(experiment: str, overrides: Sequence[str] = (), *, evaluate: bool = Fa
 
 
 def train_config(config: ExperimentConfig, *, evaluate: bool = False) -> int:
-    """``train`` of a resolved configuration."""
+    """``train`` of a resolved configuration, by as many processes as the launcher has started."""
     if config.execution.num_threads:
         torch.set_num_threads(config.execution.num_threads)
-    run = Run.create(config)
-    with run.lock():
-        _log_to(run)
-        if _done(run, config):
-            log.info("%s is done: %s", run.id, run.path)
-            return _evaluate(config, run) if evaluate else 0
-        attempt = run.begin_attempt(device=config.execution.device)
-        try:
-            _train(config, run, attempt, evaluate)
-        except Preempted as reason:
-            run.end_attempt("stopped", str(reason))
-            log.info("%s", reason)
-            return PREEMPTED
-        except Diverged as reason:
-            run.end_attempt("diverged", str(reason))
-            log.error("%s diverged: %s", run.id, reason)
-            return 1
-        except BaseException as error:
+    world = World.join(device_of(config))
+    world.check(config)
+    with world.main_first():
+        run = Run.create(config)
+    with run.lock() if world.is_main else nullcontext():
+        if world.is_main:
+            _log_to(run)
+        if world.any(world.is_main and _done(run, config)):
+            return _already_done(config, run, evaluate) if world.is_main else 0
+        attempt = run.begin_attempt(device=config.execution.device, processes=world.size) if world.is_main else 0
+        code, reason = _attempt(config, run, attempt, evaluate, world)
+        if world.is_main:
+            run.end_attempt(STATES[code], reason)
+    world.leave()
+    return code
+
+
+DONE, FAILED, PREEMPTED = 0, 1, 75  # 75 is not an error: the same command goes on (sysexits.h, EX_TEMPFAIL)
+STATES = {DONE: "done", FAILED: "diverged", PREEMPTED: "stopped"}
+
+
+def _already_done(config: ExperimentConfig, run: Run, evaluate: bool) -> int:
+    log.info("%s is done: %s", run.id, run.path)
+    return _evaluate(config, run) if evaluate else DONE
+
+
+def _attempt(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, world: World) -> tuple[int, str]:
+    """Exit code and reason; what is neither a stop nor a divergence is noted as failed and raised."""
+    try:
+        _train(config, run, attempt, evaluate, world)
+    except Preempted as reason:
+        log.info("%s", reason)
+        return PREEMPTED, str(reason)
+    except Diverged as reason:
+        log.error("%s diverged: %s", run.id, reason)
+        return FAILED, str(reason)
+    except BaseException as error:
+        if world.is_main:
             run.end_attempt("failed", f"{type(error).__name__}: {error}".splitlines()[0])
-            raise
-        run.end_attempt("done")
-        return 0
+        raise
+    return DONE, ""
 
 
 def _done(run: Run, config: ExperimentConfig) -> bool:
     return run.state() == "done" or (not config.method.trains and run.state() != "planned")
 
 
-def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool) -> None:
-    backbone = build_backbone(config)
+def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, world: World) -> None:
+    with world.main_first():
+        backbone = build_backbone(config)
+    evaluate = evaluate and world.is_main
     if not config.method.trains:
         session = Session(config, build_method(config, backbone), 0)
         if evaluate:
             _measure(session, run)
         return
-    run.heartbeat({"reading": "latents, computed once"})
-    data = build_data(config, backbone)
+    if world.is_main:
+        run.heartbeat({"reading": "latents, computed once"})
+    with world.main_first():
+        data = build_data(config, backbone)
     method = build_method(config, backbone, data)
-    run.note(trainable_parameters=_trainable(method))
+    if world.is_main:
+        run.note(trainable_parameters=_trainable(method))
     clock = build_clock(config)
     session = Session(config, method, 0)
-    trainer = Trainer(config, method, data, run, clock, attempt, _sheet(session, run))
+    trainer = Trainer(config, method, data, run, clock, attempt, _sheet(session, run), world)
     log.info("%s  %s -> %s", run.id, config.name, run.path)
     for until in sorted({*config.eval.at, 1.0}):
         trainer.train(until)
@@ -85,7 +120,9 @@ def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool) -> 
             session.images = clock.images
             _measure(session, run)
     trainer.monitor.close()
-    _report_cost(clock)
+    counters = clock.counters(world.total)
+    if world.is_main:
+        _report_cost(counters)
 
 
 def _trainable(method: Method) -> dict[str, int]:
@@ -141,10 +178,10 @@ def _sheet(session: Session, run: Run) -> Callable[[Clock], None]:
     return draw
 
 
-def _report_cost(clock: Clock) -> None:
-    counts = "  ".join(f"{role} {count:,}" for role, count in sorted(clock.evaluations.items()))
-    log.info("network evaluations by role: %s  (read from the store: %s)", counts, f"{clock.stored:,}")
-    log.info("device-hours: %.4f", clock.seconds / 3600)
+def _report_cost(counters: dict[str, Any]) -> None:
+    counts = "  ".join(f"{role} {count:,}" for role, count in sorted(counters["evaluations"].items()))
+    log.info("network evaluations by role: %s  (read from the store: %s)", counts, f"{counters['stored']:,}")
+    log.info("device-hours: %.4f", counters["seconds"] / 3600)
 
 
 def _log_to(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,17 +61,20 @@ class Clock:
         self.iteration += 1
         self.images += self.batch_size
 
-    def state(self) -> dict[str, Any]:
-        return {
-            "iteration": self.iteration,
-            "images": self.images,
-            "evaluations": dict(self.evaluations),
-            "stored": self.stored,
-            "ahead": self.ahead,
-            "seconds": self.seconds,
-        }
+    def counters(self, total: Callable[[Mapping[str, float]], Mapping[str, float]] = dict) -> dict[str, Any]:
+        """What each process counts on its own: evaluations by role, stored, ahead, seconds; summed by ``total``."""
+        own = {"stored": self.stored, "ahead": self.ahead, "seconds": self.seconds}
+        sums = total(own | {f"role {role}": count for role, count in self.evaluations.items()})
+        roles = {name.removeprefix("role "): count for name, count in sums.items() if name.startswith("role ")}
+        return {"evaluations": roles, **{name: sums[name] for name in own}}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def state(self, total: Callable[[Mapping[str, float]], Mapping[str, float]] = dict) -> dict[str, Any]:
+        return {"iteration": self.iteration, "images": self.images, **self.counters(total)}
+
+    def load_state(self, state: dict[str, Any], *, counts: bool = True) -> None:
+        """``counts``: whether this process goes on with the sums of all; the others begin at zero."""
         self.iteration, self.images = state["iteration"], state["images"]
+        if not counts:
+            return
         self.evaluations = Counter(state["evaluations"])
         self.stored, self.ahead, self.seconds = state["stored"], state["ahead"], state["seconds"]

@@ -18,6 +18,7 @@ from core.training.checkpoint import Checkpoints, save_snapshot
 from core.training.monitor import Monitor
 from core.training.player import TrainedPlayer
 from core.training.preemption import Preempted, PreemptionFlag
+from core.training.world import ALONE, World
 
 MAX_SKIPPED_IN_ROW = 20
 BUSY_POLL_S = 0.02
@@ -39,9 +40,11 @@ class Trainer:
         clock: Clock,
         attempt: int,
         sheet: Callable[[Clock], None] | None = None,
+        world: World = ALONE,
     ) -> None:
         self.config, self.method, self.data, self.run, self.clock, self.sheet = config, method, data, run, clock, sheet
-        self.micro_batch = micro_batch(config)
+        self.world = world
+        self.micro_batch = micro_batch(config, world.size)
         backbone = method.backbone
         self.players = {
             spec.name: TrainedPlayer(
@@ -55,7 +58,7 @@ class Trainer:
         self.checkpoints = Checkpoints(run.path / "state", config.execution.keep_checkpoints)
         self.flag = PreemptionFlag()
         self._resume()
-        self.monitor = Monitor(run, clock, attempt, config.execution.heartbeat_s, config.execution.tensorboard)
+        self.monitor = Monitor(run, clock, attempt, config.execution.heartbeat_s, config.execution.tensorboard, world)
 
     def train(self, until: float = 1.0) -> None:
         """Train to the fraction ``until`` of the budget; raises Preempted (state saved) or Diverged."""
@@ -67,14 +70,15 @@ class Trainer:
                 self._after_iteration()
 
     def _iteration(self) -> None:
-        batch = self.data.batch(self.clock.positions())
+        batch = self.data.batch(self.world.share(self.clock.positions()))
         rollouts = [self._rollout(micro) for micro in batch.split(self.micro_batch)]
         for name in self.method.turns(self.clock):
             self._turn(name, rollouts)
         for rollout in rollouts:
             if rollout.samples is not None:
                 self.monitor.add("student/latent_mean", rollout.samples.mean())
-                self.monitor.add("student/latent_std", rollout.samples.std())
+                # of each sample, so that it does not depend on how a batch is split
+                self.monitor.add("student/latent_std", rollout.samples.flatten(1).std(dim=1).mean())
         self.clock.stored += sum(rollout.stored for rollout in rollouts)
         self.clock.advance()
 
@@ -106,8 +110,9 @@ class Trainer:
         solutions, clock = self.method.solutions, copy.deepcopy(self.clock)
         clock.advance()
         while not clock.done:
-            if not solutions.has(clock.positions()):
-                micros = self.data.batch(clock.positions()).split(self.micro_batch)
+            positions = self.world.share(clock.positions())
+            if not solutions.has(positions):
+                micros = self.data.batch(positions).split(self.micro_batch)
                 yield from ((micro, clock) for micro in micros if not solutions.has(micro.positions))
             clock.advance()
 
@@ -121,6 +126,7 @@ class Trainer:
             (total(terms, weights) / len(rollouts)).backward()
             for term, value in terms.items():
                 self.monitor.add(f"{name}/{term}", value)
+        self.world.average(player.gradients())
         self.monitor.add(f"{name}/grad_norm", player.step())
 
     def _after_iteration(self) -> None:
@@ -129,10 +135,10 @@ class Trainer:
             means = self.monitor.flush()
             self._check_divergence()
         self.monitor.tick(means)
-        if self.sheet is not None and self._every(self.config.execution.sample_every_images):
+        if self.sheet is not None and self.world.is_main and self._every(self.config.execution.sample_every_images):
             self.sheet(self.clock)
         stop = self.config.execution.stop_after_images
-        preempted = self.flag.raised or (stop is not None and self.clock.images >= stop)
+        preempted = self.world.any(self.flag.raised) or (stop is not None and self.clock.images >= stop)
         if preempted or self._every(self.config.execution.checkpoint_every_images) or self.clock.done:
             self.save()
         if preempted and not self.clock.done:
@@ -150,13 +156,19 @@ class Trainer:
                 )
 
     def save(self) -> None:
+        """Rank 0 writes: all processes hold the same tensors, and their counters are summed."""
+        clock = self.clock.state(self.world.total)
+        if not self.world.is_main:
+            return
         tensors: dict[str, torch.Tensor] = {}
         for player in self.players.values():
             tensors |= player.state()
-        self.checkpoints.save(self.clock.images, tensors, {"clock": self.clock.state()})
+        self.checkpoints.save(self.clock.images, tensors, {"clock": clock})
 
     def snapshot(self) -> None:
         """Weights to use, at the current position."""
+        if not self.world.is_main:
+            return
         roles = {}
         for spec in self.method.players():
             roles[spec.name] = spec.parameters
@@ -165,22 +177,24 @@ class Trainer:
         save_snapshot(self.run.path / "snapshots", self.clock.images, roles)
 
     def _resume(self) -> None:
+        """Rank 0 looks first: it sets corrupt states aside, so that all load the same one."""
+        with self.world.main_first():
+            state = self.checkpoints.load()
+        if state is not None:
+            tensors, meta = state
+            for player in self.players.values():
+                player.load_state(tensors)
+            self.clock.load_state(meta["clock"], counts=self.world.is_main)
         self.method.backbone.evaluations = self.clock.evaluations
-        state = self.checkpoints.load()
-        if state is None:
-            self.run.rewind_metrics(0)
-            return
-        tensors, meta = state
-        for player in self.players.values():
-            player.load_state(tensors)
-        self.clock.load_state(meta["clock"])
-        self.method.backbone.evaluations = self.clock.evaluations
-        self.run.rewind_metrics(self.clock.images)
+        if self.world.is_main:
+            self.run.rewind_metrics(self.clock.images if state is not None else 0)
 
 
-def micro_batch(config: ExperimentConfig) -> int:
+def micro_batch(config: ExperimentConfig, num_processes: int = 1) -> int:
     """The micro-batch; the global batch is identity, so a size that does not divide it is an error."""
-    size = config.execution.micro_batch or config.train.batch_size
-    if config.train.batch_size % size:
-        raise UserError(f"execution.micro_batch={size} does not divide train.batch_size={config.train.batch_size}")
+    share = config.train.batch_size // num_processes
+    size = config.execution.micro_batch or share
+    if share % size:
+        per = "" if num_processes == 1 else f" / {num_processes} processes"
+        raise UserError(f"execution.micro_batch={size} does not divide train.batch_size={config.train.batch_size}{per}")
     return size

@@ -13,22 +13,26 @@ from tqdm import tqdm
 
 from core.methods.clock import Clock
 from core.run import Run
+from core.training.world import ALONE, World
 
 log = logging.getLogger("fewstep")
 
 
 class Monitor:
-    """Averages device scalars between log points; reads them on the host once per log point."""
+    """Averages device scalars between log points; reads them on the host once per log point. Rank 0 alone tells."""
 
-    def __init__(self, run: Run, clock: Clock, attempt: int, heartbeat_s: float, tensorboard: bool = False) -> None:
-        self.run, self.clock, self.attempt, self.heartbeat_s = run, clock, attempt, heartbeat_s
+    def __init__(
+        self, run: Run, clock: Clock, attempt: int, heartbeat_s: float, tensorboard: bool = False, world: World = ALONE
+    ) -> None:
+        self.run, self.clock, self.attempt, self.heartbeat_s, self.world = run, clock, attempt, heartbeat_s, world
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._last_line = self._last_log = time.monotonic()
         self._last_images = self._first_images = clock.images
         self._started = time.monotonic()
-        self._bar = tqdm(total=clock.budget, initial=clock.amount, unit=clock.unit) if sys.stderr.isatty() else None
-        self._tensorboard = _open_tensorboard(run) if tensorboard else None
+        shows = world.is_main and sys.stderr.isatty()
+        self._bar = tqdm(total=clock.budget, initial=clock.amount, unit=clock.unit) if shows else None
+        self._tensorboard = _open_tensorboard(run) if tensorboard and world.is_main else None
 
     def add(self, name: str, value: Tensor) -> None:
         """Accumulate one detached scalar."""
@@ -42,21 +46,24 @@ class Monitor:
         values = torch.stack([self._sums[n].float() for n in names]).tolist() if names else []
         means = {name: value / self._counts[name] for name, value in zip(names, values, strict=True)}
         self._sums, self._counts = {}, {}
-        now, clock = time.monotonic(), self.clock
+        if self.world.size > 1:
+            means = {name: value / self.world.size for name, value in self.world.total(means).items()}
+        now, clock, counters = time.monotonic(), self.clock, self.clock.counters(self.world.total)
         line: dict[str, Any] = {
             "attempt": self.attempt,
             "iteration": clock.iteration,
             "images": clock.images,
-            "evaluations": dict(clock.evaluations),
-            "stored_evaluations": clock.stored,
-            "seconds": round(clock.seconds, 3),
-            "device_hours": clock.seconds / 3600,
+            "evaluations": counters["evaluations"],
+            "stored_evaluations": counters["stored"],
+            "seconds": round(counters["seconds"], 3),
+            "device_hours": counters["seconds"] / 3600,
             "images_per_s": round((clock.images - self._last_images) / max(now - self._last_log, 1e-9), 2),
             **means,
         }
         self._last_log, self._last_images = now, clock.images
-        self.run.append_metrics(line)
-        self._to_tensorboard(means)
+        if self.world.is_main:
+            self.run.append_metrics(line)
+            self._to_tensorboard(means)
         return means
 
     def tick(self, means: dict[str, float] | None = None) -> None:
@@ -66,7 +73,7 @@ class Monitor:
             self._bar.update(self.clock.amount - self._bar.n)
             if means:
                 self._bar.set_postfix({k: f"{v:.3g}" for k, v in means.items() if k.count("/") == 1}, refresh=False)
-        if now - self._last_line < self.heartbeat_s:
+        if now - self._last_line < self.heartbeat_s or not self.world.is_main:
             return
         self._last_line = now
         speed = (self.clock.images - self._first_images) / max(now - self._started, 1e-9)

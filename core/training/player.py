@@ -37,6 +37,10 @@ class TrainedPlayer:
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
+    def gradients(self) -> list[Tensor]:
+        """Those that this turn has made; the same list in every process."""
+        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+
     def step(self) -> Tensor:
         """Clip, update, average; returns the gradient norm before clipping (a device scalar)."""
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.max_grad_norm)
