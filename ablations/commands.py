@@ -17,6 +17,7 @@ def register(subparsers: _SubParsersAction) -> None:
     """Add ``grid`` to the ``fewstep`` command."""
     grid = subparsers.add_parser("grid", help="declarative ablations: list, show, plan, status, run")
     actions = grid.add_subparsers(dest="action", metavar="ACTION", required=True)
+    subparsers.grid_actions = actions  # the slurm layer adds its own
     actions.add_parser("list", help="all grids").set_defaults(run=_list)
     _on_a_grid(actions, "show", "the cells: ids and what sets them apart").set_defaults(run=_show)
     _on_a_grid(actions, "plan", "what `run` would do").set_defaults(run=_plan)
@@ -62,7 +63,7 @@ def _list(arguments: Namespace) -> int:
 
     grids = [load(name) for name in names()]
     rows = [(g.name, f"{len(g.rows)} rows", ", ".join(g.base), g.title, g.source) for g in grids]
-    _print_columns([("grid", "size", "scales", "title", "source"), *rows])
+    print_columns([("grid", "size", "scales", "title", "source"), *rows])
     return 0
 
 
@@ -74,7 +75,7 @@ def _show(arguments: Namespace) -> int:
     for cell in cells:
         own = [o for o in cell.overrides if o not in common and not o.startswith(hidden)]
         rows.append((cell.row, str(cell.seed), cell.id, cell.experiment, " ".join(own) or "-"))
-    _print_columns(rows)
+    print_columns(rows)
     print(f"{len(cells)} cells, {len({cell.id for cell in cells})} runs")
     return 0
 
@@ -85,7 +86,7 @@ def _plan(arguments: Namespace) -> int:
     todo = [item for item in plan(_cells(arguments), arguments.runs_dir) if not item.is_final]
     verbs = {"trained": "measure", "failed": "resume", "running": "wait for"}
     rows = [(verbs.get(i.state, "train"), f"{i.cell.row}-s{i.cell.seed}", i.cell.id, i.reason) for i in todo]
-    _print_columns(rows)
+    print_columns(rows)
     print(f"{len(todo)} runs to do")
     return 0
 
@@ -115,12 +116,13 @@ def _print_statuses(statuses: list[Status]) -> None:
     for item in statuses:
         where = item.reason or (str(item.path) if item.path else "-")
         rows.append((item.cell.row, str(item.cell.seed), item.cell.id, item.state, where))
-    _print_columns(rows)
+    print_columns(rows)
     counts = Counter(item.state for item in statuses)
     print(", ".join(f"{count} {state}" for state, count in counts.items()))
 
 
-def _print_columns(rows: list[tuple[str, ...]]) -> None:
+def print_columns(rows: list[tuple[str, ...]]) -> None:
+    """Left-aligned columns; the first row is the heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.schema import Budget, Evaluate, GridSpec, Layout, Row, Scaled
-from core.config import ExperimentConfig, UserError, compose, resolve, run_id
+from core.config import ExperimentConfig, UserError, compose, read_yaml, resolve, run_id
 from core.schema import check_choice, nearest
 
 FOLDER = Path(__file__).parent
@@ -175,7 +175,7 @@ def load(name: str, local: Sequence[str] = ()) -> Grid:
         allowed = f"all: {', '.join(known)}, or a YAML file"
         raise UserError(f"unknown grid '{name}'{nearest(name, known)}; {allowed}")
     with _where(path.name):
-        spec = _read(path)
+        spec = read_yaml(path, GridSpec, "a grid")
         spec.rows.extend(_axis_rows(spec))
         spec.validate()
     return Grid(
@@ -183,25 +183,6 @@ def load(name: str, local: Sequence[str] = ()) -> Grid:
         tuple(spec.references), spec.budgets, tuple(spec.metrics), spec.evaluate, spec.layout, spec.published, spec.at,
         tuple(local),
     )  # fmt: skip
-
-
-def _read(path: Path) -> GridSpec:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        text = OmegaConf.load(path)
-        spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GridSpec), text))
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        line = str(error).splitlines()[0]
-        raise UserError(f"{key}: {line}" if key and str(key) not in line else line) from None
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(" ".join(str(error).split())) from None
-    if not isinstance(spec, GridSpec):
-        raise UserError("not a grid (a mapping is expected)")
-    return spec
 
 
 def _axis_rows(spec: GridSpec) -> Iterator[Row]:

@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core.identity import fill_hashes, identity_dict, locate, run_id
 from core.schema import (
@@ -38,9 +38,11 @@ from core.schema import (
 __all__ = [
     "METRICS", "REVISIONS", "BackboneConfig", "BudgetConfig", "DataConfig", "EvalConfig", "ExecutionConfig",
     "ExperimentConfig", "TaskConfig", "TrainConfig", "UserError", "added", "compose", "config_dir",
-    "execution", "experiments", "from_yaml", "identity_dict", "locate", "register_schema", "resolve",
+    "execution", "experiments", "from_yaml", "identity_dict", "locate", "read_yaml", "register_schema", "resolve",
     "run_id", "to_yaml",
 ]  # fmt: skip
+
+T = TypeVar("T")
 
 # The field of each group's YAML that names its schema when a stored configuration is read back.
 _SCHEMA_KEY = {"method": "name", "backbone": "family", "task": "name"}
@@ -240,3 +242,22 @@ def _first_line(error: BaseException) -> str:
     key = getattr(error, "full_key", None)
     line = str(error).strip().splitlines()[0]
     return f"{key}: {line}" if key and str(key) not in line else line
+
+
+def read_yaml(path: Path, schema: type[T], noun: str) -> T:
+    """A YAML file typed by a dataclass; UserError, one line that names the key, for what does not fit."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        text = OmegaConf.load(path)
+        if not isinstance(text, DictConfig):
+            raise UserError(f"not {noun} (a mapping is expected)")
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), text))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        line = str(error).splitlines()[0]
+        raise UserError(f"{key}: {line}" if key and str(key) not in line else line) from None
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(" ".join(str(error).split())) from None

@@ -14,14 +14,15 @@ from core.schema import ExperimentConfig
 
 _PACKAGES = ("fewstep", "torch", "diffusers", "transformers", "peft", "numpy", "omegaconf", "hydra-core")
 _MAX_PATCH_CHARS = 200_000
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def provenance(config: ExperimentConfig) -> dict[str, Any]:
     """Facts to store beside a run when it is created; job ids and devices belong to its attempts."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty_patch": (_git("diff", "HEAD") or "")[:_MAX_PATCH_CHARS],
+        "commit": _git("rev-parse", "HEAD") or _snapshot("COMMIT"),
+        "dirty_patch": (_git("diff", "HEAD") or _snapshot("PATCH") or "")[:_MAX_PATCH_CHARS],
         "packages": package_versions(),
         "weights_hash": config.backbone.weights_hash,
         "data_hash": config.data.data_hash,
@@ -44,13 +45,20 @@ def changed_since(commit: str, *folders: str) -> list[str] | None:
     return None if changed is None else changed.splitlines()
 
 
+def _snapshot(name: str) -> str | None:
+    """A file that slurm/snapshot.py leaves in a copy of the code: the commit, and what was not committed."""
+    try:
+        return (ROOT / name).read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
 def _git(*arguments: str) -> str | None:
     """Output of git in the project's own checkout; None when the package was installed without one."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         return None
     try:
-        command = ["git", "-C", str(root), *arguments]
+        command = ["git", "-C", str(ROOT), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -14,6 +14,8 @@ from importlib.metadata import entry_points
 
 from core.schema import UserError
 
+LAYERS = ("experiments", "ablations", "slurm", "analysis")  # a layer may add to what those before it have registered
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with the subcommands of all installed layers."""
@@ -23,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     entries = entry_points(group="fewstep.commands")
-    for entry in sorted(entries, key=lambda entry: entry.name != "experiments"):
+    for entry in sorted(entries, key=lambda entry: LAYERS.index(entry.name)):
         entry.load()(subparsers)
     return parser
 

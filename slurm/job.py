@@ -1,0 +1,107 @@
+"""What runs inside a job: the training command of each of its cells, started as the cluster wants it. Torch-free.
+
+submitit owns requeueing. When the job is told to leave (preemption, time limit), the trainings save their state and end
+with PREEMPTED; then submitit requeues the job, once, and the same commands go on where they were.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PREEMPTED = 75  # experiments.train: stopped with its state saved
+SAVE_S = 90.0  # how long the trainings may take to save; the job is requeued anyway
+
+
+@dataclass
+class CellsJob:
+    """The cells of one job; several share its device, each with its own log and its own failure.
+
+    ``commands``: (log file, command) of each cell. A callable that submitit pickles: plain data alone.
+    """
+
+    commands: list[tuple[str, list[str]]]
+    environment: dict[str, str] = field(default_factory=dict)
+    _children: list[subprocess.Popen] = field(default_factory=list, repr=False)
+
+    def __call__(self) -> list[int]:
+        """Exit codes of the cells; an error when one has failed, so that SLURM shows it."""
+        environment = {**os.environ, **self.environment, **launcher(os.environ)}
+        for log, command in self.commands:
+            self._children.append(_start(Path(log), command, environment))
+        codes = [child.wait() for child in self._children]
+        if PREEMPTED in codes:
+            self._await_requeue()
+        failed = [Path(log).name for (log, _), code in zip(self.commands, codes, strict=True) if code]
+        if failed:
+            raise RuntimeError(f"{len(failed)} of {len(codes)} cells failed: {', '.join(failed)}")
+        return codes
+
+    @staticmethod
+    def _await_requeue() -> None:
+        """The trainings have heard the signal before this process: its own handler is about to requeue the job."""
+        time.sleep(SAVE_S)
+        raise RuntimeError("stopped with the state saved, but this job was not told to leave; `fewstep grid retry`")
+
+    def checkpoint(self) -> object:
+        """Called by submitit when the job must leave: let the trainings save, then give the same job again."""
+        from submitit.helpers import DelayedSubmission
+
+        for child in self._children:
+            if child.poll() is None:
+                child.send_signal(signal.SIGUSR2)
+        end = time.monotonic() + SAVE_S
+        for child in self._children:
+            try:
+                child.wait(timeout=max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+        return DelayedSubmission(CellsJob(self.commands, self.environment))
+
+
+def _start(log: Path, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
+    """Rank 0 writes the cell's log; the others' output is in the job's own."""
+    if int(environment.get("RANK", "0")):
+        return subprocess.Popen(command, env=dict(environment))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as stream:
+        stream.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} job {environment.get('SLURM_JOB_ID', os.getpid())}\n")
+        stream.flush()
+        return subprocess.Popen(command, env=dict(environment), stdout=stream, stderr=subprocess.STDOUT)
+
+
+def launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """torch.distributed's variables from those of srun; nothing for a job of one process.
+
+    The address is that of the node that launched the step, the job's first; the port follows from the job's id, so
+    that two jobs on one node do not meet.
+    """
+    size = int(environment.get("SLURM_NTASKS", "1"))
+    if size == 1 or "SLURM_PROCID" not in environment:
+        return {}
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "MASTER_ADDR": environment["SLURM_LAUNCH_NODE_IPADDR"],
+        "MASTER_PORT": str(20_000 + int(environment["SLURM_JOB_ID"]) % 20_000),
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """``python -m slurm.job LOG COMMAND...``: one cell, from a plain sbatch file without submitit."""
+    log, *command = argv
+    environment = {**os.environ, **launcher(os.environ)}
+    child = _start(Path(log), command, environment)
+    signal.signal(signal.SIGUSR2, lambda *_: child.send_signal(signal.SIGUSR2))
+    return child.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,112 @@
+"""What SLURM says of jobs: the accounting database, else the controller, else the file of completed jobs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from core.schema import UserError
+
+ALIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", "RESIZING", "STAGE_OUT")
+_FIELD = re.compile(r"(\w+)=(.*?)(?= \w+(?::\w+)*=|$)")
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One array task. ``state`` is SLURM's word without its remarks; ``restarts`` counts requeues."""
+
+    task: str
+    name: str
+    state: str
+    node: str = ""
+    reason: str = ""
+    restarts: int = 0
+
+    @property
+    def alive(self) -> bool:
+        return self.state in ALIVE
+
+
+class Queue:
+    """Read-only questions; ``timeout_s`` for each command."""
+
+    def __init__(self, timeout_s: float = 30.0) -> None:
+        self.timeout_s = timeout_s
+
+    def states(self, jobs: Iterable[str]) -> dict[str, JobState]:
+        """By task id; a task that nobody knows any more is absent. The controller's word is the newest."""
+        wanted = sorted({job.partition("_")[0] for job in jobs})
+        if not wanted:
+            return {}
+        found = self._accounting(["-j", ",".join(wanted)])
+        live = self._controller()
+        found |= {task: state for task, state in live.items() if task.partition("_")[0] in wanted}
+        return found
+
+    def by_name(self, name: str) -> str | None:
+        """The id of the job of this name, its array's without the task; None when SLURM has never seen it."""
+        states = {**self._accounting(["--name", name]), **self._controller()}
+        ids = {task.partition("_")[0] for task, state in states.items() if state.name == name}
+        return min(ids, default=None)
+
+    def _controller(self) -> dict[str, JobState]:
+        """``scontrol -o show job``: everything that the controller still remembers."""
+        text = self._ask(["scontrol", "-o", "show", "job", "-a"])
+        found = [_of_controller(line) for line in (text or "").splitlines() if "JobId=" in line]
+        return {state.task: state for job in found for state in job}
+
+    def _accounting(self, which: list[str]) -> dict[str, JobState]:
+        """``sacct``, or what it reads from the file of completed jobs where there is no database."""
+        fields = "JobID,JobName,State,NodeList"
+        text = self._ask(["sacct", "-X", "-n", "-P", "-S", "2000-01-01", "-o", fields, *which])
+        if text is None:
+            text = self._ask(["sacct", "-c", "-n", "-P", "-o", "JobID,JobName,State,NodeList"])
+        out = {}
+        for line in (text or "").splitlines():
+            parts = line.split("|")
+            if len(parts) >= 4:
+                task, name, state, node = parts[:4]
+                out[task] = JobState(task, name, _word(state), node)
+        return out
+
+    def _ask(self, words: list[str]) -> str | None:
+        """Output, or None when the command fails (no database, no controller)."""
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=self.timeout_s)
+        except FileNotFoundError:
+            raise UserError(f"{words[0]} is not on this machine; submit from a login node of the cluster") from None
+        except subprocess.TimeoutExpired:
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+
+def _word(state: str) -> str:
+    """``CANCELLED by 0`` is CANCELLED."""
+    return state.split()[0].rstrip("+") if state.strip() else "UNKNOWN"
+
+
+def _of_controller(line: str) -> list[JobState]:
+    """One line of scontrol; a pending array is one line for many tasks (``ArrayTaskId=3-7,9%4``)."""
+    fields = dict(_FIELD.findall(line))
+    job = fields.get("ArrayJobId", fields["JobId"])
+    common = {
+        "name": fields.get("JobName", ""),
+        "state": _word(fields.get("JobState", "")),
+        "node": "" if fields.get("NodeList") in (None, "(null)") else fields["NodeList"],
+        "reason": fields.get("Reason", "").replace("None", ""),
+        "restarts": int(fields.get("Restarts", "0") or 0),
+    }
+    if "ArrayTaskId" not in fields:
+        return [JobState(task=job, **common)]
+    return [JobState(task=f"{job}_{index}", **common) for index in _indices(fields["ArrayTaskId"])]
+
+
+def _indices(text: str) -> list[int]:
+    """``3-7,9%4`` as numbers."""
+    out: list[int] = []
+    for part in text.partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        out.extend(range(int(first), int(last or first) + 1))
+    return out

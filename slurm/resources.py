@@ -1,0 +1,83 @@
+"""What a run asks a cluster for (resources.yaml), and the micro-batch that fits without changing the global batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from ablations.grid import Cell
+from core.schema import UserError
+from slurm.profile import Profile
+
+FILE = Path(__file__).parent / "resources.yaml"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one job. Runs with equal resources form arrays."""
+
+    nodes: int = 1
+    processes_per_node: int = 1
+    gpus_per_process: int = 0
+    cpus_per_process: int = 1
+    mem_gb: int = 4  # per node
+    max_micro_batch: int | None = None  # samples of one forward on one device; null: all
+    cells_per_job: int = 1  # runs that share a job and its devices
+    disk_gb: float = 0.1  # of one run: checkpoints, snapshots, samples
+
+    @property
+    def processes(self) -> int:
+        return self.nodes * self.processes_per_node
+
+    @property
+    def gpus_per_node(self) -> int:
+        return self.processes_per_node * self.gpus_per_process
+
+    def check(self, profile: Profile, experiment: str) -> None:
+        """UserError when a node of the cluster does not hold this."""
+        asked = {
+            "gpus_per_node": self.gpus_per_node,
+            "cpus_per_node": self.processes_per_node * self.cpus_per_process,
+            "mem_gb_per_node": self.mem_gb,
+        }
+        for key, value in asked.items():
+            if value > getattr(profile, key):
+                raise UserError(f"{experiment} needs {key}={value}; the cluster's profile has {getattr(profile, key)}")
+        if self.cells_per_job > 1 and self.processes > 1:
+            raise UserError(f"{experiment}: cells_per_job={self.cells_per_job} needs runs of one process")
+
+
+@cache
+def _table() -> dict[str, dict]:
+    return yaml.safe_load(FILE.read_text())
+
+
+def resources_of(cell: Cell, **changes: object) -> Resources:
+    """Of the cell's experiment; ``changes`` come from the command line."""
+    table = _table()
+    known = {item.name for item in fields(Resources)}
+    values = {
+        **table["default"],
+        **table.get(cell.experiment, {}),
+        **{k: v for k, v in changes.items() if v is not None},
+    }
+    unknown = values.keys() - known
+    if unknown:
+        raise UserError(f"{FILE.name}: {cell.experiment}: {', '.join(sorted(unknown))} is unknown; allowed: {known}")
+    return Resources(**values)
+
+
+def micro_batch(batch_size: int, resources: Resources) -> int | None:
+    """The largest part of a process's share that fits its device; None: the whole share does.
+
+    UserError when the processes do not divide the global batch, which is the run's identity and never adjusted.
+    """
+    if batch_size % resources.processes:
+        raise UserError(f"{resources.processes} processes do not divide train.batch_size={batch_size}")
+    share, most = batch_size // resources.processes, resources.max_micro_batch
+    if most is None or share <= most:
+        return None
+    return max(size for size in range(1, most + 1) if share % size == 0)

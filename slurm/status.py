@@ -1,0 +1,97 @@
+"""The state of every cell of a grid: its run folder, what was submitted, and what SLURM says of it.
+
+planned -> queued -> running -> done | diverged | failed | preempted (saved, waiting to go on) | cancelled | lost (SLURM
+does not know the job any more and nothing beats).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablations.grid import Cell
+from ablations.status import plan
+from core.run import Run
+from slurm.ledger import Ledger
+from slurm.queue import JobState, Queue
+
+ENDED_BADLY = ("FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
+FINAL = ("done", "diverged")
+LOG_LINES = 5
+
+
+@dataclass(frozen=True)
+class CellState:
+    """One line of ``fewstep grid status``."""
+
+    cell: Cell
+    state: str
+    job: str = ""
+    node: str = ""
+    restarts: int = 0
+    reason: str = ""
+    progress: str = ""  # images, speed, time left, as the run's heartbeat tells
+    path: Path | None = None
+
+
+def grid_states(cells: Sequence[Cell], runs_dir: Path, queue: Queue | None) -> list[CellState]:
+    """Of every distinct cell, in the grid's order; ``queue`` None: nothing was submitted to a cluster."""
+    ledger = Ledger(runs_dir)
+    newest = {run: entries[-1][1] for run, entries in ledger.jobs().items()}
+    wanted = [newest[cell.id] for cell in cells if cell.id in newest]
+    known = queue.states(wanted) if queue is not None and wanted else {}
+    out = []
+    for item in plan(cells, runs_dir):
+        job = newest.get(item.cell.id, "")
+        state, reason = decide(item.state, item.reason, job, known.get(job))
+        if state == "failed" and not reason:
+            reason = last_lines(ledger.root / "logs" / f"{item.cell.id}.log")
+        found = known.get(job)
+        out.append(
+            CellState(
+                item.cell, state, job, found.node if found else "", found.restarts if found else 0, reason,
+                _progress(item.path) if state == "running" else "", item.path,
+            )
+        )  # fmt: skip
+    return out
+
+
+def decide(run: str, reason: str, job: str, said: JobState | None) -> tuple[str, str]:
+    """State and reason from the run folder's state, the newest job, and what SLURM says of it."""
+    if run in FINAL or not job:
+        return run, reason
+    if said is None:
+        return ("running", reason) if run == "running" else ("lost", f"SLURM does not know job {job} any more")
+    if said.state in ("PENDING", "REQUEUED", "CONFIGURING"):
+        waiting = said.reason if said.reason not in ("Resources", "Priority", "") else ""
+        return ("preempted" if said.restarts else "queued"), waiting
+    if said.alive:
+        return "running", ""
+    if said.state == "CANCELLED":
+        return "cancelled", ""
+    if said.state == "PREEMPTED":
+        return "preempted", ""
+    if said.state in ENDED_BADLY:
+        return "failed", reason or said.state.lower().replace("_", " ")
+    return run, reason  # COMPLETED: the folder has the last word
+
+
+def _progress(path: Path | None) -> str:
+    beat: dict[str, Any] | None = Run.open(path).last_heartbeat() if path else None
+    if beat is None:
+        return ""
+    facts = {key: value for key, value in beat.items() if key not in ("time", "pid", "host")}
+    age = time.time() - beat["time"]
+    return "  ".join(f"{key} {value}" for key, value in facts.items()) + (f"  ({age:.0f} s ago)" if age > 90 else "")
+
+
+def last_lines(log: Path, count: int = LOG_LINES) -> str:
+    """The end of a cell's log in one line."""
+    try:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    return " | ".join(lines[-count:])

@@ -1,0 +1,136 @@
+"""Submissions in files, code snapshots, and what SLURM's words mean; no cluster is needed."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from core.schema import UserError
+from slurm.job import launcher
+from slurm.ledger import Ledger
+from slurm.queue import JobState, _indices, _of_controller
+from slurm.snapshot import snapshot
+from slurm.status import decide, last_lines
+
+
+def test_an_intent_is_written_before_and_the_ids_after(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "runs")
+    first = ledger.intend("g", "train", [["aaa"], ["bbb", "ccc"]], {"code": "x"})
+    assert first.jobs == () and ledger.jobs() == {} and first.jobs_of("12") == ("12_0", "12_1")
+    ledger.confirm(first, first.jobs_of("12"))
+    second = ledger.intend("g", "train", [["aaa"]], {})
+    ledger.confirm(second, second.jobs_of("13"))
+    assert {run: [job for _, job in entries] for run, entries in ledger.jobs().items()} == {
+        "aaa": ["12_0", "13"], "bbb": ["12_1"], "ccc": ["12_1"]
+    }  # fmt: skip
+    third = ledger.intend("g", "train", [["ddd"]], {})
+    ledger.abandon(third, "never heard of")
+    assert [submission.abandoned for submission in ledger.submissions()] == [False, False, True]
+    assert len({submission.name for submission in ledger.submissions()}) == 3
+
+
+def test_one_submitter_at_a_time(tmp_path: Path) -> None:
+    with (
+        Ledger(tmp_path).lock(),
+        pytest.raises(UserError, match="another submission is under way"),
+        Ledger(tmp_path).lock(),
+    ):
+        pass
+    with Ledger(tmp_path).lock():
+        pass
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    root = tmp_path / "checkout"
+    root.mkdir()
+    (root / "a.py").write_text("a = 1\n")
+    (root / ".gitignore").write_text("runs\n")
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "one"]):
+        subprocess.run(["git", "-C", root, *words], check=True)
+    return root
+
+
+def test_a_snapshot_is_the_commit_and_stays_when_the_code_changes(checkout: Path, tmp_path: Path) -> None:
+    code = snapshot(tmp_path / "shared", root=checkout)
+    assert (code / "a.py").read_text() == "a = 1\n" and len((code / "COMMIT").read_text().strip()) == 40
+    assert snapshot(tmp_path / "shared", root=checkout) == code
+    (checkout / "a.py").write_text("a = 2\n")
+    (checkout / "new.py").write_text("b = 1\n")
+    with pytest.raises(UserError, match=r"uncommitted changes in a.py, new.py; commit them, or give --allow-dirty"):
+        snapshot(tmp_path / "shared", root=checkout)
+    dirty = snapshot(tmp_path / "shared", allow_dirty=True, root=checkout)
+    assert dirty != code and (dirty / "a.py").read_text() == "a = 2\n" and (dirty / "new.py").exists()
+    assert "+a = 2" in (dirty / "PATCH").read_text() and not (code / "PATCH").exists()
+    status = subprocess.run(["git", "-C", checkout, "status", "--porcelain"], capture_output=True, text=True).stdout
+    assert status == " M a.py\n?? new.py\n", "the user's index is as it was"
+
+
+def test_what_git_ignores_is_no_change(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "runs").mkdir()
+    (checkout / "runs" / "big").write_text("x")
+    assert not (snapshot(tmp_path / "shared", root=checkout) / "runs").exists()
+
+
+def test_no_checkout_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a git checkout"):
+        snapshot(tmp_path / "shared", root=tmp_path)
+
+
+LINE = (
+    "JobId=7 ArrayJobId=6 ArrayTaskId=0 JobName=fewstep-g-1 UserId=root(0) JobState=RUNNING Reason=None "
+    "Dependency=(null) Requeue=1 Restarts=2 BatchFlag=1 NodeList=n1 BatchHost=n1"
+)
+
+
+def test_lines_of_the_controller() -> None:
+    (job,) = _of_controller(LINE)
+    assert job == JobState("6_0", "fewstep-g-1", "RUNNING", "n1", "", 2) and job.alive
+    waiting = _of_controller(
+        "JobId=8 ArrayJobId=8 ArrayTaskId=3-5,9%4 JobName=x JobState=PENDING Reason=Resources NodeList=(null)"
+    )
+    assert [w.task for w in waiting] == ["8_3", "8_4", "8_5", "8_9"] and waiting[0].node == ""
+    (single,) = _of_controller("JobId=9 JobName=x JobState=CANCELLED by 0 Reason=None NodeList=(null)")
+    assert (single.task, single.state, single.alive) == ("9", "CANCELLED", False)
+    assert _indices("0") == [0]
+
+
+@pytest.mark.parametrize(
+    ("run", "job", "said", "state"),
+    [
+        ("planned", "", None, "planned"),
+        ("done", "6_0", None, "done"),
+        ("diverged", "6_0", "FAILED", "diverged"),
+        ("planned", "6_0", "PENDING", "queued"),
+        ("failed", "6_0", "RUNNING", "running"),  # killed before, and at work again
+        ("planned", "6_0", "CANCELLED", "cancelled"),
+        ("failed", "6_0", "TIMEOUT", "failed"),
+        ("planned", "6_0", "PREEMPTED", "preempted"),
+        ("failed", "6_0", None, "lost"),
+        ("running", "6_0", None, "running"),  # its heartbeat is fresh
+        ("failed", "6_0", "COMPLETED", "failed"),
+    ],
+)
+def test_the_state_of_a_cell(run: str, job: str, said: str | None, state: str) -> None:
+    known = JobState(job, "n", said) if said else None
+    assert decide(run, "", job, known)[0] == state
+
+
+def test_a_requeued_job_waits_as_preempted() -> None:
+    assert decide("planned", "", "6_0", JobState("6_0", "n", "PENDING", restarts=1))[0] == "preempted"
+
+
+def test_the_end_of_a_log_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("one\n\ntwo\nerror: three\n")
+    assert last_lines(tmp_path / "log", 2) == "two | error: three"
+    assert last_lines(tmp_path / "none") == ""
+
+
+def test_torch_s_variables_come_from_srun_s() -> None:
+    job = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}
+    assert launcher(job | {"SLURM_JOB_ID": "41234"}) == {
+        "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "21234"
+    }  # fmt: skip
+    assert launcher({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) == {} == launcher({})
