@@ -16,7 +16,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo results test lint install lock clean clean-runs clean-all
+.PHONY: help demo results test test-slurm lint install lock clean clean-runs clean-all
 
 help:
 	@echo "fewstep: few-step distillation of diffusion models"
@@ -25,6 +25,7 @@ help:
 	@echo "                   (SLOTS=$(SLOTS) cells at a time)"
 	@echo "  make results     rebuild every table and figure from the committed records, to out/results"
 	@echo "  make test        run the test suite (WORKERS=$(WORKERS) processes)"
+	@echo "  make test-slurm  run the tests that need a SLURM; installs it from Debian's packages (as root)"
 	@echo "  make lint        check style and layering"
 	@echo "  make install     create $(VENV) and install the locked requirements (the targets above do it themselves)"
 	@echo "  make lock        resolve requirements.lock again from pyproject.toml (keeps versions that still fit)"
@@ -66,6 +67,17 @@ results: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+SLURM_PACKAGES := slurm-wlm munge
+
+test-slurm: $(STAMP)
+	@if ! command -v slurmctld >/dev/null; then \
+	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	    echo "error: a real SLURM is needed: as root, apt-get install -y $(SLURM_PACKAGES)" >&2; exit 1; \
+	  fi; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SLURM_PACKAGES) >/dev/null || exit 1; \
+	fi
+	@$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PREEMPTED = 75  # experiments.train: stopped with its state saved
+POLL_S = 0.2
 SAVE_S = 90.0  # how long the trainings may take to save; the job is requeued anyway
 
 
@@ -35,7 +36,9 @@ class CellsJob:
         environment = {**os.environ, **self.environment, **launcher(os.environ)}
         for log, command in self.commands:
             self._children.append(_start(Path(log), command, environment))
-        codes = [child.wait() for child in self._children]
+        while any(child.poll() is None for child in self._children):
+            time.sleep(POLL_S)  # not wait(): it holds a lock that the signal's handler would need
+        codes = [child.returncode for child in self._children]
         if PREEMPTED in codes:
             self._await_requeue()
         failed = [Path(log).name for (log, _), code in zip(self.commands, codes, strict=True) if code]
@@ -53,16 +56,21 @@ class CellsJob:
         """Called by submitit when the job must leave: let the trainings save, then give the same job again."""
         from submitit.helpers import DelayedSubmission
 
-        for child in self._children:
-            if child.poll() is None:
-                child.send_signal(signal.SIGUSR2)
+        pids = [child.pid for child in self._children]
         end = time.monotonic() + SAVE_S
-        for child in self._children:
-            try:
-                child.wait(timeout=max(0.1, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.kill()
+        for pid in filter(_runs, pids):
+            os.kill(pid, signal.SIGUSR2)
+        while any(map(_runs, pids)) and time.monotonic() < end:
+            time.sleep(POLL_S)
         return DelayedSubmission(CellsJob(self.commands, self.environment))
+
+
+def _runs(pid: int) -> bool:
+    """Whether a child is at work; asked without Popen, whose lock the interrupted code may hold."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False
 
 
 def _start(log: Path, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:

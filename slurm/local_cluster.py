@@ -132,19 +132,11 @@ class Cluster:
         self._start(f"slurmd.{node}", ["slurmd", "-N", node])
 
     def stop_node(self, node: str) -> None:
-        """Kill the daemon of one node and the jobs' processes on it, as a power cut would."""
-        for pid in self._steps_of(node):
-            _signal(pid, signal.SIGKILL)
+        """Kill the daemon of one node and everything that it runs, as a power cut would: nobody reports anything."""
         self._stop(f"slurmd.{node}", signal.SIGKILL)
-
-    def _steps_of(self, node: str) -> list[int]:
-        """Processes that belong to the node's job steps: their step daemon carries the node's name."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if f"SLURMD_NODENAME={node}\0".encode() in (folder / "environ").read_bytes():
-                    found.append(int(folder.name))
-        return found
+        processes = _processes_of(node)
+        for pid in [*(parent for pid in processes if (parent := _step_daemon(pid))), *processes]:
+            _signal(pid, signal.SIGKILL)
 
     def down(self) -> None:
         """Cancel all jobs and stop the daemons that ``up`` has started."""
@@ -291,6 +283,29 @@ class Cluster:
         except (OSError, ValueError):
             return None
         return pid if _alive(pid, name) else None
+
+
+def _processes_of(node: str) -> list[int]:
+    """Processes of the node's jobs, which carry its name."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"SLURMD_NODENAME={node}\0".encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def _step_daemon(pid: int) -> int | None:
+    """The slurmstepd above a job's process: it would report the process's death."""
+    while pid > 1:
+        try:
+            name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+        except OSError:
+            return None
+        if name.startswith("slurmstepd"):
+            return pid
+        pid = int(rest.split()[1])
+    return None
 
 
 def _alive(pid: int, name: str) -> bool:

@@ -1,0 +1,213 @@
+"""On a real SLURM of two nodes: requeueing, node failure, cancelling, exactly-once submission. ``make test-slurm``.
+
+The trainings are replaced by a small program that counts to a number, saves at every step, and leaves when it is told
+to, as a training does; what is tested is what lies between a grid's cells and the cluster.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ablations.grid import Cell, load
+from slurm.local_cluster import Cluster, running
+from slurm.profile import load as load_profile
+from slurm.queue import Queue
+from slurm.status import CellState, grid_states
+from slurm.submit import Submitter
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
+
+COUNTER = """
+import pathlib, signal, sys, time
+file, last = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+leave = []
+for number in (signal.SIGUSR2, signal.SIGTERM):
+    signal.signal(number, lambda n, f: leave.append(n))
+done = int(file.read_text()) if file.exists() else 0
+with file.with_suffix(".starts").open("a") as starts:
+    starts.write(f"{done}\\n")
+while done < last:
+    time.sleep(0.5)
+    done += 1
+    file.write_text(str(done))
+    if leave and done < last:
+        sys.exit(75)
+"""
+
+GRID = """
+title: Cells
+base: {tiny: flash/tiny}
+seeds: [0]
+axes: {lr: {method.student_lr: [1.0e-3, 2.0e-3, 3.0e-3, 4.0e-3]}}
+metrics: [kd_effnet]
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running(Cluster(tmp_path_factory.mktemp("slurm"))) as started:
+        yield started
+
+
+@pytest.fixture
+def use(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The cluster, and this process talking to it."""
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+    yield cluster
+    cluster.command(["scancel", "--user=root"], check=False)
+    for node in cluster.nodes:
+        cluster.start_node(node)
+        cluster.command(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
+    wait(lambda: not cluster.command(["squeue", "-h"]).strip(), 60)
+
+
+class Counters(Submitter):
+    """Submits programs that count to ``last`` instead of trainings."""
+
+    last = 6
+
+    def command(self, cell: Cell, resources: object) -> list[str]:
+        program = self.runs_dir / "counter.py"
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(COUNTER)
+        return [sys.executable, str(program), str(self.file_of(cell)), str(self.last)]
+
+    def file_of(self, cell: Cell) -> Path:
+        return self.runs_dir / f"{cell.id}.txt"
+
+    def starts(self, cell: Cell) -> list[int]:
+        """Where the cell's program stood each time that it was started."""
+        return [int(line) for line in self.file_of(cell).with_suffix(".starts").read_text().split()]
+
+    def count(self, cell: Cell) -> int:
+        file = self.file_of(cell)
+        return int(file.read_text() or 0) if file.exists() else 0
+
+
+@pytest.fixture
+def submitter(use: Cluster, tmp_path: Path) -> Counters:
+    code = Path(__file__).parents[2]
+    return Counters("cells", load_profile("test"), tmp_path / "runs", code, print)
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> list[Cell]:
+    (tmp_path / "cells.yaml").write_text(GRID)
+    return load(str(tmp_path / "cells.yaml")).expand("tiny")
+
+
+def wait(holds: Callable[[], bool], timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < end, f"not within {timeout_s} s"
+        time.sleep(0.5)
+
+
+def submit(submitter: Counters, cells: list[Cell]) -> list[str]:
+    """Ids of the tasks, in the order of the cells."""
+    arrays = submitter.arrays(submitter.missing(cells), cpus_per_process=1, mem_gb=1)
+    return [job for array in arrays for job in submitter.submit(array).jobs]
+
+
+def state(submitter: Counters, cell: Cell) -> CellState:
+    (found,) = grid_states([cell], submitter.runs_dir, Queue())
+    return found
+
+
+def test_cells_run_on_both_nodes_and_are_not_submitted_twice(submitter: Counters, cells: list[Cell]) -> None:
+    submitter.last = 20
+    jobs = submit(submitter, cells)
+    assert len(jobs) == 4 and submitter.missing(cells) == []
+    wait(lambda: all(submitter.count(cell) > 1 for cell in cells), 60)
+    found = grid_states(cells, submitter.runs_dir, Queue())
+    assert [one.state for one in found] == ["running"] * 4 and {one.node for one in found} == {"n1", "n2"}
+    wait(lambda: all(submitter.count(cell) == 20 for cell in cells), 60)
+    assert all(submitter.starts(cell) == [0] for cell in cells)
+
+
+def test_a_time_limit_requeues_and_the_cell_goes_on(use: Cluster, submitter: Counters, cells: list[Cell]) -> None:
+    submitter.last = 600
+    (job,) = submit(submitter, cells[:1])
+    wait(lambda: submitter.count(cells[0]) > 2, 60)
+    use.command(["scontrol", "update", f"JobId={job}", "TimeLimit=1"])
+    wait(lambda: len(submitter.starts(cells[0])) == 2, 150)
+    before, after = submitter.starts(cells[0])
+    assert before == 0 and 2 < after < 600
+    assert state(submitter, cells[0]).restarts == 1
+
+
+def test_preemption_requeues_once_and_loses_nothing(use: Cluster, submitter: Counters, cells: list[Cell]) -> None:
+    submitter.last = 60
+    submit(submitter, cells[:1])
+    wait(lambda: submitter.count(cells[0]) > 2, 60)
+    node = state(submitter, cells[0]).node
+    urgent = ["sbatch", "--parsable", "-p", "urgent", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 8"]
+    use.command(urgent)
+    wait(lambda: len(submitter.starts(cells[0])) == 2, 120)
+    wait(lambda: submitter.count(cells[0]) == 60, 120)
+    assert len(submitter.starts(cells[0])) == 2 and submitter.starts(cells[0])[1] > 2
+    assert state(submitter, cells[0]).restarts == 1, "one owner of requeueing"
+
+
+def test_requeue_by_hand_goes_on(use: Cluster, submitter: Counters, cells: list[Cell]) -> None:
+    submitter.last = 40
+    (job,) = submit(submitter, cells[:1])
+    wait(lambda: submitter.count(cells[0]) > 2, 60)
+    use.command(["scontrol", "requeue", job])
+    wait(lambda: submitter.count(cells[0]) == 40, 150)
+    assert len(submitter.starts(cells[0])) == 2 and submitter.starts(cells[0])[1] > 2
+
+
+def test_a_dead_node_loses_no_cell(use: Cluster, submitter: Counters, cells: list[Cell]) -> None:
+    submitter.last = 40
+    submit(submitter, cells[:1])
+    wait(lambda: submitter.count(cells[0]) > 2, 60)
+    node = state(submitter, cells[0]).node
+    use.stop_node(node)
+    use.command(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"])
+    wait(lambda: submitter.count(cells[0]) == 40, 150)
+    found = state(submitter, cells[0])
+    assert found.node not in ("", node) and submitter.starts(cells[0])[1] > 2
+
+
+def test_a_cancelled_cell_shows_so_and_may_be_submitted_again(
+    use: Cluster, submitter: Counters, cells: list[Cell]
+) -> None:
+    submitter.last = 200
+    (job,) = submit(submitter, cells[:1])
+    wait(lambda: submitter.count(cells[0]) > 2, 60)
+    use.command(["scancel", job])
+    wait(lambda: state(submitter, cells[0]).state == "cancelled", 15)
+    assert submitter.missing(cells[:1]) == cells[:1]
+
+
+def test_a_submitter_that_dies_before_it_hears_the_id_submits_nothing_twice(
+    submitter: Counters, cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitter.last = 20
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(submitter.ledger, "confirm", die)
+        with pytest.raises(KeyboardInterrupt):
+            submit(submitter, cells)
+    assert submitter.ledger.jobs() == {}
+    assert submitter.missing(cells) == [] and len(submitter.ledger.jobs()) == 4
+    wait(lambda: all(submitter.count(cell) == 20 for cell in cells), 90)
+    assert all(submitter.starts(cell) == [0] for cell in cells)
+
+
+def test_a_refused_submission_is_one_line_and_leaves_nothing(submitter: Counters, cells: list[Cell]) -> None:
+    submitter.profile.partition = "nowhere"
+    with pytest.raises(Exception, match="invalid partition specified: nowhere") as error:
+        submit(submitter, cells)
+    assert "\\n" not in str(error.value) and submitter.ledger.jobs() == {}
+    submitter.profile.partition = "main"
+    assert submitter.missing(cells) == cells
