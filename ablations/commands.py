@@ -1,4 +1,4 @@
-"""Subcommands of the ablations layer: ``fewstep grid list|show|plan|status|run``."""
+"""Subcommands of the ablations layer: ``fewstep grid list|show|plan|run``; the slurm layer adds submit and status."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 
 def register(subparsers: _SubParsersAction) -> None:
     """Add ``grid`` to the ``fewstep`` command."""
-    grid = subparsers.add_parser("grid", help="declarative ablations: list, show, plan, status, run")
+    grid = subparsers.add_parser("grid", help="declarative ablations: list, show, plan, run, submit, status, ...")
     actions = grid.add_subparsers(dest="action", metavar="ACTION", required=True)
     subparsers.grid_actions = actions  # the slurm layer adds its own
     actions.add_parser("list", help="all grids").set_defaults(run=_list)
     _on_a_grid(actions, "show", "the cells: ids and what sets them apart").set_defaults(run=_show)
     _on_a_grid(actions, "plan", "what `run` would do").set_defaults(run=_plan)
-    _on_a_grid(actions, "status", "the state of every cell").set_defaults(run=_status)
     run = _on_a_grid(actions, "run", "train and measure what is missing, on this machine")
     run.add_argument("--slots", type=int, default=1, metavar="N", help="cells at work at a time; default: 1")
     run.set_defaults(run=_run)
@@ -88,13 +87,6 @@ def _plan(arguments: Namespace) -> int:
     rows = [(verbs.get(i.state, "train"), f"{i.cell.row}-s{i.cell.seed}", i.cell.id, i.reason) for i in todo]
     print_columns(rows)
     print(f"{len(todo)} runs to do")
-    return 0
-
-
-def _status(arguments: Namespace) -> int:
-    from ablations.status import plan
-
-    _print_statuses(plan(_cells(arguments), arguments.runs_dir))
     return 0
 
 

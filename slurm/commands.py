@@ -1,9 +1,11 @@
-"""``fewstep grid submit|cancel|logs`` and the cluster's part of ``status``."""
+"""``fewstep grid submit|retry|status|cancel|logs``."""
 
 from __future__ import annotations
 
 import argparse
 import subprocess
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,14 @@ def register(subparsers: Any) -> None:
     submit.add_argument("--dry-run", action="store_true", help="print the sbatch files and submit nothing")
     submit.add_argument("--allow-dirty", action="store_true", help="submit uncommitted changes; their patch is kept")
     submit.add_argument("--cells-per-job", type=int, metavar="N", help="runs that share a job and its devices")
-    queue = _on_a_grid(actions, "queue", "the state of every cell, on the cluster too", run_queue)
-    queue.add_argument("--cluster", default="slurm", choices=("slurm", "local"), help="default: slurm")
+    submit.set_defaults(again=[])
+    retry = _on_a_grid(actions, "retry", "submit again what has failed, was cancelled, or is lost", run_submit)
+    retry.add_argument("again", nargs="*", metavar="CELL|STATE", help="runs, ROW-sSEED, or states; default: all three")
+    retry.add_argument("--cluster", default="local", metavar="PROFILE", help="default: local")
+    retry.add_argument("--allow-dirty", action="store_true", help="submit uncommitted changes; their patch is kept")
+    retry.set_defaults(dry_run=False, cells_per_job=None)
+    status = _on_a_grid(actions, "status", "the state of every cell, on a cluster too", run_status)
+    status.add_argument("--watch", type=float, nargs="?", const=10.0, metavar="S", help="again every S seconds (10)")
     cancel = _on_a_grid(actions, "cancel", "cancel the grid's jobs", run_cancel)
     cancel.add_argument("--dry-run", action="store_true", help="print the jobs and cancel nothing")
     logs = _on_a_grid(actions, "logs", "the end of a cell's log", run_logs)
@@ -46,7 +54,9 @@ def run_submit(arguments: argparse.Namespace) -> int:
     code = snapshot(shared, arguments.allow_dirty or arguments.dry_run)
     submitter = Submitter(grid.name, profile, arguments.runs_dir, code, print)
     with submitter.ledger.lock():
-        missing = submitter.missing(cells)
+        missing = submitter.missing(cells, _named(arguments.again, cells) if arguments.action == "retry" else ())
+        if arguments.action == "retry":
+            missing = [cell for cell in missing if submitter.ledger.jobs().get(cell.id)]
         arrays = list(submitter.arrays(missing, cells_per_job=arguments.cells_per_job))
         for array in arrays:
             if arguments.dry_run:
@@ -60,19 +70,45 @@ def run_submit(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_queue(arguments: argparse.Namespace) -> int:
+def _named(words: list[str], cells: list[Any]) -> list[str]:
+    """Run ids and states that the words mean; UserError for a word that means nothing."""
+    from core.schema import check_choice
+    from slurm.status import BROKEN
+
+    names = {f"{cell.row}-s{cell.seed}": cell.id for cell in cells}
+    for word in words:
+        check_choice("retry", word, (*BROKEN, *names, *names.values()))
+    return [names.get(word, word) for word in words] or list(BROKEN)
+
+
+def run_status(arguments: argparse.Namespace) -> int:
     from slurm.queue import Queue
-    from slurm.status import grid_states
 
     cells = load_grid(arguments).expand(arguments.scale, arguments.budget)
-    states = grid_states(cells, arguments.runs_dir, Queue() if arguments.cluster == "slurm" else None)
-    rows = [("row", "seed", "run", "state", "job", "node", "restarts", "what")]
+    while True:
+        _print_states(cells, arguments.runs_dir, Queue())
+        if arguments.watch is None:
+            return 0
+        time.sleep(arguments.watch)
+        print(CLEAR, end="")
+
+
+CLEAR = "\033[2J\033[H"  # of a terminal
+
+
+def _print_states(cells: list[Any], runs_dir: Path, queue: Any) -> None:
+    from slurm.status import grid_states
+
+    states = grid_states(cells, runs_dir, queue)
+    on_cluster = any(state.job for state in states)
+    where = ("job", "node", "restarts") if on_cluster else ()
+    rows = [("row", "seed", "run", "state", *where, "what")]
     for s in states:
         what = s.reason or s.progress or (str(s.path) if s.path else "-")
-        rows.append((s.cell.row, str(s.cell.seed), s.cell.id, s.state, s.job or "-", s.node or "-",
-                     str(s.restarts), what))  # fmt: skip
+        cluster = (s.job or "-", s.node or "-", str(s.restarts)) if on_cluster else ()
+        rows.append((s.cell.row, str(s.cell.seed), s.cell.id, s.state, *cluster, what))
     print_columns(rows)
-    return 0
+    print(", ".join(f"{count} {state}" for state, count in Counter(s.state for s in states).items()))
 
 
 def run_cancel(arguments: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ class Submission:
     folder: Path
     name: str
     grid: str
-    kind: str  # train | evaluate
+    executor: str  # slurm | local | debug
     tasks: tuple[tuple[str, ...], ...]
     created: float
     jobs: tuple[str, ...] = ()  # of each task: 123_0, or 123 of a submission of one task, as SLURM calls them
@@ -57,12 +57,13 @@ class Ledger:
                 raise UserError(f"{self.root}: another submission is under way; wait for it") from None
             yield
 
-    def intend(self, grid: str, kind: str, tasks: Sequence[Sequence[str]], facts: dict[str, Any]) -> Submission:
+    def intend(self, grid: str, executor: str, tasks: Sequence[Sequence[str]], facts: dict[str, Any]) -> Submission:
         """Write down what is about to be submitted."""
         name = f"fewstep-{grid}-{uuid.uuid4().hex[:10]}"
         folder = self.root / "submissions" / name
-        record = {"name": name, "grid": grid, "kind": kind, "tasks": [list(t) for t in tasks], "created": time.time()}
-        atomic_write(folder / "intent.json", json.dumps(record | facts, indent=1) + "\n")
+        record = {"name": name, "grid": grid, "executor": executor, "created": time.time(), **facts}
+        record["tasks"] = [list(task) for task in tasks]
+        atomic_write(folder / "intent.json", json.dumps(record, indent=1) + "\n")
         return _read(folder)
 
     def confirm(self, submission: Submission, jobs: Sequence[str]) -> Submission:
@@ -99,4 +100,6 @@ def _read(folder: Path) -> Submission:
         raise UserError(f"{folder}: is damaged ({error})") from None
     tasks = tuple(tuple(task) for task in record["tasks"])
     abandoned = (folder / "abandoned.json").exists()
-    return Submission(folder, record["name"], record["grid"], record["kind"], tasks, record["created"], jobs, abandoned)
+    return Submission(
+        folder, record["name"], record["grid"], record["executor"], tasks, record["created"], jobs, abandoned
+    )

@@ -20,6 +20,8 @@ from slurm.queue import JobState, Queue
 
 ENDED_BADLY = ("FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
 FINAL = ("done", "diverged")
+TAKEN = (*FINAL, "running", "queued", "preempted")  # nothing to submit
+BROKEN = ("failed", "cancelled", "lost")  # submitted again only when asked to
 LOG_LINES = 5
 
 
@@ -37,17 +39,18 @@ class CellState:
     path: Path | None = None
 
 
-def grid_states(cells: Sequence[Cell], runs_dir: Path, queue: Queue | None) -> list[CellState]:
-    """Of every distinct cell, in the grid's order; ``queue`` None: nothing was submitted to a cluster."""
+def grid_states(cells: Sequence[Cell], runs_dir: Path, queue: Queue) -> list[CellState]:
+    """Of every distinct cell, in the grid's order; SLURM is asked when one was submitted to it."""
     ledger = Ledger(runs_dir)
-    newest = {run: entries[-1][1] for run, entries in ledger.jobs().items()}
+    last = {run: entries[-1] for run, entries in ledger.jobs().items()}
+    newest = {run: job for run, (submission, job) in last.items() if submission.executor == "slurm"}
     wanted = [newest[cell.id] for cell in cells if cell.id in newest]
-    known = queue.states(wanted) if queue is not None and wanted else {}
+    known = queue.states(wanted) if wanted else {}
     out = []
     for item in plan(cells, runs_dir):
         job = newest.get(item.cell.id, "")
         state, reason = decide(item.state, item.reason, job, known.get(job))
-        if state == "failed" and not reason:
+        if state == "failed" and reason in ("", "failed"):
             reason = last_lines(ledger.root / "logs" / f"{item.cell.id}.log")
         found = known.get(job)
         out.append(

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ablations.grid import Cell
 from ablations.run_local import ALLOCATOR
-from ablations.status import Status, plan
 from core.schema import UserError
 from slurm.job import CellsJob
 from slurm.ledger import Ledger, Submission
 from slurm.profile import Profile
 from slurm.queue import Queue
 from slurm.resources import Resources, micro_batch, resources_of
+from slurm.status import BROKEN, TAKEN, grid_states
 
 MOST_TASKS = 1000  # of one array; MaxArraySize is 1001 by default
 ORPHAN_S = 60.0  # sbatch answers within this
@@ -38,21 +38,18 @@ class Submitter:
         self.ledger = Ledger(runs_dir)
         self.queue = Queue()
 
-    def missing(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Cells that are neither final, nor at work, nor waiting in the queue; parents first."""
-        self.adopt_orphans()
-        found = plan(cells, self.runs_dir)
-        jobs = self.ledger.jobs()
-        newest = {run: entries[-1][1] for run, entries in jobs.items()}
-        states = self.queue.states(newest.values()) if self.profile.executor == "slurm" and newest else {}
-        return [item.cell for item in found if not self._is_taken(item, newest, states)]
+    def missing(self, cells: Sequence[Cell], retry: Sequence[str] = ()) -> list[Cell]:
+        """Cells that are neither final, nor at work, nor waiting in the queue; parents first.
 
-    @staticmethod
-    def _is_taken(item: Status, newest: dict[str, str], states: dict[str, Any]) -> bool:
-        if item.is_final or item.state == "running":
-            return True
-        state = states.get(newest.get(item.cell.id, ""))
-        return state is not None and state.alive
+        What has failed, was cancelled, or is lost is submitted again only if ``retry`` names its state or its run.
+        """
+        self.adopt_orphans()
+        out = []
+        for found in grid_states(cells, self.runs_dir, self.queue):
+            again = found.state in retry or found.cell.id in retry
+            if found.state not in TAKEN and (found.state not in BROKEN or not found.job or again):
+                out.append(found.cell)
+        return out
 
     def adopt_orphans(self) -> None:
         """Intents without an id: a submitter died between writing them and hearing SLURM's answer."""
@@ -69,14 +66,20 @@ class Submitter:
                 raise UserError(f"{submission.name} was being submitted less than {ORPHAN_S:.0f} s ago; try again then")
 
     def arrays(self, cells: Sequence[Cell], **changes: object) -> Iterator[Array]:
-        """Cells grouped by resources, packed into tasks, chunked to what an array holds."""
-        groups: dict[Resources, list[Cell]] = {}
+        """Cells grouped by resources and generation, packed into tasks, chunked to what an array holds.
+
+        A cell whose parent is among ``cells`` comes in a later array than its parent.
+        """
+        groups: dict[tuple[int, Resources], list[Cell]] = {}
+        generations: dict[str, int] = {}
         for cell in dict.fromkeys(cells):
             resources = resources_of(cell, **changes)
             resources.check(self.profile, cell.experiment)
             micro_batch(cell.config.train.batch_size, resources)
-            groups.setdefault(resources, []).append(cell)
-        for resources, members in groups.items():
+            generation = 1 + max((generations.get(parent, -1) for parent in cell.parents), default=-1)
+            generations[cell.id] = generation
+            groups.setdefault((generation, resources), []).append(cell)
+        for (_, resources), members in sorted(groups.items(), key=lambda group: group[0][0]):
             size = resources.cells_per_job
             tasks = [tuple(members[i : i + size]) for i in range(0, len(members), size)]
             for start in range(0, len(tasks), MOST_TASKS):
@@ -87,8 +90,9 @@ class Submitter:
         runs = [[cell.id for cell in task] for task in array.tasks]
         from submitit.core.utils import FailedJobError
 
-        submission = self.ledger.intend(self.grid, "train", runs, {"code": str(self.code)})
-        executor = self._executor(array.resources, submission.name)
+        facts = {"code": str(self.code), "resources": asdict(array.resources)}
+        submission = self.ledger.intend(self.grid, self.profile.executor, runs, facts)
+        executor = self._executor(array.resources, submission.name, self.parent_jobs(array))
         jobs = [self._job(task, array.resources) for task in array.tasks]
         try:
             with executor.batch():
@@ -98,6 +102,14 @@ class Submitter:
             self.ledger.abandon(submission, reason)
             raise UserError(f"sbatch: {reason}") from None
         return self.ledger.confirm(submission, [job.job_id for job in submitted])
+
+    def parent_jobs(self, array: Array) -> list[str]:
+        """Jobs of parents that are not done yet: this array starts when they have ended well."""
+        jobs = self.ledger.jobs()
+        parents = dict.fromkeys(parent for task in array.tasks for cell in task for parent in cell.parents)
+        waiting = [jobs[parent][-1][1] for parent in parents if parent in jobs]
+        done = {task for task, state in self.queue.states(waiting).items() if state.state == "COMPLETED"}
+        return [job for job in waiting if job not in done]
 
     def _job(self, task: Sequence[Cell], resources: Resources) -> CellsJob:
         commands = [(str(self.log_of(cell)), self.command(cell, resources)) for cell in task]
@@ -118,13 +130,13 @@ class Submitter:
         where += [] if size is None else [f"execution.micro_batch={size}"]
         return [python, "-m", "experiments.train", "--evaluate", cell.experiment, *cell.overrides, *where]
 
-    def _executor(self, resources: Resources, name: str) -> Any:
+    def _executor(self, resources: Resources, name: str, after: Sequence[str]) -> Any:
         folder = self.ledger.root / "jobs" / "%j"
         if self.profile.executor == "slurm":
             from submitit.slurm.slurm import SlurmExecutor
 
             executor: Any = SlurmExecutor(folder, max_num_timeout=1000, python=self.profile.python)
-            executor.update_parameters(**slurm_parameters(self.profile, resources, name, self.code))
+            executor.update_parameters(**slurm_parameters(self.profile, resources, name, self.code, after))
             return executor
         from submitit.auto.auto import AutoExecutor
 
@@ -144,8 +156,14 @@ class Submitter:
         return _make_sbatch_string(command=command, folder=self.ledger.root / "jobs" / "%j", **parameters)
 
 
-def slurm_parameters(profile: Profile, resources: Resources, name: str, code: Path) -> dict[str, Any]:
-    """submitit's parameters: the site's options, the run's resources, and the code that the job imports."""
+def slurm_parameters(
+    profile: Profile, resources: Resources, name: str, code: Path, after: Sequence[str] = ()
+) -> dict[str, Any]:
+    """submitit's parameters: the site's options, the run's resources, and the code that the job imports.
+
+    ``after``: jobs that must have ended well before; if one fails, this job is taken out of the queue.
+    """
+    more = {"requeue": True, **({"kill-on-invalid-dep": "yes"} if after else {}), **profile.sbatch}
     values: dict[str, Any] = {
         "job_name": name,
         "partition": profile.partition,
@@ -163,7 +181,8 @@ def slurm_parameters(profile: Profile, resources: Resources, name: str, code: Pa
         "array_parallelism": profile.max_parallel,
         "setup": [*profile.setup_lines, f"export PYTHONPATH={code}", f"cd {code}"],
         "srun_args": profile.srun,
-        "additional_parameters": {"requeue": True, **profile.sbatch},
+        "dependency": f"afterok:{':'.join(after)}" if after else None,
+        "additional_parameters": more,
     }
     return {key: value for key, value in values.items() if value not in (None, [])}
 

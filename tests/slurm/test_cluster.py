@@ -17,7 +17,7 @@ from ablations.grid import Cell, load
 from slurm.local_cluster import Cluster, running
 from slurm.profile import load as load_profile
 from slurm.queue import Queue
-from slurm.status import CellState, grid_states
+from slurm.status import BROKEN, CellState, grid_states
 from slurm.submit import Submitter
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
@@ -202,6 +202,49 @@ def test_a_submitter_that_dies_before_it_hears_the_id_submits_nothing_twice(
     assert submitter.missing(cells) == [] and len(submitter.ledger.jobs()) == 4
     wait(lambda: all(submitter.count(cell) == 20 for cell in cells), 90)
     assert all(submitter.starts(cell) == [0] for cell in cells)
+
+
+FAMILY = """
+title: A family
+base: {tiny: flash/tiny}
+seeds: [0]
+rows: [{id: child, label: C, parent: elder}, {id: elder, label: E, set: {method.student_lr: 1.0e-3}}]
+metrics: [kd_effnet]
+"""
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> list[Cell]:
+    (tmp_path / "family.yaml").write_text(FAMILY)
+    return load(str(tmp_path / "family.yaml")).expand("tiny")
+
+
+def test_a_child_starts_when_its_parent_has_ended_well(submitter: Counters, family: list[Cell]) -> None:
+    elder, child = family
+    submitter.last = 8
+    submit(submitter, family)
+    assert [found.state for found in grid_states(family, submitter.runs_dir, Queue())][1] == "queued"
+    wait(lambda: submitter.count(child) > 0, 90)
+    assert submitter.count(elder) == 8
+
+
+def test_the_child_of_a_failed_parent_is_taken_out_and_both_can_be_tried_again(
+    submitter: Counters, family: list[Cell]
+) -> None:
+    elder, child = family
+    submitter.file_of(elder).parent.mkdir(parents=True)
+    submitter.file_of(elder).write_text("not a number")
+    submit(submitter, family)
+    wait(lambda: state(submitter, elder).state == "failed", 60)
+    wait(lambda: state(submitter, child).state in BROKEN, 60)
+    assert submitter.missing(family) == [] and not submitter.file_of(child).exists()
+    assert "ValueError" in state(submitter, elder).reason
+    submitter.file_of(elder).unlink()
+    submitter.last = 3
+    assert submitter.missing(family, BROKEN) == family
+    for array in submitter.arrays(submitter.missing(family, BROKEN), cpus_per_process=1, mem_gb=1):
+        submitter.submit(array)
+    wait(lambda: submitter.count(child) == 3, 90)
 
 
 def test_a_refused_submission_is_one_line_and_leaves_nothing(submitter: Counters, cells: list[Cell]) -> None:

@@ -17,15 +17,15 @@ from slurm.status import decide, last_lines
 
 def test_an_intent_is_written_before_and_the_ids_after(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "runs")
-    first = ledger.intend("g", "train", [["aaa"], ["bbb", "ccc"]], {"code": "x"})
+    first = ledger.intend("g", "slurm", [["aaa"], ["bbb", "ccc"]], {"code": "x"})
     assert first.jobs == () and ledger.jobs() == {} and first.jobs_of("12") == ("12_0", "12_1")
     ledger.confirm(first, first.jobs_of("12"))
-    second = ledger.intend("g", "train", [["aaa"]], {})
+    second = ledger.intend("g", "slurm", [["aaa"]], {})
     ledger.confirm(second, second.jobs_of("13"))
     assert {run: [job for _, job in entries] for run, entries in ledger.jobs().items()} == {
         "aaa": ["12_0", "13"], "bbb": ["12_1"], "ccc": ["12_1"]
     }  # fmt: skip
-    third = ledger.intend("g", "train", [["ddd"]], {})
+    third = ledger.intend("g", "slurm", [["ddd"]], {})
     ledger.abandon(third, "never heard of")
     assert [submission.abandoned for submission in ledger.submissions()] == [False, False, True]
     assert len({submission.name for submission in ledger.submissions()}) == 3
