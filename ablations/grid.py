@@ -149,10 +149,11 @@ class Grid:
             "eval.steps": list(self.evaluate.steps),
             **row.set,
             **row.at.get(scale, {}),
-            "execution.label": f"{row.id}-s{seed}",
             "seed": seed,
         }
-        return [*(f"{key}={_literal(value)}" for key, value in values.items()), *self.local]
+        label = json.dumps(f"{row.id}-s{seed}")
+        texts = (f"{key}={_literal(value)}" for key, value in values.items())
+        return [*texts, f"execution.label={label}", *self.local]
 
 
 def names() -> list[str]:

@@ -7,8 +7,10 @@ on the typed tree, which equals Hydra's own application (tested) and lets a grid
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -68,10 +70,63 @@ def compose(experiment: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
         close = nearest(experiment, known)
         raise UserError(f"unknown experiment '{experiment}'{close}; all: {', '.join(known)}")
     groups, values = _split_overrides(overrides)
+    config = _changed(experiment, tuple(groups), values)
+    return config or compose_in_full(experiment, groups, values)
+
+
+def compose_in_full(experiment: str, groups: Sequence[str], values: Sequence[tuple[str, Any]]) -> ExperimentConfig:
+    """Every value applied by OmegaConf on a copy of the typed tree: what ``compose`` does faster, and its errors."""
     tree = _compose_groups(experiment, tuple(groups)).copy()
     for key, value in values:
         _apply(tree, key, value)
     return _to_config(tree, f"experiment {experiment}")
+
+
+def _changed(experiment: str, groups: tuple[str, ...], values: Sequence[tuple[str, Any]]) -> ExperimentConfig | None:
+    """The composed object with converted values set in place; None where only the full way knows what is meant.
+
+    A grid of a thousand cells composes once: copying a typed tree costs twenty times as much as copying its object.
+    """
+    base = _base_object(experiment, groups)
+    if base is None:
+        return None
+    config = copy.deepcopy(base)
+    for key, value in values:
+        *path, leaf = key.split(".") if isinstance(key, str) else [""]
+        owner: Any = config
+        for name in path:
+            owner = getattr(owner, name, None)
+        if not is_dataclass(owner) or isinstance(value, dict) or is_dataclass(getattr(owner, leaf, owner)):
+            return None
+        try:
+            setattr(owner, leaf, _converted(_compose_groups(experiment, groups), key, _rows_of_floats(value)))
+        except Exception:
+            return None
+    config.validate()
+    return config
+
+
+@functools.lru_cache(maxsize=256)
+def _base_object(experiment: str, groups: tuple[str, ...]) -> ExperimentConfig | None:
+    """The composed tree as an object; None as long as one of its values is missing."""
+    from omegaconf import OmegaConf
+
+    tree = _compose_groups(experiment, groups)
+    return None if OmegaConf.missing_keys(tree) else OmegaConf.to_object(tree)
+
+
+def _converted(tree: Any, key: str, value: Any) -> Any:
+    """``value`` as the leaf ``key`` of the typed tree would hold it; an OmegaConf error when it does not fit."""
+    from omegaconf import OmegaConf
+
+    *path, leaf = key.split(".")
+    parent = tree
+    for name in path:
+        parent = parent[name]
+    node = copy.deepcopy(parent._get_node(leaf))
+    node._set_parent(None)
+    node._set_value(value)
+    return OmegaConf.to_container(node) if OmegaConf.is_config(node) and node._value() is not None else node._value()
 
 
 def resolve(config: ExperimentConfig) -> ExperimentConfig:
@@ -153,27 +208,38 @@ def _store_schemas() -> None:
 
 def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
     """Choices of a group (``method=flash``) for Hydra, and values by dotted key."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
     groups: list[str] = []
     values: list[tuple[str, Any]] = []
     for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException:
-            raise UserError(f"'{text}' is not an override; write key=value, e.g. seed=1") from None
-        key = override.key_or_group
-        if override.type is None or override.type.name != "CHANGE":
-            raise UserError(f"'{text}': keys are neither added nor deleted; write key=value")
-        if override.is_sweep_override():
-            raise UserError(f"'{text}' gives several values; one is allowed (several belong in a grid)")
+        key, value = _parse(text)
         if key in SCHEMAS:
             groups.append(text)
         else:
-            values.append((key, override.value()))
+            values.append((key, copy.deepcopy(value)))
     return groups, values
+
+
+_PLAIN = re.compile(r'(?P<key>[a-z_][a-z0-9_.]*)=(?:(?P<int>-?(?:0|[1-9]\d{0,14}))|"(?P<quoted>[^"\\$]*)")')
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse(text: str) -> tuple[str, Any]:
+    """Key and value of an override in Hydra's grammar, whose parser needs a millisecond; UserError for any other."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    plain = _PLAIN.fullmatch(text)
+    if plain:
+        return plain["key"], int(plain["int"]) if plain["int"] else plain["quoted"]
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        raise UserError(f"'{text}' is not an override; write key=value, e.g. seed=1") from None
+    if override.type is None or override.type.name != "CHANGE":
+        raise UserError(f"'{text}': keys are neither added nor deleted; write key=value")
+    if override.is_sweep_override():
+        raise UserError(f"'{text}' gives several values; one is allowed (several belong in a grid)")
+    return override.key_or_group, override.value()
 
 
 def _apply(tree: Any, key: str, value: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ablations.grid import Grid, load, names
+from core import config
 from core.config import UserError, compose, resolve, run_id
 
 HEAD = """
@@ -134,3 +135,38 @@ def test_flash_losses_sets_the_published_terms_to_zero() -> None:
     on = {row: (any(m.adversarial_weight), any(m.dmd_weight)) for row, m in cells.items()}
     expected = {"distil": (False, False), "distil-dmd": (False, True), "distil-adv": (True, False)}
     assert on == expected | {"all": (True, True)}
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_grid_composes_once_and_every_cell_equals_the_full_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast way of ``compose`` sets converted values in a copied object; OmegaConf applies them in full."""
+    grid = load(name, ["data.path=random:x"])
+    composed = []
+    in_full = config.compose_in_full
+    monkeypatch.setattr(config, "compose_in_full", lambda *arguments: composed.append(arguments) or in_full(*arguments))
+    for scale in grid.base:
+        for cell in grid.expand(scale):
+            groups, values = config._split_overrides(cell.overrides)
+            assert not composed, f"{cell.row}: the fast way was not taken"
+            assert cell.config == resolve(in_full(cell.experiment, groups, values))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=7", "method.guidance_min=2", "method.stage_weights=[[1,0,0,0],[0,1,0,0],[0,0,1,0],[0,0,0,1]]",
+        "eval.steps=[3]", 'execution.label="a b"', "execution.tensorboard=true", "backbone.lora_targets=[a,b.c]",
+        "train.budget.amount=64", "execution.micro_batch=2", 'method.distill_loss="l1"', "method.student_lr=1e-3",
+        "train.max_grad_norm=5", "backbone.revision=null-1",
+    ],
+)  # fmt: skip
+def test_one_value_equals_the_full_way(override: str) -> None:
+    groups, values = config._split_overrides([override])
+    fast = compose("flash/tiny", [override])
+    assert fast == config.compose_in_full("flash/tiny", groups, values) != compose("flash/tiny")
+
+
+def test_two_configurations_share_nothing() -> None:
+    one, other = compose("flash/tiny"), compose("flash/tiny")
+    one.method.stage_weights[0][0], one.eval.steps[0] = 9.0, 99
+    assert other == compose("flash/tiny") != one
