@@ -51,7 +51,7 @@ def run_submit(arguments: argparse.Namespace) -> int:
     profile, grid = load(arguments.cluster), load_grid(arguments)
     cells = grid.expand(arguments.scale, arguments.budget)
     shared = Path(profile.shared_dir or arguments.runs_dir / ".slurm").resolve()
-    code = snapshot(shared, arguments.allow_dirty or arguments.dry_run)
+    code = snapshot(shared, arguments.allow_dirty or arguments.dry_run, write=not arguments.dry_run)
     submitter = Submitter(grid.name, profile, arguments.runs_dir, code, print)
     with submitter.ledger.lock():
         missing = submitter.missing(cells, _named(arguments.again, cells) if arguments.action == "retry" else ())

@@ -19,8 +19,8 @@ from core.schema import UserError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def snapshot(shared: Path, allow_dirty: bool = False, root: Path = ROOT) -> Path:
-    """The folder of the code as it is now; made when it is not there yet."""
+def snapshot(shared: Path, allow_dirty: bool = False, root: Path = ROOT, *, write: bool = True) -> Path:
+    """The folder of the code as it is now; made when it is not there yet, unless it is not to be written."""
     if _git(root, "rev-parse", "--git-dir", check=False) is None:
         raise UserError(f"{root} is not a git checkout; jobs run from a snapshot of a commit")
     tree, patch = _tree(root)
@@ -31,7 +31,7 @@ def snapshot(shared: Path, allow_dirty: bool = False, root: Path = ROOT) -> Path
             "or give --allow-dirty"
         )
     folder = shared / "code" / tree[:16]
-    if not folder.exists():
+    if write and not folder.exists():
         archive = _git(root, "archive", "--format=tar", tree)
         assert archive is not None
         with atomic_folder(folder) as staged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -128,7 +129,8 @@ class Submitter:
         where = [f'execution.runs_dir="{self.runs_dir}"', f'execution.cache_dir="{cache}"']
         where += [f"execution.num_threads={resources.cpus_per_process}"]
         where += [] if size is None else [f"execution.micro_batch={size}"]
-        return [python, "-m", "experiments.train", "--evaluate", cell.experiment, *cell.overrides, *where]
+        overrides = [_absolute(text) for text in cell.overrides]
+        return [python, "-m", "experiments.train", "--evaluate", cell.experiment, *overrides, *where]
 
     def _executor(self, resources: Resources, name: str, after: Sequence[str]) -> Any:
         folder = self.ledger.root / "jobs" / "%j"
@@ -185,6 +187,15 @@ def slurm_parameters(
         "additional_parameters": more,
     }
     return {key: value for key, value in values.items() if value not in (None, [])}
+
+
+def _absolute(override: str) -> str:
+    """A relative path of the submitting folder stays what it was: jobs start in the folder of the code."""
+    key, _, value = override.partition("=")
+    path = Path(value.strip("\"'"))
+    if not key.endswith(("path", "init_from")) or path.is_absolute() or not path.exists():
+        return override
+    return f"{key}={json.dumps(str(path.resolve()))}"
 
 
 def said(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from slurm.ledger import Ledger
 from slurm.queue import JobState, _indices, _of_controller
 from slurm.snapshot import snapshot
 from slurm.status import decide, last_lines
+from slurm.submit import _absolute
 
 
 def test_an_intent_is_written_before_and_the_ids_after(tmp_path: Path) -> None:
@@ -66,6 +67,18 @@ def test_a_snapshot_is_the_commit_and_stays_when_the_code_changes(checkout: Path
     assert "+a = 2" in (dirty / "PATCH").read_text() and not (code / "PATCH").exists()
     status = subprocess.run(["git", "-C", checkout, "status", "--porcelain"], capture_output=True, text=True).stdout
     assert status == " M a.py\n?? new.py\n", "the user's index is as it was"
+
+
+def test_a_dry_run_writes_nothing(checkout: Path, tmp_path: Path) -> None:
+    code = snapshot(tmp_path / "shared", root=checkout, write=False)
+    assert not (tmp_path / "shared").exists() and snapshot(tmp_path / "shared", root=checkout) == code
+
+
+def test_relative_paths_are_those_of_the_submitting_folder(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()  # tests run in tmp_path
+    assert _absolute("data.path=shards") == f'data.path="{tmp_path}/shards"'
+    for same in ("data.path=random:x", "data.path=/data", "method.name=shards", "data.path=none"):
+        assert _absolute(same) == same
 
 
 def test_what_git_ignores_is_no_change(checkout: Path, tmp_path: Path) -> None:
