@@ -102,7 +102,7 @@ class TrainConfig:
 class BackboneConfig:
     """The teacher's pipeline and how the roles share it."""
 
-    family: str = MISSING  # unet
+    family: str = MISSING  # unet (Stable Diffusion 1) | unet_sdxl
     path: str = execution(MISSING)  # folder, package:..., random:..., or hub id; its content is weights_hash
     revision: str | None = execution(None)  # of a hub id; enters weights_hash
     weights_hash: str = ""  # filled by resolve
@@ -251,7 +251,8 @@ def register_schema(group: str, name: str, schema: type, revision: int | None = 
         REVISIONS[name] = revision
 
 
-register_schema("backbone", "unet", BackboneConfig)
+for _family in ("unet", "unet_sdxl"):
+    register_schema("backbone", _family, BackboneConfig)
 register_schema("task", "text_to_image", TaskConfig)
 register_schema("data", "images", DataConfig)
 register_schema("eval", "default", EvalConfig)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from core.backbones.base import STUDENT, STUDENT_EMA, Backbone, Cond
 from core.backbones.roles import Sharing
-from core.backbones.tiny import write_tiny_sd
+from core.backbones.sdxl import SDXLBackbone
+from core.backbones.tiny import write_tiny_sd, write_tiny_sdxl
 from core.backbones.unet import UNetBackbone
 from core.config import DataConfig, ExperimentConfig, UserError, resolve
 from core.data.batches import LatentData
@@ -39,9 +40,9 @@ from core.run import Run
 from core.training.checkpoint import latest_snapshot
 from experiments.emoji.views import view as emoji_view
 
-FAMILIES: dict[str, type[UNetBackbone]] = {"unet": UNetBackbone}
+FAMILIES: dict[str, type[UNetBackbone]] = {"unet": UNetBackbone, "unet_sdxl": SDXLBackbone}
 METHODS: dict[str, type[Method]] = {"flash": Flash, "teacher": Teacher}
-RANDOM_PIPELINES = {"tiny-sd": write_tiny_sd}
+RANDOM_PIPELINES = {"tiny-sd": write_tiny_sd, "tiny-sdxl": write_tiny_sdxl}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHTS = {"student": STUDENT, "ema": STUDENT_EMA}
 
@@ -73,6 +74,8 @@ def build_backbone(config: ExperimentConfig) -> Backbone:
             source = str(RANDOM_PIPELINES[name](Path(config.execution.cache_dir) / "random" / name))
     # A shared base is only read, so it may be stored as it computes; weights that train stay in fp32.
     dtype = DTYPES[config.train.precision] if spec.sharing == "lora" else torch.float32
+    if spec.family not in FAMILIES:
+        raise UserError(f"backbone.family={spec.family} is unknown; allowed: {', '.join(FAMILIES)}")
     backbone = FAMILIES[spec.family].load(
         source, sharing, revision=spec.revision, device=device_of(config), dtype=dtype
     )

@@ -25,9 +25,9 @@ from experiments.target import load_target
 USAGE = """\
 Few-step student exported by fewstep (run {run}).
 
-    from diffusers import {scheduler}, StableDiffusionPipeline{imports}
+    from diffusers import {scheduler}, {pipeline}{imports}
 
-    pipe = StableDiffusionPipeline.from_pretrained("{base}"{revision})
+    pipe = {pipeline}.from_pretrained("{base}"{revision})
     {weights}
     pipe.scheduler = {scheduler}.from_pretrained("{out}", subfolder="scheduler")
     pipe("{prompt}", num_inference_steps={steps}, guidance_scale=1.0{eta}).images[0].save("image.png")
@@ -114,6 +114,7 @@ def _usage(
     copy = f'pipe.unet = UNet2DConditionModel.from_pretrained("{out}", subfolder="unet")'
     return USAGE.format(
         run=run,
+        pipeline=backbone.pipeline,
         base=backbone.source,
         revision=f', revision="{backbone.revision}"' if backbone.revision else "",
         imports="" if lora else ", UNet2DConditionModel",

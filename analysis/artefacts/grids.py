@@ -12,7 +12,7 @@ from analysis.figures import caption, grid_figure, training_curves
 from analysis.render import FORMATS, claims_markdown, render
 from analysis.tables import build_table
 
-PAPER_TABLES = {"few_steps": "table_1"}  # grids with published rows at paper scale
+PAPER_TABLES = {"few_steps": "table_1", "flash_table_2": "table_2", "flash_table_3": "table_3"}  # at paper scale
 
 
 def build(context: Context) -> Iterator[File]:

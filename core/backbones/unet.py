@@ -29,6 +29,8 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 class UNetBackbone(Backbone):
     """See ``Backbone``. ``source`` is a pipeline folder or hub id; None only for a network built from its config."""
 
+    pipeline = "StableDiffusionPipeline"  # of diffusers
+
     def __init__(
         self,
         unet: UNet2DConditionModel,
@@ -78,13 +80,20 @@ class UNetBackbone(Backbone):
 
     def network(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         with self.roles.use(role) as unet:
-            return unet(_cast(x_t, unet), t, encoder_hidden_states=_cast(cond.tensors["text"], unet)).sample
+            text, added = _cast(cond.tensors["text"], unet), self.added_conditions(cond, unet.dtype)
+            return unet(_cast(x_t, unet), t, encoder_hidden_states=text, added_cond_kwargs=added).sample
+
+    def added_conditions(self, cond: Cond, dtype: torch.dtype) -> dict[str, Tensor] | None:
+        """What enters beside the time embedding; nothing in Stable Diffusion 1."""
+        return None
 
     def network_features(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The UNet's encoder half: input convolution, down blocks, mid block (Flash Diffusion, Sec. 4.3)."""
         with self.roles.use(role) as unet:
             x_t, text = _cast(x_t, unet), _cast(cond.tensors["text"], unet)
             embedding = unet.time_embedding(unet.get_time_embed(x_t, t))
+            added = unet.get_aug_embed(embedding, text, self.added_conditions(cond, unet.dtype))
+            embedding = embedding if added is None else embedding + added
             hidden = unet.conv_in(x_t)
             for block in unet.down_blocks:
                 if getattr(block, "has_cross_attention", False):

@@ -23,7 +23,7 @@ def test_command_and_subcommands_are_registered() -> None:
     scripts = distribution.entry_points.select(group="console_scripts")
     assert {entry.name: entry.value for entry in scripts} == {"fewstep": "experiments.cli:main"}
     commands = distribution.entry_points.select(group="fewstep.commands")
-    assert {entry.name for entry in commands} == {"experiments", "ablations", "analysis"}
+    assert {entry.name for entry in commands} == {"experiments", "ablations", "slurm", "analysis"}
     assert all(callable(entry.load()) for entry in commands)
 
 
