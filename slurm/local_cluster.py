@@ -14,12 +14,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.schema import UserError
+from slurm.daemons import alive, free_ports, processes_of, run, send, step_daemon, succeeds, wait
 
 FOLDER = Path("/var/tmp/fewstep-slurm")
 PROGRAMS = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm", "munged": "munge"}
@@ -125,7 +125,7 @@ class Cluster:
         self._start("slurmctld", ["slurmctld"])
         for node in self.nodes:
             self.start_node(node)
-        _wait(self._all_idle, START_S, f"the nodes did not become idle; see {self.folder}/log")
+        wait(self._all_idle, START_S, f"the nodes did not become idle; see {self.folder}/log")
 
     def start_node(self, node: str) -> None:
         """Start the daemon of one node."""
@@ -134,16 +134,16 @@ class Cluster:
     def stop_node(self, node: str) -> None:
         """Kill the daemon of one node and everything that it runs, as a power cut would: nobody reports anything."""
         self._stop(f"slurmd.{node}", signal.SIGKILL)
-        processes = _processes_of(node)
-        for pid in [*(parent for pid in processes if (parent := _step_daemon(pid))), *processes]:
-            _signal(pid, signal.SIGKILL)
+        processes = processes_of(node)
+        for pid in [*(parent for pid in processes if (parent := step_daemon(pid))), *processes]:
+            send(pid, signal.SIGKILL)
 
     def down(self) -> None:
         """Cancel all jobs and stop the daemons that ``up`` has started."""
         if self.is_up():
             self.command(["scancel", "--user=root"], check=False)
             with contextlib.suppress(UserError):
-                _wait(lambda: not self.command(["squeue", "-h"], check=False).strip(), STOP_S, "")
+                wait(lambda: not self.command(["squeue", "-h"], check=False).strip(), STOP_S, "")
         for prefix in DAEMONS:
             for file in sorted((self.folder / "run").glob(f"{prefix}*.pid")):
                 self._stop(file.stem, signal.SIGTERM)
@@ -172,7 +172,7 @@ class Cluster:
     # --- configuration ------------------------------------------------------------------------------------
 
     def _write_conf(self) -> None:
-        ports = _free_ports(self.num_nodes + 2)
+        ports = free_ports(self.num_nodes + 2)
         host = socket.gethostname().partition(".")[0]
         nodes = [
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus_per_node} "
@@ -226,14 +226,14 @@ class Cluster:
         }  # fmt: skip
         # --force: the folder below /var/tmp is the user's own, not the system's.
         self._start("munged", ["munged", "--force", *(f"--{key}={value}" for key, value in options.items())])
-        _wait(self._munge_socket.exists, START_S, f"munged did not start; see {folder}/munged.log")
+        wait(self._munge_socket.exists, START_S, f"munged did not start; see {folder}/munged.log")
 
     def _start_accounting(self) -> None:
         data, run = self.folder / "mariadb", self.folder / "run"
         if not data.exists():
             data.mkdir()
             shutil.chown(data, "mysql", "mysql")
-            _run(["mariadb-install-db", "--user=mysql", f"--datadir={data}"], self.environment)
+            run(["mariadb-install-db", "--user=mysql", f"--datadir={data}"], self.environment)
         sock = run / "mysqld.sock"
         run.chmod(0o777)
         if self._pid("mariadbd") is None:
@@ -243,7 +243,7 @@ class Cluster:
                 f"--log-error={self.folder}/mariadb/error.log",
             ]  # fmt: skip
             subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-            _wait(sock.exists, START_S, f"mariadbd did not start; see {data}/error.log")
+            wait(sock.exists, START_S, f"mariadbd did not start; see {data}/error.log")
         SOCKET.parent.mkdir(parents=True, exist_ok=True)
         if not SOCKET.exists():
             SOCKET.unlink(missing_ok=True)
@@ -252,28 +252,28 @@ class Cluster:
             "CREATE DATABASE IF NOT EXISTS slurm_acct_db; CREATE USER IF NOT EXISTS slurm@localhost IDENTIFIED BY"
             " 'fewstep'; GRANT ALL ON slurm_acct_db.* TO slurm@localhost;"
         )
-        _wait(lambda: _succeeds(["mariadb", f"--socket={sock}", "-e", grant]), START_S, "MariaDB refuses the user")
+        wait(lambda: succeeds(["mariadb", f"--socket={sock}", "-e", grant]), START_S, "MariaDB refuses the user")
         environment = self.environment | {"SLURM_CONF": str(self.conf)}
         (self.folder / "slurmdbd.conf").chmod(0o600)
         self._start("slurmdbd", ["slurmdbd"], environment)
-        _wait(lambda: _succeeds(["sacctmgr", "-n", "list", "cluster"], self.environment), START_S, "slurmdbd is silent")
+        wait(lambda: succeeds(["sacctmgr", "-n", "list", "cluster"], self.environment), START_S, "slurmdbd is silent")
         self.command(["sacctmgr", "-i", "add", "cluster", "fewstep"], check=False)
 
     def _start(self, name: str, words: Sequence[str], environment: dict[str, str] | None = None) -> None:
         if self._pid(name) is not None:
             return
         (self.folder / "run" / f"{name}.pid").unlink(missing_ok=True)
-        _run(words, environment or self.environment)
-        _wait(lambda: self._pid(name) is not None, START_S, f"{name} did not start; see {self.folder}/log")
+        run(words, environment or self.environment)
+        wait(lambda: self._pid(name) is not None, START_S, f"{name} did not start; see {self.folder}/log")
 
     def _stop(self, name: str, number: int) -> None:
         pid = self._pid(name)
         if pid is not None:
-            _signal(pid, number)
+            send(pid, number)
             with contextlib.suppress(UserError):
-                _wait(lambda: not _alive(pid, name), STOP_S, "")
-            if _alive(pid, name):
-                _signal(pid, signal.SIGKILL)
+                wait(lambda: not alive(pid, name), STOP_S, "")
+            if alive(pid, name):
+                send(pid, signal.SIGKILL)
         (self.folder / "run" / f"{name}.pid").unlink(missing_ok=True)
 
     def _pid(self, name: str) -> int | None:
@@ -282,72 +282,7 @@ class Cluster:
             pid = int((self.folder / "run" / f"{name}.pid").read_text())
         except (OSError, ValueError):
             return None
-        return pid if _alive(pid, name) else None
-
-
-def _processes_of(node: str) -> list[int]:
-    """Processes of the node's jobs, which carry its name."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"SLURMD_NODENAME={node}\0".encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-    return found
-
-
-def _step_daemon(pid: int) -> int | None:
-    """The slurmstepd above a job's process: it would report the process's death."""
-    while pid > 1:
-        try:
-            name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
-        except OSError:
-            return None
-        if name.startswith("slurmstepd"):
-            return pid
-        pid = int(rest.split()[1])
-    return None
-
-
-def _alive(pid: int, name: str) -> bool:
-    """Whether ``pid`` is still the daemon ``name`` and not another process that has got its number."""
-    program = name.partition(".")[0]
-    try:
-        comm = Path(f"/proc/{pid}/comm").read_text().strip()
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return comm.startswith(program[:15]) and state != "Z"
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _run(words: Sequence[str], environment: dict[str, str]) -> None:
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
-    if done.returncode:
-        raise UserError(f"{words[0]}: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")
-
-
-def _succeeds(words: Sequence[str], environment: dict[str, str] | None = None) -> bool:
-    return subprocess.run(words, env=environment, capture_output=True, timeout=60).returncode == 0
-
-
-def _wait(holds: Callable[[], bool], timeout_s: float, complaint: str) -> None:
-    end = time.monotonic() + timeout_s
-    while not holds():
-        if time.monotonic() > end:
-            raise UserError(f"local cluster: {complaint} (waited {timeout_s:.0f} s)")
-        time.sleep(0.1)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        return pid if alive(pid, name) else None
 
 
 def _require_root() -> None:
