@@ -29,9 +29,7 @@ def register(subparsers: Any) -> None:
     claims.add_argument("--out", type=Path, help="Markdown file to write instead of printing")
     claims.set_defaults(run=run_claims)
     everything = subparsers.add_parser("results", help="rebuild every table and figure from runs and committed records")
-    everything.add_argument(
-        "--runs-dir", type=Path, metavar="DIR", help="run folders to read besides the records"
-    )
+    everything.add_argument("--runs-dir", type=Path, metavar="DIR", help="run folders to read besides the records")
     everything.add_argument("--out", type=Path, default=Path("out/results"), help="folder; default: out/results")
     everything.set_defaults(run=run_results)
 

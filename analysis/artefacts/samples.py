@@ -31,7 +31,8 @@ def build(context: Context, folder: Path | None = None) -> Iterator[File]:
     facts = json.loads(file.read_text())
     text = (
         "Samples of one student at 1, 2 and 4 network evaluations beside its teacher's (after Flash Diffusion, Figure "
-        f"4): same prompts, same noise, not selected by hand. Run {facts['run']}, commit {str(facts['commit'])[:12]}."
+        "4): same prompts and noise in every column, one seed, no picture exchanged. "
+        f"Run {facts['run']} after {facts['images']:,} images, commit {str(facts['commit'])[:12]}."
     )
     yield from figure_files("figure_4", draw(file.parent, facts["files"]), text)
 

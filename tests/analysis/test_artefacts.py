@@ -123,7 +123,7 @@ def test_figure_4_lays_out_what_was_sampled(tmp_path: Path) -> None:
     facts = {"run": "0123456789", "images": 5, "commit": "abcdef0123456789", "files": entries}
     (tmp_path / "samples.json").write_text(json.dumps(facts))
     files = dict(samples.build(Context(()), tmp_path))
-    assert "Run 0123456789, commit abcdef012345." in files["figure_4.txt"]
+    assert "Run 0123456789 after 5 images, commit abcdef012345." in files["figure_4.txt"]
     axes = np.array(samples.draw(tmp_path, entries).axes).reshape(2, 2)
     shown = [[tuple(ax.images[0].get_array()[0, 0]) for ax in row] for row in axes]
     assert shown == [[(0, 0, 0), (0, 100, 0)], [(100, 0, 0), (100, 100, 0)]]
