@@ -84,7 +84,7 @@ def _plan(arguments: Namespace) -> int:
 
     todo = [item for item in plan(_cells(arguments), arguments.runs_dir) if not item.is_final]
     verbs = {"trained": "measure", "failed": "resume", "running": "wait for"}
-    rows = [(verbs.get(i.state, "train"), f"{i.cell.row}-s{i.cell.seed}", i.cell.id, i.reason) for i in todo]
+    rows = [(verbs.get(i.state, "train"), i.cell.name, i.cell.id, i.reason) for i in todo]
     print_columns(rows)
     print(f"{len(todo)} runs to do")
     return 0
@@ -108,9 +108,13 @@ def _print_statuses(statuses: list[Status]) -> None:
     for item in statuses:
         where = item.reason or (str(item.path) if item.path else "-")
         rows.append((item.cell.row, str(item.cell.seed), item.cell.id, item.state, where))
+    print_states(rows, [item.state for item in statuses])
+
+
+def print_states(rows: list[tuple[str, ...]], states: list[str]) -> None:
+    """Columns, and how many cells are in each state."""
     print_columns(rows)
-    counts = Counter(item.state for item in statuses)
-    print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    print(", ".join(f"{count} {state}" for state, count in Counter(states).items()))
 
 
 def print_columns(rows: list[tuple[str, ...]]) -> None:

@@ -38,6 +38,11 @@ class Cell:
     unresolved: str = ""  # why this machine cannot say which run it is: data or weights are not here
 
     @property
+    def name(self) -> str:
+        """``ROW-sSEED``: how a cell is called in a command and in its folder's label."""
+        return f"{self.row}-s{self.seed}"
+
+    @property
     def task(self) -> str:
         """What is to be done: a run and what is measured of it. Rows may measure one run in several ways."""
         return f"{self.id} {self.config.eval}"

@@ -91,7 +91,7 @@ class LocalRunner:
         threads = max(1, (os.cpu_count() or 1) // self.slots)
         command = train_command(cell, self.runs_dir, threads)
         # The executor hides accelerators from its job; the command gets this process's own environment.
-        environment = {**ALLOCATOR, **os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
+        environment = {**ALLOCATOR, **os.environ, **job_environment(threads)}
         job = self._executor.submit(CommandFunction(command, verbose=False, env=environment))
         self._jobs[cell.task] = (job, time.monotonic())
         self._tell(cell, f"started (log: {job.paths.folder})")
@@ -121,18 +121,22 @@ class LocalRunner:
         for task in self._jobs:
             cell = self.statuses[task].cell
             path = self._folder(cell)
-            beat = Run.open(path).last_heartbeat() if path else None
-            if beat is not None:
-                facts = {key: value for key, value in beat.items() if key not in ("time", "pid", "host")}
-                self._tell(cell, "  ".join(f"{k} {v}" for k, v in facts.items()))
+            text = Run.open(path).progress() if path else ""
+            if text:
+                self._tell(cell, text)
 
     def _folder(self, cell: Cell) -> Path | None:
         return next((p for p in find_runs(self.runs_dir) if p.name.rpartition("-")[2] == cell.id), None)
 
     def _tell(self, cell: Cell, text: str) -> None:
         final = sum(item.is_final for item in self.statuses.values())
-        where = f"[{final}/{self.total}]  {cell.row}-s{cell.seed} {cell.id}"
+        where = f"[{final}/{self.total}]  {cell.name} {cell.id}"
         self.say(f"{time.strftime('%H:%M:%S')}  {where}  {text}")
+
+
+def job_environment(threads: int) -> dict[str, str]:
+    """What every job of a training sets."""
+    return {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
 
 
 def train_command(cell: Cell, runs_dir: Path, threads: int) -> list[str]:

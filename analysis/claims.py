@@ -105,8 +105,10 @@ class Judgement:
     @property
     def verdict(self) -> str:
         verdicts = {comparison.verdict for comparison in self.comparisons}
-        if "contradicted" in verdicts or verdicts == {"reproduced"}:
-            return "contradicted" if "contradicted" in verdicts else "reproduced"
+        if "contradicted" in verdicts:
+            return "contradicted"
+        if verdicts == {"reproduced"}:
+            return "reproduced"
         return "no data" if verdicts <= {"no data"} else "inconclusive"
 
     @property

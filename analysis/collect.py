@@ -7,7 +7,6 @@ and go through the same code.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,13 @@ from typing import Any
 import pandas as pd
 
 from ablations.grid import Cell, Grid
-from ablations.status import as_asked
+from ablations.status import FINAL, as_asked
 from core.metrics.cost import TrainingCost, training_cost
 from core.metrics.protocol import SAMPLING_FIELDS, comparable_id
 from core.run import Run, find_runs
 from core.schema import UserError
 
 RECORDS = Path(__file__).parent / "records"
-FINISHED = ("done", "diverged")
 COLUMNS = [
     "grid", "scale", "budget", "row", "label", "reference", "seed", "run", "state", "dirty",
     "metric", "split", "steps", "nfe", "guidance", "weights", "images", "value", "n",
@@ -55,7 +53,7 @@ class CellRun:
     @property
     def first(self) -> Copy | None:
         """The copy that pictures, costs and provenance are read from: a finished one if there is any."""
-        finished = [copy for copy in self.copies if copy.state in FINISHED]
+        finished = [copy for copy in self.copies if copy.state in FINAL]
         return next(iter([*finished, *self.copies]), None)
 
     @property
@@ -103,12 +101,8 @@ def results(grid: Grid, scale: str, budget: str, sources: Sequence[Path]) -> Res
 
 
 def _copy(path: Path, cell: Cell) -> Copy:
-    run, file = Run(path, cell.id, cell.config), path / "provenance.json"
-    try:
-        provenance = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: absent or damaged ({error}); a number without provenance is not shown") from None
-    return Copy(run, run.state(), provenance)
+    run = Run(path, cell.id, cell.config)
+    return Copy(run, run.state(), run.provenance())
 
 
 def collect(grid: Grid, items: Sequence[CellRun], scale: str, budget: str) -> pd.DataFrame:
@@ -146,7 +140,7 @@ def _holes(grid: Grid, measured: Sequence[dict[str, Any]], reference: bool) -> I
 
 
 def _final_evals(copy: Copy) -> list[dict[str, Any]]:
-    if copy.state not in FINISHED:
+    if copy.state not in FINAL:
         return []
     evals, config = copy.run.evals(), copy.run.config
     if config.method.trains:

@@ -64,6 +64,7 @@ _KNOWN = {
         Column(
             "device_hours", "Device-hours", "Device-hours", "", 0, "of training; stored teacher solutions were free"
         ),
+        Column("student_evaluations", "Student evaluations", "Student evaluations", "", 0, "per training image"),
         Column("teacher_evaluations", "Teacher evaluations", "Teacher evaluations", "", 0, "per training image"),
         Column(
             "gradient_variation",

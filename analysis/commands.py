@@ -1,4 +1,4 @@
-"""``fewstep table|figure|report|records NAME`` ``fewstep claims`` and ``fewstep results``."""
+"""``fewstep table|figure|report|records NAME``, ``fewstep claims`` and ``fewstep results``."""
 
 from __future__ import annotations
 
@@ -54,14 +54,18 @@ def _stem(of: Results) -> str:
 
 
 def run_table(arguments: argparse.Namespace) -> int:
+    return _give(_table(next(_results(arguments)), arguments.format), arguments.out)
+
+
+def _give(text: str, out: Path | None) -> int:
+    """Print ``text``, or write it to ``out`` and print where it is."""
     from core.run import atomic_write
 
-    text = _table(next(_results(arguments)), arguments.format)
-    if arguments.out is None:
+    if out is None:
         print(text, end="")
     else:
-        atomic_write(arguments.out, text)
-        print(arguments.out)
+        atomic_write(out, text)
+        print(out)
     return 0
 
 
@@ -110,7 +114,6 @@ def run_claims(arguments: argparse.Namespace) -> int:
     from analysis.claims import judge, load_claims
     from analysis.collect import RECORDS, results
     from analysis.render import claims_markdown
-    from core.run import atomic_write
     from core.schema import check_choice
 
     known = tuple(dict.fromkeys(claim.grid for claim in load_claims()))
@@ -121,13 +124,7 @@ def run_claims(arguments: argparse.Namespace) -> int:
         grid = load(name, arguments.local)
         of = results(grid, arguments.scale, arguments.budget, [arguments.runs_dir, RECORDS])
         judgements += judge(of)
-    text = claims_markdown(judgements)
-    if arguments.out is None:
-        print(text, end="")
-    else:
-        atomic_write(arguments.out, text)
-        print(arguments.out)
-    return 0
+    return _give(claims_markdown(judgements), arguments.out)
 
 
 def run_results(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from analysis.collect import FINISHED, CellRun
+from ablations.status import FINAL
+from analysis.collect import CellRun
 from core.run import Run, atomic_folder
 
 MAX_LINES = 200
@@ -26,7 +27,7 @@ def save_records(items: Sequence[CellRun], folder: Path) -> list[Path]:
     """Copy the finished runs of ``items`` to ``folder/<run id>/``, replacing older ones; returns them."""
     out = []
     for item in items:
-        if item.first is None or item.state not in FINISHED:
+        if item.first is None or item.state not in FINAL:
             continue
         with atomic_folder(folder / item.cell.id) as target:
             _copy(item.first.run, target)

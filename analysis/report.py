@@ -112,7 +112,6 @@ def _samples(items: Sequence[CellRun]) -> Iterator[dict[str, str]]:
 
 def _cost(item: CellRun) -> dict[str, Any]:
     cost = item.cost
-    stored = item.first.run.metrics()[-1].get("stored_evaluations", 0) if cost.images else 0
     return {
         "label": label_html(item.cell.label),
         "seed": item.cell.seed,
@@ -120,7 +119,7 @@ def _cost(item: CellRun) -> dict[str, Any]:
         "state": item.state,
         "images": f"{cost.images:,}",
         "hours": f"{cost.device_hours:.3g}" if cost.images else "",
-        "evaluations": cost.evaluations | ({STORED: stored} if stored else {}),
+        "evaluations": cost.evaluations | ({STORED: cost.stored} if cost.stored else {}),
         "dirty": bool(item.first and item.first.dirty),
     }
 

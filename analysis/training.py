@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from analysis.collect import CellRun
 from analysis.stats import summarize
+from core.metrics.cost import training_cost
 from core.run import Run
 
 
 def teacher_evaluations(run: Run) -> float:
     """The teacher's network evaluations per training image, those that a store has saved included."""
-    last = _last(run)
-    if not last.get("images"):
-        return math.nan
-    return (last["evaluations"].get("teacher", 0) + last.get("stored_evaluations", 0)) / last["images"]
+    cost = training_cost(run.metrics())
+    return (cost.evaluations.get("teacher", 0) + cost.stored) / cost.images if cost.images else math.nan
 
 
 def student_evaluations(run: Run) -> float:
     """The student's network evaluations per training image."""
-    last = _last(run)
-    return last["evaluations"].get("student", 0) / last["images"] if last.get("images") else math.nan
+    cost = training_cost(run.metrics())
+    return cost.evaluations.get("student", 0) / cost.images if cost.images else math.nan
 
 
 def gradient_variation(run: Run) -> float:
@@ -40,11 +38,8 @@ def trainable_parameters(run: Run) -> float:
 
 def device_hours(run: Run) -> float:
     """Of training alone; solutions that another run had stored were free."""
-    return float(_last(run).get("device_hours", math.nan))
-
-
-def _last(run: Run) -> dict[str, Any]:
-    return max(run.metrics(), key=lambda line: line["images"], default={})
+    cost = training_cost(run.metrics())
+    return cost.device_hours if cost.images else math.nan
 
 
 TRAINING: Mapping[str, Callable[[Run], float]] = {

@@ -211,6 +211,11 @@ class Run:
         file = self.path / "heartbeat.json"
         return _read_json(file) if file.exists() else None
 
+    def progress(self) -> str:
+        """The last heartbeat as text: ``images 64  images_per_s 11.2  eta_s 30``; empty before the first."""
+        beat = self.last_heartbeat() or {}
+        return "  ".join(f"{key} {value}" for key, value in beat.items() if key not in ("time", "pid", "host"))
+
     def state(self) -> str:
         """planned (new, or stopped with work left) | running | done | failed (or killed) | diverged.
 
@@ -244,6 +249,15 @@ class Run:
             return False
         age = time.time() - beat["time"]
         return beat["host"] != socket.gethostname() and age < 3 * self.config.execution.heartbeat_s
+
+    def provenance(self) -> dict[str, Any]:
+        """Where its numbers come from, as noted when it was made; UserError without it."""
+        file = self.path / "provenance.json"
+        try:
+            return json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            message = f"{file}: absent or damaged ({error}); a number without provenance is not shown"
+            raise UserError(message) from None
 
     # --- records ------------------------------------------------------------------------------------------
 

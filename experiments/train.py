@@ -19,6 +19,7 @@ from core.methods.base import Method
 from core.methods.clock import Clock
 from core.run import Run
 from core.training.loop import Diverged, Trainer
+from core.training.preemption import EXIT_CODE as PREEMPTED
 from core.training.preemption import Preempted
 from core.training.world import World
 from experiments.build import (
@@ -35,6 +36,8 @@ from experiments.sheet import contact_sheet, label
 
 log = logging.getLogger("fewstep")
 SHEET_PROMPTS, SHEET_STEPS, TEACHER_STEPS = 8, 4, 20
+DONE, FAILED = 0, 1  # exit codes, beside that of a preempted training
+STATES = {DONE: "done", FAILED: "diverged", PREEMPTED: "stopped"}
 
 
 def train(experiment: str, overrides: Sequence[str] = (), *, evaluate: bool = False) -> int:
@@ -61,10 +64,6 @@ def train_config(config: ExperimentConfig, *, evaluate: bool = False) -> int:
             run.end_attempt(STATES[code], reason)
     world.leave()
     return code
-
-
-DONE, FAILED, PREEMPTED = 0, 1, 75  # 75 is not an error: the same command goes on (sysexits.h, EX_TEMPFAIL)
-STATES = {DONE: "done", FAILED: "diverged", PREEMPTED: "stopped"}
 
 
 def _already_done(config: ExperimentConfig, run: Run, evaluate: bool) -> int:

@@ -6,7 +6,6 @@ folder claims. A check that cannot be made here (weights that are not on this ma
 
 from __future__ import annotations
 
-import json
 import math
 from argparse import Namespace
 from collections.abc import Iterator
@@ -61,7 +60,7 @@ def _now(before: str, found: str) -> str:
 
 def _provenance(run: Run) -> Check:
     """The commit is clean and known; what has changed in the code since is told, it is no failure."""
-    facts = _facts(run)
+    facts = run.provenance()
     commit = facts.get("commit")
     if facts.get("dirty_patch"):
         return Check("code", FAILED, f"trained with uncommitted changes on top of {str(commit)[:12]}")
@@ -72,14 +71,6 @@ def _provenance(run: Run) -> Check:
         return Check("code", UNKNOWN, f"commit {commit[:12]} is not in this checkout")
     since = f"; {len(changed)} files of core and experiments have changed since" if changed else ""
     return Check("code", PASSED, f"commit {commit[:12]}, clean{since}")
-
-
-def _facts(run: Run) -> dict[str, Any]:
-    file = run.path / "provenance.json"
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: absent or damaged ({error})") from None
 
 
 def _training(run: Run) -> Check:
@@ -117,7 +108,7 @@ def _is_sound(line: dict[str, Any], identity: str) -> bool:
 
 def _packages(run: Run) -> Check:
     """Other versions are told; they are no failure."""
-    before, now = _facts(run).get("packages", {}), package_versions()
+    before, now = run.provenance().get("packages", {}), package_versions()
     differing = [
         f"{name} {version} (here {now.get(name)})" for name, version in before.items() if now.get(name) != version
     ]

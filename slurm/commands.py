@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import subprocess
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ablations.commands import add_grid_arguments, load_grid, print_columns
+from ablations.commands import add_grid_arguments, load_grid, print_states
 
 
 def register(subparsers: Any) -> None:
@@ -75,7 +74,7 @@ def _named(words: list[str], cells: list[Any]) -> list[str]:
     from core.schema import check_choice
     from slurm.status import BROKEN
 
-    names = {f"{cell.row}-s{cell.seed}": cell.id for cell in cells}
+    names = {cell.name: cell.id for cell in cells}
     for word in words:
         check_choice("retry", word, (*BROKEN, *names, *names.values()))
     return [names.get(word, word) for word in words] or list(BROKEN)
@@ -107,8 +106,7 @@ def _print_states(cells: list[Any], runs_dir: Path, queue: Any) -> None:
         what = s.reason or s.progress or (str(s.path) if s.path else "-")
         cluster = (s.job or "-", s.node or "-", str(s.restarts)) if on_cluster else ()
         rows.append((s.cell.row, str(s.cell.seed), s.cell.id, s.state, *cluster, what))
-    print_columns(rows)
-    print(", ".join(f"{count} {state}" for state, count in Counter(s.state for s in states).items()))
+    print_states(rows, [s.state for s in states])
 
 
 def run_cancel(arguments: argparse.Namespace) -> int:
@@ -133,7 +131,7 @@ def run_logs(arguments: argparse.Namespace) -> int:
     from slurm.ledger import Ledger
 
     cells = load_grid(arguments).expand(arguments.scale, arguments.budget)
-    names = {f"{cell.row}-s{cell.seed}": cell.id for cell in cells}
+    names = {cell.name: cell.id for cell in cells}
     run = names.get(arguments.cell, arguments.cell)
     if run not in names.values():
         raise UserError(f"unknown cell '{arguments.cell}'; all: {', '.join(names)}")

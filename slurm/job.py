@@ -1,7 +1,7 @@
 """What runs inside a job: the training command of each of its cells, started as the cluster wants it. Torch-free.
 
 submitit owns requeueing. When the job is told to leave (preemption, time limit), the trainings save their state and end
-with PREEMPTED; then submitit requeues the job, once, and the same commands go on where they were.
+with EXIT_CODE; then submitit requeues the job, once, and the same commands go on where they were.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PREEMPTED = 75  # experiments.train: stopped with its state saved
+from core.training.preemption import EXIT_CODE
+
 POLL_S = 0.2
 SAVE_S = 90.0  # how long the trainings may take to save; the job is requeued anyway
 
@@ -39,7 +40,7 @@ class CellsJob:
         while any(child.poll() is None for child in self._children):
             time.sleep(POLL_S)  # not wait(): it holds a lock that the signal's handler would need
         codes = [child.returncode for child in self._children]
-        if PREEMPTED in codes:
+        if EXIT_CODE in codes:
             self._await_requeue()
         failed = [Path(log).name for (log, _), code in zip(self.commands, codes, strict=True) if code]
         if failed:

@@ -253,17 +253,15 @@ class Cluster:
             " 'fewstep'; GRANT ALL ON slurm_acct_db.* TO slurm@localhost;"
         )
         wait(lambda: succeeds(["mariadb", f"--socket={sock}", "-e", grant]), START_S, "MariaDB refuses the user")
-        environment = self.environment | {"SLURM_CONF": str(self.conf)}
-        (self.folder / "slurmdbd.conf").chmod(0o600)
-        self._start("slurmdbd", ["slurmdbd"], environment)
+        self._start("slurmdbd", ["slurmdbd"])
         wait(lambda: succeeds(["sacctmgr", "-n", "list", "cluster"], self.environment), START_S, "slurmdbd is silent")
         self.command(["sacctmgr", "-i", "add", "cluster", "fewstep"], check=False)
 
-    def _start(self, name: str, words: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    def _start(self, name: str, words: Sequence[str]) -> None:
         if self._pid(name) is not None:
             return
         (self.folder / "run" / f"{name}.pid").unlink(missing_ok=True)
-        run(words, environment or self.environment)
+        run(words, self.environment)
         wait(lambda: self._pid(name) is not None, START_S, f"{name} did not start; see {self.folder}/log")
 
     def _stop(self, name: str, number: int) -> None:

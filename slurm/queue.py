@@ -62,7 +62,7 @@ class Queue:
         fields = "JobID,JobName,State,NodeList"
         text = self._ask(["sacct", "-X", "-n", "-P", "-S", "2000-01-01", "-o", fields, *which])
         if text is None:
-            text = self._ask(["sacct", "-c", "-n", "-P", "-o", "JobID,JobName,State,NodeList"])
+            text = self._ask(["sacct", "-c", "-n", "-P", "-o", fields])
         out = {}
         for line in (text or "").splitlines():
             parts = line.split("|")

@@ -10,19 +10,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ablations.grid import Cell
-from ablations.status import plan
+from ablations.status import FINAL, plan
 from core.run import Run
 from slurm.ledger import Ledger
 from slurm.queue import JobState, Queue
 
 ENDED_BADLY = ("FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
-FINAL = ("done", "diverged")
 TAKEN = (*FINAL, "running", "queued", "preempted")  # nothing to submit
 BROKEN = ("failed", "cancelled", "lost")  # submitted again only when asked to
 LOG_LINES = 5
+STALE_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,13 @@ def decide(run: str, reason: str, job: str, said: JobState | None) -> tuple[str,
 
 
 def _progress(path: Path | None) -> str:
-    beat: dict[str, Any] | None = Run.open(path).last_heartbeat() if path else None
-    if beat is None:
+    """What the run told last; with its age when that is old."""
+    run = Run.open(path) if path else None
+    beat = run.last_heartbeat() if run else None
+    if run is None or beat is None:
         return ""
-    facts = {key: value for key, value in beat.items() if key not in ("time", "pid", "host")}
     age = time.time() - beat["time"]
-    return "  ".join(f"{key} {value}" for key, value in facts.items()) + (f"  ({age:.0f} s ago)" if age > 90 else "")
+    return run.progress() + (f"  ({age:.0f} s ago)" if age > STALE_S else "")
 
 
 def last_lines(log: Path, count: int = LOG_LINES) -> str:

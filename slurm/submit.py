@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ablations.grid import Cell
-from ablations.run_local import ALLOCATOR
+from ablations.run_local import ALLOCATOR, job_environment, train_command
 from core.schema import UserError
 from slurm.job import CellsJob
 from slurm.ledger import Ledger, Submission
@@ -88,9 +89,9 @@ class Submitter:
 
     def submit(self, array: Array) -> Submission:
         """Intent, sbatch, id."""
-        runs = [[cell.id for cell in task] for task in array.tasks]
         from submitit.core.utils import FailedJobError
 
+        runs = [[cell.id for cell in task] for task in array.tasks]
         facts = {"code": str(self.code), "resources": asdict(array.resources)}
         submission = self.ledger.intend(self.grid, self.profile.executor, runs, facts)
         executor = self._executor(array.resources, submission.name, self.parent_jobs(array))
@@ -114,8 +115,13 @@ class Submitter:
 
     def _job(self, task: Sequence[Cell], resources: Resources) -> CellsJob:
         commands = [(str(self.log_of(cell)), self.command(cell, resources)) for cell in task]
-        environment = {**ALLOCATOR, "OMP_NUM_THREADS": str(resources.cpus_per_process), "TQDM_DISABLE": "1"}
-        return CellsJob(commands, environment | {"PYTHONPATH": str(self.code)})
+        environment = {**ALLOCATOR, **job_environment(resources.cpus_per_process), "PYTHONPATH": str(self.code)}
+        return CellsJob(commands, environment)
+
+    @property
+    def python(self) -> str:
+        """The interpreter on the nodes."""
+        return self.profile.python or sys.executable
 
     def log_of(self, cell: Cell) -> Path:
         """Where the cell's output goes, whatever job it is in."""
@@ -123,14 +129,12 @@ class Submitter:
 
     def command(self, cell: Cell, resources: Resources) -> list[str]:
         """The ordinary training command, with absolute paths and the micro-batch of these devices."""
-        python = self.profile.python or _this_python()
         size = micro_batch(cell.config.train.batch_size, resources)
         cache = Path(cell.config.execution.cache_dir).resolve()  # the job's own folder is that of the code
-        where = [f'execution.runs_dir="{self.runs_dir}"', f'execution.cache_dir="{cache}"']
-        where += [f"execution.num_threads={resources.cpus_per_process}"]
-        where += [] if size is None else [f"execution.micro_batch={size}"]
-        overrides = [_absolute(text) for text in cell.overrides]
-        return [python, "-m", "experiments.train", "--evaluate", cell.experiment, *overrides, *where]
+        here = replace(cell, overrides=tuple(map(_absolute, cell.overrides)))
+        _, *words = train_command(here, self.runs_dir, resources.cpus_per_process)
+        more = [] if size is None else [f"execution.micro_batch={size}"]
+        return [self.python, *words, f'execution.cache_dir="{cache}"', *more]
 
     def _executor(self, resources: Resources, name: str, after: Sequence[str]) -> Any:
         folder = self.ledger.root / "jobs" / "%j"
@@ -154,7 +158,7 @@ class Submitter:
         parameters = slurm_parameters(self.profile, array.resources, f"fewstep-{self.grid}", self.code)
         if count > 1:
             parameters["map_count"] = count
-        command = f"{self.profile.python or _this_python()} -u -m submitit.core._submit {self.ledger.root}/jobs/%j"
+        command = f"{self.python} -u -m submitit.core._submit {self.ledger.root}/jobs/%j"
         return _make_sbatch_string(command=command, folder=self.ledger.root / "jobs" / "%j", **parameters)
 
 
@@ -202,9 +206,3 @@ def said(error: BaseException) -> str:
     """sbatch's own words, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if "sbatch: " in line]
     return "; ".join(line.partition("sbatch: ")[2] for line in lines) or str(error).strip().splitlines()[0]
-
-
-def _this_python() -> str:
-    import sys
-
-    return sys.executable

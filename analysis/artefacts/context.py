@@ -10,8 +10,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ablations.grid import load, names
-from analysis.collect import Results, results
+from analysis.collect import Results, comparable, results
+from analysis.columns import shown_column
 from analysis.figures import encode
+from analysis.stats import Summary, summarize
 
 File = tuple[str, str | bytes]  # name, content
 SCALE, BUDGET = "emoji", "full"
@@ -28,6 +30,17 @@ class Context:
         """Every grid that has emoji scale, at its full budget."""
         loaded = (load(name) for name in names())
         return {grid.name: results(grid, SCALE, BUDGET, self.sources) for grid in loaded if SCALE in grid.base}
+
+
+def measured(of: Results, split: str, nfe: int) -> dict[tuple[str, str], Summary]:
+    """By (row, metric): shown values on ``split`` at ``nfe`` over the seeds that have not diverged."""
+    frame = comparable(of.frame)
+    frame = frame[(frame["split"] == split) & (frame["nfe"] == nfe) & frame["value"].notna()]
+    frame = frame[frame["state"] != "diverged"]
+    return {
+        (row, metric): summarize(shown_column(of.grid, metric).factor * part["value"])
+        for (row, metric), part in frame.groupby(["row", "metric"])
+    }
 
 
 def figure_files(name: str, figure: Figure, caption: str) -> Iterator[File]:

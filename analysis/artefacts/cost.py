@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.artefacts.context import Context, File, figure_files
+from analysis.artefacts.context import Context, File, figure_files, measured
 from analysis.captions import notes
 from analysis.collect import Results, comparable
 from analysis.columns import column, shown_column
 from analysis.figures import look, style
-from analysis.stats import summarize
+from analysis.stats import Summary, summarize
 from analysis.training import by_seed
 
 COSTS = ("teacher_evaluations", "student_evaluations", "device_hours")
@@ -41,8 +41,9 @@ def draw(grids: Mapping[str, Results]) -> Figure:
         figure = Figure(figsize=(7.0, 2.4))
         axes = figure.subplots(1, len(COSTS), sharey=True)
         for index, of in enumerate(grids.values()):
+            quality = measured(of, SPLIT, NFE)
             for ax, cost in zip(axes, COSTS, strict=True):
-                points = list(_points(of, cost))
+                points = list(_points(of, quality, cost))
                 marks = look(index) | {"linestyle": ""}
                 ax.errorbar(
                     [x for x, _, _ in points], [y for _, y, _ in points], yerr=[sd for _, _, sd in points],
@@ -56,13 +57,9 @@ def draw(grids: Mapping[str, Results]) -> Figure:
     return figure
 
 
-def _points(of: Results, cost: str) -> Iterator[tuple[float, float, float]]:
+def _points(of: Results, quality: Mapping[tuple[str, str], Summary], cost: str) -> Iterator[tuple[float, float, float]]:
     """(cost, KD, its standard deviation) of every row that has both."""
-    frame = comparable(of.frame)
-    frame = frame[(frame["metric"] == METRIC) & (frame["split"] == SPLIT) & (frame["nfe"] == NFE)]
-    frame = frame[frame["value"].notna() & (frame["state"] != "diverged")]
     for row in of.grid.rows:
-        costs = list(by_seed(of.items, row.id, cost).values())
-        found = summarize(frame.loc[frame["row"] == row.id, "value"])
-        if costs and found.n:
-            yield summarize(costs).mean, found.mean, found.sd if found.n > 1 else 0.0
+        costs, found = by_seed(of.items, row.id, cost), quality.get((row.id, METRIC))
+        if costs and found:
+            yield summarize(list(costs.values())).mean, found.mean, found.sd if found.n > 1 else 0.0

@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.artefacts.context import Context, File, figure_files
+from analysis.artefacts.context import Context, File, figure_files, measured
 from analysis.captions import notes
 from analysis.collect import Results, comparable
 from analysis.columns import Column, shown_column
 from analysis.figures import PAPER, TITLES, style
 from analysis.labels import mathtext
-from analysis.stats import Summary, summarize
+from analysis.stats import Summary
 
 METRICS = ("kd_effnet", "clip_score")
 # Grid, title of its panel, and the row that the paper proposes.
@@ -45,7 +45,7 @@ def build(context: Context) -> Iterator[File]:
 
 def draw(grids: Mapping[str, Results], split: str) -> Figure:
     """3.4 x 7.6 inches: one column of a paper."""
-    numbers = {name: _numbers(grids[name], split) for name in (*(name for name, _, _ in PANELS), GUIDANCE)}
+    numbers = {name: measured(grids[name], split, NFE) for name in (*(name for name, _, _ in PANELS), GUIDANCE)}
     heights = [1.2 + len(grids[name].grid.rows) for name, _, _ in PANELS] + [6.5]
     with style():
         figure = Figure(figsize=(3.4, 7.6))
@@ -80,17 +80,6 @@ def _limits(found: list[Summary]) -> tuple[float, float]:
     ends = [s.mean + sign * (s.sd if s.n > 1 else 0) for s in inside for sign in (-1, 1)]
     margin = 0.06 * (max(ends) - min(ends)) + 1e-9
     return min(ends) - margin, max(ends) + margin
-
-
-def _numbers(of: Results, split: str) -> dict[tuple[str, str], Summary]:
-    """By (row, metric): shown values at 2 NFE over seeds."""
-    frame = comparable(of.frame)
-    frame = frame[(frame["split"] == split) & (frame["nfe"] == NFE) & frame["value"].notna()]
-    frame = frame[frame["state"] != "diverged"]
-    return {
-        (row, metric): summarize(shown_column(of.grid, metric).factor * part["value"])
-        for (row, metric), part in frame.groupby(["row", "metric"])
-    }
 
 
 def _dots(

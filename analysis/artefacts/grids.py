@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from ablations.grid import load
 from analysis.artefacts.context import BUDGET, Context, File, figure_files
-from analysis.claims import Judgement, judge
-from analysis.collect import Results, results
+from analysis.claims import Judgement
+from analysis.collect import results
 from analysis.figures import caption, grid_figure, training_curves
 from analysis.render import FORMATS, claims_markdown, render
-from analysis.tables import build_table
+from analysis.tables import Table, build_table
 
 PAPER_TABLES = {"few_steps": "table_1", "flash_table_2": "table_2", "flash_table_3": "table_3"}  # at paper scale
 
@@ -19,19 +19,20 @@ def build(context: Context) -> Iterator[File]:
     """What ``fewstep table``, ``figure`` and ``claims`` give, at the full budget."""
     judgements: list[Judgement] = []
     for name, of in context.grids.items():
-        yield from _tables(name, of)
+        table = build_table(of)
+        judgements += table.judgements
+        yield from _tables(name, table)
         yield from figure_files(name, grid_figure(of.grid, of.frame), caption(of.grid, of.frame))
         curves = training_curves(of.items)
         if curves is not None:
             text = f"{of.grid.title}: losses and gradient norms in training, first seed of each row."
             yield from figure_files(f"{name}-training", curves, text)
-        judgements += judge(of)
     for name, artefact in PAPER_TABLES.items():
-        yield from _tables(f"{artefact}-paper", results(load(name), "paper", BUDGET, context.sources))
+        of = results(load(name), "paper", BUDGET, context.sources)
+        yield from _tables(f"{artefact}-paper", build_table(of))
     yield "claims.md", claims_markdown(judgements)
 
 
-def _tables(name: str, of: Results) -> Iterator[File]:
-    table = build_table(of)
+def _tables(name: str, table: Table) -> Iterator[File]:
     for format in FORMATS:
         yield f"{name}.{format}", render(table, format)

@@ -62,7 +62,7 @@ class UNetBackbone(Backbone):
         """Load a pipeline folder or hub id; ``UserError`` names what is missing."""
         options = {"revision": revision} if revision else {}
         try:
-            scheduler = _scheduler_config(source, revision)
+            scheduler = read_json(source, "scheduler/scheduler_config.json", revision)
             unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=dtype, **options)
         except (OSError, ValueError, json.JSONDecodeError) as error:
             raise UserError(
@@ -144,8 +144,11 @@ class UNetBackbone(Backbone):
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
+        return self._load_tokenizer("tokenizer")
+
+    def _load_tokenizer(self, name: str) -> CLIPTokenizer:
         assert self.source is not None
-        return CLIPTokenizer.from_pretrained(self.source, subfolder="tokenizer", revision=self.revision or "main")
+        return CLIPTokenizer.from_pretrained(self.source, subfolder=name, revision=self.revision or "main")
 
     @torch.no_grad()
     def encode(self, images: np.ndarray) -> Tensor:
@@ -157,14 +160,13 @@ class UNetBackbone(Backbone):
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Cond:
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return Cond({"text": self.text_encoder(tokens.input_ids.to(self.device))[0]})
+        return Cond({"text": self.text_encoder(self._tokens(self.tokenizer, prompts))[0]})
+
+    def _tokens(self, tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
+        """Token ids (B, L), padded and cut to the tokenizer's length."""
+        length = tokenizer.model_max_length
+        tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return tokens.input_ids.to(self.device)
 
 
 def _cast(value: Tensor, module: nn.Module) -> Tensor:
@@ -172,10 +174,10 @@ def _cast(value: Tensor, module: nn.Module) -> Tensor:
     return value.to(module.dtype)
 
 
-def _scheduler_config(source: str, revision: str | None) -> dict[str, Any]:
-    local = Path(source) / "scheduler" / "scheduler_config.json"
+def read_json(source: str, name: str, revision: str | None) -> dict[str, Any]:
+    """A JSON file of a pipeline folder or of a hub id."""
     if Path(source).is_dir():
-        return json.loads(local.read_text())
+        return json.loads((Path(source) / name).read_text())
     from huggingface_hub import hf_hub_download  # only hub ids need the hub
 
-    return json.loads(Path(hf_hub_download(source, "scheduler/scheduler_config.json", revision=revision)).read_text())
+    return json.loads(Path(hf_hub_download(source, name, revision=revision)).read_text())

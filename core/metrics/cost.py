@@ -14,6 +14,7 @@ class TrainingCost:
     images: int
     device_hours: float
     evaluations: dict[str, int]
+    stored: int = 0  # teacher evaluations that a store of solutions has saved
 
     @property
     def total_evaluations(self) -> int:
@@ -25,7 +26,8 @@ def training_cost(metrics: Sequence[dict[str, Any]]) -> TrainingCost:
     if not metrics:
         return TrainingCost(0, 0.0, {})
     last = max(metrics, key=lambda line: line["images"])
-    return TrainingCost(int(last["images"]), float(last["device_hours"]), dict(last["evaluations"]))
+    stored = int(last.get("stored_evaluations", 0))
+    return TrainingCost(int(last["images"]), float(last["device_hours"]), dict(last["evaluations"]), stored)
 
 
 def image_evaluations(steps: int, guidance: float) -> int:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+EXIT_CODE = 75  # of a training that has saved its state and goes on later; no error (sysexits.h, EX_TEMPFAIL)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 

@@ -84,7 +84,11 @@ def test_costs_and_training_logs_are_judged_too(full) -> None:
         run = full.run(cell)
         for images in (8, 16, 24, 32):
             norm = {"plain": 1.0, "full": 1.0 + images % 16}.get(row, 0.0)
-            facts = {"evaluations": {"teacher": 10 * images}, "stored_evaluations": (row == "full") * 2 * images}
+            facts = {
+                "device_hours": 1.0,
+                "evaluations": {"teacher": 10 * images},
+                "stored_evaluations": (row == "full") * 2 * images,
+            }
             line = {"attempt": 1, "images": images, "student/grad_norm": norm + seed, **facts}
             run.append_metrics(line)
     names = ("teacher_evaluations", "gradient_variation")
