@@ -80,13 +80,15 @@ def _show(arguments: Namespace) -> int:
 
 
 def _plan(arguments: Namespace) -> int:
+    from ablations.estimate import estimate
     from ablations.status import plan
 
     todo = [item for item in plan(_cells(arguments), arguments.runs_dir) if not item.is_final]
     verbs = {"trained": "measure", "failed": "resume", "running": "wait for"}
     rows = [(verbs.get(i.state, "train"), i.cell.name, i.cell.id, i.reason) for i in todo]
     print_columns(rows)
-    print(f"{len(todo)} runs to do")
+    training = [item.cell for item in todo if item.state != "trained"]
+    print(f"{len(todo)} runs to do" + (f": {estimate(training, arguments.runs_dir)}" if training else ""))
     return 0
 
 

@@ -139,9 +139,18 @@ def job_environment(threads: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
 
 
-def train_command(cell: Cell, runs_dir: Path, threads: int) -> list[str]:
-    """The command of one cell; it exits with 0 at once when everything is done already."""
-    command = [sys.executable, "-m", "experiments.train", "--evaluate", cell.experiment, *cell.overrides]
+def train_command(cell: Cell, runs_dir: Path, threads: int, *, evaluate: bool = True) -> list[str]:
+    """The command that trains one cell; it exits with 0 at once when everything is done already."""
+    return _command(cell, "experiments.train", ["--evaluate"] if evaluate else [], runs_dir, threads)
+
+
+def evaluate_command(cell: Cell, runs_dir: Path, threads: int) -> list[str]:
+    """The command that measures what a trained cell lacks; it fails when the training is not done."""
+    return _command(cell, "experiments.evaluate", ["--finished"], runs_dir, threads)
+
+
+def _command(cell: Cell, module: str, options: list[str], runs_dir: Path, threads: int) -> list[str]:
+    command = [sys.executable, "-m", module, *options, cell.experiment, *cell.overrides]
     return [*command, f'execution.runs_dir="{runs_dir}"', f"execution.num_threads={threads}"]
 
 

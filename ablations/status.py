@@ -57,7 +57,7 @@ def missing_numbers(run: Run, config: ExperimentConfig) -> Iterator[tuple[str, s
     have = {
         (line["metric"], line["split"], line["steps"])
         for line in lines
-        if line["images"] == end >= _budget_images(config)
+        if line["images"] == end >= budget_images(config)
         and line["weights"] == weights
         and as_asked(line["protocol_fields"], config)
     }
@@ -68,7 +68,8 @@ def missing_numbers(run: Run, config: ExperimentConfig) -> Iterator[tuple[str, s
                     yield metric, split, f"{count} steps"
 
 
-def _budget_images(config: ExperimentConfig) -> int:
+def budget_images(config: ExperimentConfig) -> int:
+    """Images of the budget; 0 when it is counted in evaluations."""
     budget = config.train.budget
     by_unit = {"images": budget.amount, "iterations": budget.amount * config.train.batch_size}
     return by_unit.get(budget.unit, 0)

@@ -20,6 +20,10 @@ SCHEMA_VERSION = 1  # raised when the meaning of an existing field changes
 _NOT_WEIGHTS = {".md", ".png", ".jpg", ".log"}  # cards and sample sheets may be edited
 _NOT_DATA = {".md", ".sha256"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_PROBLEM_FIELDS = (
+    "num_timesteps", "timestep_distribution", "mixture_variance", "stage_weights", "guidance_min", "guidance_max",
+    "solver",
+)  # fmt: skip
 _RUN_ID = re.compile(r"[0-9a-f]{10}")
 
 
@@ -44,6 +48,22 @@ def identity_dict(config: Any) -> dict[str, Any]:
             continue
         out[item.name] = identity_dict(value) if dataclasses.is_dataclass(value) else value
     return out
+
+
+def teacher_problem(config: ExperimentConfig) -> dict[str, Any] | None:
+    """What decides the teacher's problems, so that runs that agree in it share solutions; None: none are stored.
+
+    Everything downstream of the teacher is absent. A budget in evaluations has none: its stages end at positions that
+    depend on the loss terms.
+    """
+    method, budget, batch = identity_dict(config.method), config.train.budget, config.train.batch_size
+    if not (config.execution.use_solution_store and set(_PROBLEM_FIELDS) <= method.keys()):
+        return None
+    if budget.unit == "evaluations":
+        return None
+    iterations = -(-budget.amount // batch) if budget.unit == "images" else budget.amount
+    common = {"seed": config.seed, "precision": config.train.precision, "batch_size": batch, "iterations": iterations}
+    return {key: method[key] for key in _PROBLEM_FIELDS} | common
 
 
 def run_id(config: ExperimentConfig) -> str:

@@ -87,6 +87,8 @@ class TrainConfig:
     precision: str = "bf16"  # bf16: autocast with fp32 parameters | fp32
     ema_decay: float = 0.0  # per student update; 0: no EMA
     max_grad_norm: float = 1.0
+    # Last part of the budget in which every player's learning rate falls to zero, as 1 - sqrt; 0: constant [P]
+    lr_decay: float = added(0.0, old=0.0)
     init_from: str | None = execution(None)  # run id, run folder, or exported LoRA to start the student from
     parent: str | None = None  # identity of init_from, filled by resolve
 
@@ -96,6 +98,7 @@ class TrainConfig:
         check_choice("train.precision", self.precision, ("fp32", "bf16"))
         check_range("train.ema_decay", self.ema_decay, 0.0, 1.0)
         check_range("train.max_grad_norm", self.max_grad_norm, 0.0)
+        check_range("train.lr_decay", self.lr_decay, 0.0, 1.0)
 
 
 @dataclass

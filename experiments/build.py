@@ -29,7 +29,7 @@ from core.data.prompts import View
 from core.data.shards import open_dataset
 from core.data.solutions import SolutionStore
 from core.data.views import plain
-from core.identity import identity_dict, locate
+from core.identity import locate, teacher_problem
 from core.methods.base import Method
 from core.methods.clock import Clock
 from core.methods.flash import Flash
@@ -130,26 +130,13 @@ def build_method(config: ExperimentConfig, backbone: Backbone, data: LatentData 
     return method
 
 
-# What decides the teacher's problems; everything downstream of the teacher is absent, so cells of a grid share them.
-PROBLEM_FIELDS = (
-    "num_timesteps", "timestep_distribution", "mixture_variance", "stage_weights", "guidance_min", "guidance_max",
-    "solver",
-)  # fmt: skip
-
-
 def _solutions(config: ExperimentConfig, backbone: Backbone, data: LatentData) -> SolutionStore | None:
-    problem = identity_dict(config.method)
-    budget, batch = config.train.budget, config.train.batch_size
-    if not config.execution.use_solution_store or not set(PROBLEM_FIELDS) <= problem.keys():
+    problem = teacher_problem(config)
+    if problem is None:
         return None
-    if budget.unit == "evaluations":  # stages then end at positions that depend on the loss terms
-        return None
-    iterations = -(-budget.amount // batch) if budget.unit == "images" else budget.amount
-    key: dict[str, Any] = {field: problem[field] for field in PROBLEM_FIELDS}
-    key |= {"teacher": config.backbone.weights_hash, "data": data.content_hash, "seed": config.seed}
-    key |= {"iterations": iterations, "batch_size": batch, "precision": config.train.precision}
+    key = problem | {"teacher": config.backbone.weights_hash, "data": data.content_hash}
     root = Path(config.execution.cache_dir) / "solutions"
-    return SolutionStore(root, key, iterations * batch, backbone.latent_shape)
+    return SolutionStore(root, key, key["iterations"] * key["batch_size"], backbone.latent_shape)
 
 
 def _parent_weights(config: ExperimentConfig) -> Path:

@@ -43,6 +43,7 @@ def _register_sample(subparsers: _SubParsersAction) -> None:
 def _register_evaluate(subparsers: _SubParsersAction) -> None:
     evaluate = _on_a_run(subparsers, "evaluate", "measure what is missing and show the values")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="eval.* and execution.*")
+    evaluate.add_argument("--finished", action="store_true", help="fail unless the run is trained to its end")
     evaluate.set_defaults(run=_evaluate)
 
 

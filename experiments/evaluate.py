@@ -7,7 +7,9 @@ trained with. Prompts and real images come from the split's own views (core/data
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -26,7 +28,7 @@ from core.metrics.measure import METRICS, Judges, Reference
 from core.metrics.protocol import Protocol, file_sha256, sampler_name
 from core.run import Run
 from experiments.build import Session, Setting, view_function
-from experiments.target import load_target
+from experiments.target import load_target, open_target
 
 SAMPLING_SEED = 0
 CHUNK = 512  # images sampled and judged at a time
@@ -211,8 +213,12 @@ def _load_clip(config: ExperimentConfig, device: str) -> ClipJudge:
 
 def run_command(arguments: Namespace) -> int:
     """``fewstep evaluate RUN``: measure what is missing, print all values."""
+    if arguments.finished:
+        run = open_target(arguments.target, arguments.overrides, arguments.runs_dir)
+        if run.state() != "done":
+            raise UserError(f"run {run.id} is {run.state()}, not done: nothing is measured")
     session, run = load_target(arguments.target, arguments.overrides, arguments.runs_dir)
-    print(table(evaluate(session, run)))
+    print(table(evaluate(session, run, functools.partial(print, flush=True))))
     print(f"-> {run.path / 'evals.jsonl'}")
     return 0
 
@@ -229,3 +235,9 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in [header, *cells]]
     return "\n".join(line.rstrip() for line in lines)
+
+
+if __name__ == "__main__":
+    from experiments.cli import main
+
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

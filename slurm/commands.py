@@ -1,10 +1,12 @@
-"""``fewstep grid submit|retry|status|cancel|logs``."""
+"""``fewstep grid submit|retry|status|cancel|logs``, ``fewstep doctor`` and ``fewstep clean``."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from ablations.commands import add_grid_arguments, load_grid, print_states
 
 
 def register(subparsers: Any) -> None:
-    """Add this layer's actions to ``fewstep grid``."""
+    """Add this layer's actions to ``fewstep grid``, and its own commands."""
+    _register_site(subparsers)
     actions = subparsers.grid_actions
     submit = _on_a_grid(actions, "submit", "submit what is missing to a cluster", run_submit)
     submit.add_argument(
@@ -21,12 +24,13 @@ def register(subparsers: Any) -> None:
     submit.add_argument("--dry-run", action="store_true", help="print the sbatch files and submit nothing")
     submit.add_argument("--allow-dirty", action="store_true", help="submit uncommitted changes; their patch is kept")
     submit.add_argument("--cells-per-job", type=int, metavar="N", help="runs that share a job and its devices")
+    submit.add_argument("--write", type=Path, metavar="DIR", help="write readable sbatch files; submit nothing")
     submit.set_defaults(again=[])
     retry = _on_a_grid(actions, "retry", "submit again what has failed, was cancelled, or is lost", run_submit)
     retry.add_argument("again", nargs="*", metavar="CELL|STATE", help="runs, ROW-sSEED, or states; default: all three")
     retry.add_argument("--cluster", default="local", metavar="PROFILE", help="default: local")
     retry.add_argument("--allow-dirty", action="store_true", help="submit uncommitted changes; their patch is kept")
-    retry.set_defaults(dry_run=False, cells_per_job=None)
+    retry.set_defaults(dry_run=False, cells_per_job=None, write=None)
     status = _on_a_grid(actions, "status", "the state of every cell, on a cluster too", run_status)
     status.add_argument("--watch", type=float, nargs="?", const=10.0, metavar="S", help="again every S seconds (10)")
     cancel = _on_a_grid(actions, "cancel", "cancel the grid's jobs", run_cancel)
@@ -34,6 +38,40 @@ def register(subparsers: Any) -> None:
     logs = _on_a_grid(actions, "logs", "the end of a cell's log", run_logs)
     logs.add_argument("cell", metavar="CELL", help="a run id, or ROW-sSEED")
     logs.add_argument("--lines", type=int, default=40, metavar="N")
+
+
+def _register_site(subparsers: Any) -> None:
+    doctor = subparsers.add_parser("doctor", help="check a cluster, and say in one line each what to change")
+    doctor.add_argument("--cluster", required=True, metavar="PROFILE", help="a profile's name or YAML")
+    doctor.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    doctor.set_defaults(run=run_doctor)
+    clean = subparsers.add_parser("clean", help="free the disk of what nothing needs any more")
+    clean.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    clean.add_argument("--cache-dir", type=Path, default=Path(".cache"), metavar="DIR", help="default: .cache")
+    clean.add_argument("--solutions", action="store_true", help="also those that no unfinished run needs")
+    clean.add_argument("--dry-run", action="store_true", help="print and remove nothing")
+    clean.set_defaults(run=_clean)
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    from slurm.clean import run_clean
+
+    return run_clean(arguments)
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    """0 when jobs can be submitted, 1 when something must change first."""
+    from slurm.doctor import examine
+    from slurm.profile import load
+    from slurm.snapshot import snapshot
+
+    profile = load(arguments.cluster)
+    shared = Path(profile.shared_dir or arguments.runs_dir / ".slurm").resolve()
+    good = True
+    for finding in examine(profile, arguments.runs_dir, snapshot(shared, allow_dirty=True)):
+        print(finding, flush=True)
+        good = good and finding.ok is not False
+    return 0 if good else 1
 
 
 def _on_a_grid(actions: Any, name: str, summary: str, run: Any) -> argparse.ArgumentParser:
@@ -45,28 +83,76 @@ def _on_a_grid(actions: Any, name: str, summary: str, run: Any) -> argparse.Argu
 def run_submit(arguments: argparse.Namespace) -> int:
     from slurm.profile import load
     from slurm.snapshot import snapshot
-    from slurm.submit import Submitter
 
     profile, grid = load(arguments.cluster), load_grid(arguments)
     cells = grid.expand(arguments.scale, arguments.budget)
     shared = Path(profile.shared_dir or arguments.runs_dir / ".slurm").resolve()
     code = snapshot(shared, arguments.allow_dirty or arguments.dry_run, write=not arguments.dry_run)
-    submitter = Submitter(grid.name, profile, arguments.runs_dir, code, print)
+    if profile.executor != "slurm":
+        return _submit_here(arguments, profile, code)
+    return _submit(arguments, profile, grid.name, cells, code)
+
+
+def _submit(arguments: argparse.Namespace, profile: Any, name: str, cells: list[Any], code: Path) -> int:
+    from ablations.estimate import estimate
+    from slurm.ledger import TRAIN
+    from slurm.submit import Submitter
+
+    submitter = Submitter(name, profile, arguments.runs_dir, code, print)
+    if arguments.write is not None:
+        for file in submitter.write_job_files(cells, arguments.write):
+            print(file)
+        return 0
     with submitter.ledger.lock():
-        missing = submitter.missing(cells, _named(arguments.again, cells) if arguments.action == "retry" else ())
+        again = _named(arguments.again, cells) if arguments.action == "retry" else ()
+        missing = submitter.missing(cells, again)
         if arguments.action == "retry":
-            missing = [cell for cell in missing if submitter.ledger.jobs().get(cell.id)]
+            known = submitter.ledger.jobs()
+            missing = [work for work in missing if known.get(work.key) or known.get(work.cell.id)]
         arrays = list(submitter.arrays(missing, cells_per_job=arguments.cells_per_job))
+        training = [work.cell for work in missing if work.kind == TRAIN]
+        _print_plan(cells, missing, arguments.runs_dir, code)
+        if training:
+            print(f"training them: {estimate(training, arguments.runs_dir)}")
         for array in arrays:
             if arguments.dry_run:
                 print(submitter.sbatch_text(array))
                 continue
             submission = submitter.submit(array)
-            count = sum(len(task) for task in array.tasks)
-            print(f"{submission.name}: {count} cells in {len(array.tasks)} tasks, job {submission.jobs[0]}")
-    taken = len({cell.id for cell in cells}) - len({cell.id for cell in missing})
-    print(f"{len(missing)} cells to run, {taken} done, at work or queued already")
+            what = f"{array.kind} {len(array.work)} cells in {len(array.tasks)} tasks"
+            print(f"{submission.name}: {what}, job {submission.jobs[0].partition('_')[0]}")
     return 0
+
+
+def _print_plan(cells: list[Any], missing: list[Any], runs_dir: Path, code: Path) -> None:
+    """What there is, and what of it was made by other code than that which would run now."""
+    from slurm.queue import Queue
+    from slurm.snapshot import stale_runs
+    from slurm.status import grid_states
+
+    states = grid_states(cells, runs_dir, Queue())
+    new = {work.cell.id for work in missing}
+    counts = Counter("to run" if state.cell.id in new else state.state for state in states)
+    stale = stale_runs([state.path for state in states if state.state == "done" and state.path], code)
+    other = f" ({stale} of them with other code)" if stale else ""
+    texts = [f"{count} {state}{other if state == 'done' else ''}" for state, count in counts.items()]
+    print(f"{len(states)} cells: {', '.join(texts)}")
+
+
+def _submit_here(arguments: argparse.Namespace, profile: Any, code: Path) -> int:
+    """On this machine, from the same snapshot: in the background (local), or in this process (debug)."""
+    from slurm.local import run_in_background, run_in_process
+    from slurm.submit import absolute
+
+    words = ["grid", "run", arguments.name, "--scale", arguments.scale, "--budget", arguments.budget]
+    words += ["--runs-dir", str(arguments.runs_dir.resolve())]
+    words += ["--set", *map(absolute, arguments.local)] if arguments.local else []
+    if arguments.dry_run:
+        print(f"fewstep {shlex.join(words)} --slots {profile.max_parallel}")
+        return 0
+    if profile.executor == "debug":
+        return run_in_process(load_grid(arguments).expand(arguments.scale, arguments.budget), arguments.runs_dir)
+    return run_in_background([*words, "--slots", str(profile.max_parallel)], arguments.runs_dir, code)
 
 
 def _named(words: list[str], cells: list[Any]) -> list[str]:
@@ -112,17 +198,23 @@ def _print_states(cells: list[Any], runs_dir: Path, queue: Any) -> None:
 def run_cancel(arguments: argparse.Namespace) -> int:
     from core.schema import UserError
     from slurm.ledger import Ledger
+    from slurm.local import background_pid, cancel_background
     from slurm.queue import Queue
 
     cells = load_grid(arguments).expand(arguments.scale, arguments.budget)
+    ids = {cell.id for cell in cells}
     jobs = Ledger(arguments.runs_dir).jobs()
-    newest = [jobs[cell.id][-1][1] for cell in cells if cell.id in jobs]
+    newest = [entries[-1][1] for key, entries in jobs.items() if key.partition("-")[0] in ids]
     alive = [task for task, state in Queue().states(newest).items() if state.alive and task in newest]
     if alive and not arguments.dry_run:
         done = subprocess.run(["scancel", *alive], capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"scancel: {done.stderr.strip()}")
-    print(f"{len(alive)} jobs {'to cancel' if arguments.dry_run else 'cancelled'}: {' '.join(alive)}".rstrip(": "))
+    what = "to cancel" if arguments.dry_run else "cancelled"
+    print(f"{len(alive)} jobs {what}: {' '.join(alive)}".rstrip(": "))
+    stop = background_pid if arguments.dry_run else cancel_background
+    if stop(arguments.runs_dir):
+        print(f"the grid that runs on this machine: {what}")
     return 0
 
 
@@ -135,8 +227,11 @@ def run_logs(arguments: argparse.Namespace) -> int:
     run = names.get(arguments.cell, arguments.cell)
     if run not in names.values():
         raise UserError(f"unknown cell '{arguments.cell}'; all: {', '.join(names)}")
-    log = Ledger(arguments.runs_dir).root / "logs" / f"{run}.log"
-    if not log.exists():
-        raise UserError(f"{log}: no job of this cell has started")
-    print("\n".join(log.read_text(errors="replace").splitlines()[-arguments.lines :]))
+    folder = Ledger(arguments.runs_dir).root / "logs"
+    logs = sorted(folder.glob(f"{run}*.log"))  # of the training, then of what measures it
+    if not logs:
+        raise UserError(f"{folder}: no job of this cell has started")
+    for log in logs:
+        print(f"==> {log} <==")
+        print("\n".join(log.read_text(errors="replace").splitlines()[-arguments.lines :]))
     return 0

@@ -33,23 +33,25 @@ class CellsJob:
     _children: list[subprocess.Popen] = field(default_factory=list, repr=False)
 
     def __call__(self) -> list[int]:
-        """Exit codes of the cells; an error when one has failed, so that SLURM shows it."""
+        """Exit codes of the cells; an error, which SLURM shows, when none has ended well.
+
+        A cell that has failed beside others tells so by its run; what depends on those is not to be held up.
+        """
         environment = {**os.environ, **self.environment, **launcher(os.environ)}
         for log, command in self.commands:
             self._children.append(_start(Path(log), command, environment))
         while any(child.poll() is None for child in self._children):
             time.sleep(POLL_S)  # not wait(): it holds a lock that the signal's handler would need
         codes = [child.returncode for child in self._children]
-        if EXIT_CODE in codes:
+        if {EXIT_CODE, -signal.SIGUSR2} & set(codes):  # a measurement knows no signals; it goes on where it was
             self._await_requeue()
-        failed = [Path(log).name for (log, _), code in zip(self.commands, codes, strict=True) if code]
-        if failed:
-            raise RuntimeError(f"{len(failed)} of {len(codes)} cells failed: {', '.join(failed)}")
+        if all(codes):
+            raise RuntimeError(f"failed: {', '.join(Path(log).name for log, _ in self.commands)}")
         return codes
 
     @staticmethod
     def _await_requeue() -> None:
-        """The trainings have heard the signal before this process: its own handler is about to requeue the job."""
+        """The children have heard the signal before this process: its own handler is about to requeue the job."""
         time.sleep(SAVE_S)
         raise RuntimeError("stopped with the state saved, but this job was not told to leave; `fewstep grid retry`")
 

@@ -1,4 +1,4 @@
-"""What has been submitted, in files: an intent before sbatch, the job's id after it.
+"""What is to be done and what has been submitted, in files: an intent before sbatch, the job's id after it.
 
 A crash between the two leaves an intent without an id; its job, if there is one, is found by its name, which no other
 submission has. So nothing runs twice and nothing is lost.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import time
 import uuid
@@ -16,17 +17,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ablations.grid import Cell
 from core.run import atomic_write, disk_errors
 from core.schema import UserError
+
+TRAIN, EVALUATE = "train", "evaluate"  # kinds of jobs: a run's numbers are taken by a job of its own
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done in one go for a cell: its run is trained, or measured as the cell asks for.
+
+    A cell that trains nothing (a teacher) is only measured.
+    """
+
+    kind: str
+    cell: Cell
+
+    @property
+    def key(self) -> str:
+        """The run's id; of a measurement also what is measured: several cells may share a run."""
+        if self.kind == TRAIN:
+            return self.cell.id
+        return f"{self.cell.id}-{hashlib.blake2b(self.cell.task.encode(), digest_size=4).hexdigest()}"
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One array: ``tasks[i]`` are the run ids of its i-th task. ``jobs`` is empty until sbatch has answered."""
+    """One array: ``tasks[i]`` are the keys of its i-th task's work. ``jobs`` is empty until sbatch has answered."""
 
     folder: Path
     name: str
     grid: str
+    kind: str  # TRAIN | EVALUATE
     executor: str  # slurm | local | debug
     tasks: tuple[tuple[str, ...], ...]
     created: float
@@ -57,11 +80,13 @@ class Ledger:
                 raise UserError(f"{self.root}: another submission is under way; wait for it") from None
             yield
 
-    def intend(self, grid: str, executor: str, tasks: Sequence[Sequence[str]], facts: dict[str, Any]) -> Submission:
+    def intend(
+        self, grid: str, kind: str, executor: str, tasks: Sequence[Sequence[str]], facts: dict[str, Any]
+    ) -> Submission:
         """Write down what is about to be submitted."""
         name = f"fewstep-{grid}-{uuid.uuid4().hex[:10]}"
         folder = self.root / "submissions" / name
-        record = {"name": name, "grid": grid, "executor": executor, "created": time.time(), **facts}
+        record = {"name": name, "grid": grid, "kind": kind, "executor": executor, "created": time.time(), **facts}
         record["tasks"] = [list(task) for task in tasks]
         atomic_write(folder / "intent.json", json.dumps(record, indent=1) + "\n")
         return _read(folder)
@@ -82,13 +107,17 @@ class Ledger:
         return sorted(map(_read, folders), key=lambda submission: submission.created)
 
     def jobs(self) -> dict[str, list[tuple[Submission, str]]]:
-        """By run id: its submissions with their task's SLURM id, oldest first."""
+        """By ``Work.key``: its submissions with their task's SLURM id, oldest first."""
         out: dict[str, list[tuple[Submission, str]]] = {}
         for submission in self.submissions():
-            for job, runs in zip(submission.jobs, submission.tasks, strict=False):
-                for run in runs:
-                    out.setdefault(run, []).append((submission, job))
+            for job, keys in zip(submission.jobs, submission.tasks, strict=False):
+                for key in keys:
+                    out.setdefault(key, []).append((submission, job))
         return out
+
+    def log_of(self, key: str) -> Path:
+        """Where a piece of work's output goes, whatever job it is in."""
+        return self.root / "logs" / f"{key}.log"
 
 
 def _read(folder: Path) -> Submission:
@@ -98,8 +127,11 @@ def _read(folder: Path) -> Submission:
         jobs = tuple(json.loads(answer.read_text())["jobs"]) if answer.exists() else ()
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: is damaged ({error})") from None
-    tasks = tuple(tuple(task) for task in record["tasks"])
-    abandoned = (folder / "abandoned.json").exists()
     return Submission(
-        folder, record["name"], record["grid"], record["executor"], tasks, record["created"], jobs, abandoned
+        folder,
+        *(record[key] for key in ("name", "grid", "kind", "executor")),
+        tuple(tuple(task) for task in record["tasks"]),
+        record["created"],
+        jobs,
+        (folder / "abandoned.json").exists(),
     )

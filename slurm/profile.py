@@ -39,6 +39,7 @@ class Profile:
     setup: list[str] = field(default_factory=list)  # shell lines in front of every job
     srun_args: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)  # nodes
+    failures_per_node: int = 2  # a node with more, while none of its cells ended well, is left out
     sbatch: dict[str, str] = field(default_factory=dict)  # further options: {"reservation": "mine"}
     python: str | None = None  # interpreter on the nodes; null: the one that submits
     shared_dir: str | None = None  # seen by every node: code snapshots and job files; null: beside the runs
@@ -61,6 +62,7 @@ class Profile:
         check_range("cpus_per_node", self.cpus_per_node, 1)
         check_range("mem_gb_per_node", self.mem_gb_per_node, 1)
         check_range("max_parallel", self.max_parallel, 1)
+        check_range("failures_per_node", self.failures_per_node, 0)
         check_range("signal_s", self.signal_s, 10)
         check_range("time_min", self.time_min, SHORTEST_MIN)
         if self.signal_s >= 60 * self.time_min:

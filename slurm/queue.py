@@ -51,6 +51,13 @@ class Queue:
         ids = {task.partition("_")[0] for task, state in states.items() if state.name == name}
         return min(ids, default=None)
 
+    def max_array_size(self) -> int:
+        """Tasks that one array may have."""
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", self._ask(["scontrol", "show", "config"]) or "", re.MULTILINE)
+        if found is None:
+            raise UserError("scontrol show config: the controller does not answer")
+        return int(found[1])
+
     def _controller(self) -> dict[str, JobState]:
         """``scontrol -o show job``: everything that the controller still remembers."""
         text = self._ask(["scontrol", "-o", "show", "job", "-a"])

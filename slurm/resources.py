@@ -1,4 +1,4 @@
-"""What a run asks a cluster for (resources.yaml), and the micro-batch that fits without changing the global batch."""
+"""What a job asks a cluster for (resources.yaml), and the micro-batch that fits without changing the global batch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from ablations.grid import Cell
-from core.schema import UserError
+from core.schema import UserError, check_choice
+from slurm.ledger import EVALUATE, Work
 from slurm.profile import Profile
 
 FILE = Path(__file__).parent / "resources.yaml"
@@ -55,18 +55,20 @@ def _table() -> dict[str, dict]:
     return yaml.safe_load(FILE.read_text())
 
 
-def resources_of(cell: Cell, **changes: object) -> Resources:
-    """Of the cell's experiment; ``changes`` come from the command line."""
+def resources_of(work: Work, **changes: object) -> Resources:
+    """Of a job that trains a cell's run, or measures it; ``changes`` come from the command line.
+
+    Measuring takes one process of what training takes, or what the experiment's ``evaluate`` says.
+    """
     table = _table()
-    known = {item.name for item in fields(Resources)}
-    values = {
-        **table["default"],
-        **table.get(cell.experiment, {}),
-        **{k: v for k, v in changes.items() if v is not None},
-    }
-    unknown = values.keys() - known
-    if unknown:
-        raise UserError(f"{FILE.name}: {cell.experiment}: {', '.join(sorted(unknown))} is unknown; allowed: {known}")
+    experiment = work.cell.experiment
+    own = {**table["default"], **table.get(experiment, {})}
+    measuring = {"nodes": 1, "processes_per_node": 1, **own.pop("evaluate", {})}
+    values = {**own, **(measuring if work.kind == EVALUATE else {})}
+    values |= {key: value for key, value in changes.items() if value is not None}
+    known = [item.name for item in fields(Resources)]
+    for key in values:
+        check_choice(f"{FILE.name}: {experiment}", key, known)
     return Resources(**values)
 
 

@@ -11,9 +11,10 @@ import os
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from core.run import atomic_folder, disk_errors
+from core.run import Run, atomic_folder, disk_errors
 from core.schema import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +43,15 @@ def snapshot(shared: Path, allow_dirty: bool = False, root: Path = ROOT, *, writ
             if patch:
                 (staged / "PATCH").write_bytes(patch)
     return folder
+
+
+def stale_runs(paths: Sequence[Path], code: Path) -> int:
+    """How many of the runs at ``paths`` were made by another commit than that of the snapshot ``code``."""
+    try:
+        commit = (code / "COMMIT").read_text().strip()
+    except OSError:  # a dry run has made no snapshot
+        commit = (_git(ROOT, "rev-parse", "HEAD") or b"").decode().strip()
+    return sum(Run.open(path).provenance()["commit"] != commit for path in paths)
 
 
 def _tree(root: Path) -> tuple[str, bytes]:

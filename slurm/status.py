@@ -7,28 +7,30 @@ does not know the job any more and nothing beats).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ablations.grid import Cell
-from ablations.status import FINAL, plan
+from ablations.status import FINAL, Status, plan
 from core.run import Run
-from slurm.ledger import Ledger
+from slurm.ledger import EVALUATE, TRAIN, Ledger, Work
 from slurm.queue import JobState, Queue
 
 ENDED_BADLY = ("FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
 TAKEN = (*FINAL, "running", "queued", "preempted")  # nothing to submit
 BROKEN = ("failed", "cancelled", "lost")  # submitted again only when asked to
+NODE_TO_BLAME = ("FAILED", "NODE_FAIL", "BOOT_FAIL")
 LOG_LINES = 5
 STALE_S = 90.0
 
 
 @dataclass(frozen=True)
 class CellState:
-    """One line of ``fewstep grid status``."""
+    """One line of ``fewstep grid status``; ``work`` is what the cell is at, or what comes next."""
 
-    cell: Cell
+    work: Work
     state: str
     job: str = ""
     node: str = ""
@@ -37,28 +39,35 @@ class CellState:
     progress: str = ""  # images, speed, time left, as the run's heartbeat tells
     path: Path | None = None
 
+    @property
+    def cell(self) -> Cell:
+        return self.work.cell
+
 
 def grid_states(cells: Sequence[Cell], runs_dir: Path, queue: Queue) -> list[CellState]:
     """Of every distinct cell, in the grid's order; SLURM is asked when one was submitted to it."""
     ledger = Ledger(runs_dir)
-    last = {run: entries[-1] for run, entries in ledger.jobs().items()}
-    newest = {run: job for run, (submission, job) in last.items() if submission.executor == "slurm"}
-    wanted = [newest[cell.id] for cell in cells if cell.id in newest]
+    last = {key: entries[-1] for key, entries in ledger.jobs().items()}
+    newest = {key: job for key, (submission, job) in last.items() if submission.executor == "slurm"}
+    found = [(Work(_at(item), item.cell), item) for item in plan(cells, runs_dir)]
+    wanted = [newest[work.key] for work, _ in found if work.key in newest]
     known = queue.states(wanted) if wanted else {}
     out = []
-    for item in plan(cells, runs_dir):
-        job = newest.get(item.cell.id, "")
-        state, reason = decide(item.state, item.reason, job, known.get(job))
+    for work, item in found:
+        job = newest.get(work.key, "")
+        said = known.get(job)
+        state, reason = decide(item.state, item.reason, job, said)
         if state == "failed" and reason in ("", "failed"):
-            reason = last_lines(ledger.root / "logs" / f"{item.cell.id}.log")
-        found = known.get(job)
-        out.append(
-            CellState(
-                item.cell, state, job, found.node if found else "", found.restarts if found else 0, reason,
-                _progress(item.path) if state == "running" else "", item.path,
-            )
-        )  # fmt: skip
+            reason = last_lines(ledger.log_of(work.key))
+        where = (said.node, said.restarts) if said else ("", 0)
+        progress = _progress(item.path) if state == "running" else ""
+        out.append(CellState(work, state, job, *where, reason, progress, item.path))
     return out
+
+
+def _at(item: Status) -> str:
+    """Whether the cell's run is to be trained or, trained already, to be measured."""
+    return EVALUATE if item.state == "trained" or not item.cell.config.method.trains else TRAIN
 
 
 def decide(run: str, reason: str, job: str, said: JobState | None) -> tuple[str, str]:
@@ -77,8 +86,10 @@ def decide(run: str, reason: str, job: str, said: JobState | None) -> tuple[str,
     if said.state == "PREEMPTED":
         return "preempted", ""
     if said.state in ENDED_BADLY:
-        return "failed", reason or said.state.lower().replace("_", " ")
-    return run, reason  # COMPLETED: the folder has the last word
+        return "failed", (reason if run == "failed" else "") or said.state.lower().replace("_", " ")
+    if run == "running":
+        return run, reason
+    return "failed", reason if run == "failed" else ""  # COMPLETED, but other cells of the job: this one has no result
 
 
 def _progress(path: Path | None) -> str:
@@ -98,3 +109,19 @@ def last_lines(log: Path, count: int = LOG_LINES) -> str:
     except OSError:
         return ""
     return " | ".join(lines[-count:])
+
+
+def bad_nodes(states: Iterable[JobState], most: int) -> list[str]:
+    """Nodes on which more than ``most`` tasks have failed and none has ended well, while others work.
+
+    Where everything fails everywhere the nodes are not to blame.
+    """
+    failed: Counter[str] = Counter()
+    worked: set[str] = set()
+    for state in states:
+        if state.state == "COMPLETED":
+            worked.add(state.node)
+        elif state.state in NODE_TO_BLAME and state.node and not set("[,") & set(state.node):  # one node, not several
+            failed[state.node] += 1
+    bad = {node for node, count in failed.items() if count > most and node not in worked}
+    return sorted(bad) if worked - bad else []

@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ablations.grid import Cell
-from ablations.run_local import ALLOCATOR, job_environment, train_command
+from ablations.run_local import ALLOCATOR, evaluate_command, job_environment, train_command
+from ablations.status import FINAL
+from core.run import atomic_write
 from core.schema import UserError
+from core.training.preemption import EXIT_CODE
 from slurm.job import CellsJob
-from slurm.ledger import Ledger, Submission
+from slurm.ledger import EVALUATE, TRAIN, Ledger, Submission, Work
 from slurm.profile import Profile
 from slurm.queue import Queue
 from slurm.resources import Resources, micro_batch, resources_of
-from slurm.status import BROKEN, TAKEN, grid_states
+from slurm.status import BROKEN, TAKEN, bad_nodes, grid_states
 
-MOST_TASKS = 1000  # of one array; MaxArraySize is 1001 by default
+MOST_TASKS = 1000  # of one array, where the cluster allows it
+SUBMITITS_OWN = ("output", "error", "wckey")  # options that a job file without it does not need
 ORPHAN_S = 60.0  # sbatch answers within this
 
 
 @dataclass(frozen=True)
 class Array:
-    """Tasks that are submitted together; each task is one or more cells."""
+    """Tasks that are submitted together; each does one or more pieces of work at a time.
+
+    ``mirrors``: task i starts when task i of that array, which trains what this one measures, has ended well.
+    """
 
     resources: Resources
-    tasks: tuple[tuple[Cell, ...], ...]
+    tasks: tuple[tuple[Work, ...], ...]
+    mirrors: Array | None = None
+
+    @property
+    def work(self) -> list[Work]:
+        return [work for task in self.tasks for work in task]
+
+    @property
+    def kind(self) -> str:
+        return self.tasks[0][0].kind
 
 
 class Submitter:
@@ -39,19 +57,27 @@ class Submitter:
         self.grid, self.profile, self.runs_dir, self.code, self.say = grid, profile, runs_dir.resolve(), code, say
         self.ledger = Ledger(runs_dir)
         self.queue = Queue()
+        self._ids: dict[Array, str] = {}  # of what this object has submitted
 
-    def missing(self, cells: Sequence[Cell], retry: Sequence[str] = ()) -> list[Cell]:
-        """Cells that are neither final, nor at work, nor waiting in the queue; parents first.
+    def missing(self, cells: Sequence[Cell], retry: Sequence[str] = ()) -> list[Work]:
+        """What is neither done, nor at work, nor waiting in the queue; parents first, a run before its measurement.
 
         What has failed, was cancelled, or is lost is submitted again only if ``retry`` names its state or its run.
         """
         self.adopt_orphans()
-        out = []
+        submitted = self.ledger.jobs()
+        out: list[Work] = []
         for found in grid_states(cells, self.runs_dir, self.queue):
             again = found.state in retry or found.cell.id in retry
-            if found.state not in TAKEN and (found.state not in BROKEN or not found.job or again):
-                out.append(found.cell)
-        return out
+            if found.state in FINAL or (found.state in BROKEN and found.job and not again):
+                continue
+            measuring = Work(EVALUATE, found.cell)
+            training = submitted.get(found.cell.id) if found.work.kind == TRAIN and found.job else None
+            if found.state not in TAKEN:
+                out += [found.work, measuring]
+            elif training and _older(submitted.get(measuring.key), training):  # its submitter died in between
+                out.append(measuring)
+        return list({work.key: work for work in out}.values())
 
     def adopt_orphans(self) -> None:
         """Intents without an id: a submitter died between writing them and hearing SLURM's answer."""
@@ -67,34 +93,80 @@ class Submitter:
             else:
                 raise UserError(f"{submission.name} was being submitted less than {ORPHAN_S:.0f} s ago; try again then")
 
-    def arrays(self, cells: Sequence[Cell], **changes: object) -> Iterator[Array]:
-        """Cells grouped by resources and generation, packed into tasks, chunked to what an array holds.
+    def arrays(self, missing: Sequence[Work], **changes: object) -> Iterator[Array]:
+        """Work grouped by resources and generation, packed into tasks, chunked to what an array holds.
 
-        A cell whose parent is among ``cells`` comes in a later array than its parent.
+        A cell whose parent is to be trained too comes in a later array; what measures a run comes right after it.
         """
-        groups: dict[tuple[int, Resources], list[Cell]] = {}
+        measure: dict[str, list[Work]] = {}
+        for work in missing:
+            if work.kind == EVALUATE:
+                measure.setdefault(work.cell.id, []).append(work)
+        for (_, resources, _), works in sorted(self._groups(missing, changes), key=lambda group: group[0][0]):
+            for tasks in self._chunks(works, resources):
+                training = Array(resources, tasks)
+                yield training
+                measuring = tuple(tuple(w for work in task for w in measure.pop(work.cell.id, ())) for task in tasks)
+                if all(measuring):
+                    asked = self._resources(measuring[0][0], changes)
+                    yield Array(replace(asked, cells_per_job=max(map(len, measuring))), measuring, training)
+        rest: dict[Resources, list[Work]] = {}
+        for work in (work for works in measure.values() for work in works):
+            rest.setdefault(self._resources(work, changes), []).append(work)
+        for resources, works in rest.items():
+            yield from (Array(resources, tasks) for tasks in self._chunks(works, resources))
+
+    def _groups(
+        self, missing: Sequence[Work], changes: Mapping[str, object]
+    ) -> Iterable[tuple[tuple[int, Resources, Resources], list[Work]]]:
+        """Trainings by generation, by what they need, and by what measuring them needs."""
+        groups: dict[tuple[int, Resources, Resources], list[Work]] = {}
         generations: dict[str, int] = {}
-        for cell in dict.fromkeys(cells):
-            resources = resources_of(cell, **changes)
-            resources.check(self.profile, cell.experiment)
-            micro_batch(cell.config.train.batch_size, resources)
-            generation = 1 + max((generations.get(parent, -1) for parent in cell.parents), default=-1)
-            generations[cell.id] = generation
-            groups.setdefault((generation, resources), []).append(cell)
-        for (_, resources), members in sorted(groups.items(), key=lambda group: group[0][0]):
-            size = resources.cells_per_job
-            tasks = [tuple(members[i : i + size]) for i in range(0, len(members), size)]
-            for start in range(0, len(tasks), MOST_TASKS):
-                yield Array(resources, tuple(tasks[start : start + MOST_TASKS]))
+        for work in missing:
+            if work.kind == EVALUATE:
+                continue
+            generation = 1 + max((generations.get(parent, -1) for parent in work.cell.parents), default=-1)
+            generations[work.cell.id] = generation
+            later = self._resources(Work(EVALUATE, work.cell), changes)
+            groups.setdefault((generation, self._resources(work, changes), later), []).append(work)
+        return groups.items()
+
+    def _resources(self, work: Work, changes: Mapping[str, object]) -> Resources:
+        resources = resources_of(work, **changes)
+        resources.check(self.profile, work.cell.experiment)
+        if work.kind == TRAIN:
+            micro_batch(work.cell.config.train.batch_size, resources)
+        return resources
+
+    def _chunks(self, works: Sequence[Work], resources: Resources) -> Iterator[tuple[tuple[Work, ...], ...]]:
+        size, most = resources.cells_per_job, min(MOST_TASKS, self.most_tasks)
+        tasks = [tuple(works[i : i + size]) for i in range(0, len(works), size)]
+        for start in range(0, len(tasks), most):
+            yield tuple(tasks[start : start + most])
+
+    @cached_property
+    def most_tasks(self) -> int:
+        """Of an array on this cluster."""
+        return self.queue.max_array_size() if self.profile.executor == "slurm" else MOST_TASKS
+
+    @cached_property
+    def bad_nodes(self) -> list[str]:
+        """Left out from now on: only failures were seen on them."""
+        entries = [entry for entries in self.ledger.jobs().values() for entry in entries]
+        jobs = [job for submission, job in entries if submission.executor == "slurm"]
+        bad = bad_nodes(self.queue.states(jobs).values(), self.profile.failures_per_node)
+        if bad:
+            self.say(f"left out, because cells only failed there: {', '.join(bad)}")
+        return bad
 
     def submit(self, array: Array) -> Submission:
         """Intent, sbatch, id."""
         from submitit.core.utils import FailedJobError
 
-        runs = [[cell.id for cell in task] for task in array.tasks]
+        tasks = [[work.key for work in task] for task in array.tasks]
         facts = {"code": str(self.code), "resources": asdict(array.resources)}
-        submission = self.ledger.intend(self.grid, self.profile.executor, runs, facts)
-        executor = self._executor(array.resources, submission.name, self.parent_jobs(array))
+        submission = self.ledger.intend(self.grid, array.kind, "slurm", tasks, facts)
+        executor = self._executor(array, submission.name)
         jobs = [self._job(task, array.resources) for task in array.tasks]
         try:
             with executor.batch():
@@ -103,18 +175,25 @@ class Submitter:
             reason = said(error)
             self.ledger.abandon(submission, reason)
             raise UserError(f"sbatch: {reason}") from None
+        self._ids[array] = submitted[0].job_id.partition("_")[0]
         return self.ledger.confirm(submission, [job.job_id for job in submitted])
 
-    def parent_jobs(self, array: Array) -> list[str]:
-        """Jobs of parents that are not done yet: this array starts when they have ended well."""
+    def after(self, array: Array) -> str:
+        """sbatch's dependency: jobs that must have ended well before this array starts; empty when there are none."""
+        if array.mirrors is not None:
+            word = "aftercorr" if len(array.tasks) > 1 else "afterok"
+            return f"{word}:{self._ids[array.mirrors]}"
         jobs = self.ledger.jobs()
-        parents = dict.fromkeys(parent for task in array.tasks for cell in task for parent in cell.parents)
-        waiting = [jobs[parent][-1][1] for parent in parents if parent in jobs]
-        done = {task for task, state in self.queue.states(waiting).items() if state.state == "COMPLETED"}
-        return [job for job in waiting if job not in done]
+        first = [parent for work in array.work for parent in work.cell.parents]
+        first += [work.cell.id for work in array.work if work.kind == EVALUATE]  # submitted before, at work now
+        waiting = [jobs[run][-1] for run in dict.fromkeys(first) if run in jobs]
+        ids = [job for submission, job in waiting if submission.executor == "slurm"]
+        done = {task for task, state in self.queue.states(ids).items() if state.state == "COMPLETED"}
+        left = [job for job in ids if job not in done]
+        return f"afterok:{':'.join(left)}" if left else ""
 
-    def _job(self, task: Sequence[Cell], resources: Resources) -> CellsJob:
-        commands = [(str(self.log_of(cell)), self.command(cell, resources)) for cell in task]
+    def _job(self, task: Sequence[Work], resources: Resources) -> CellsJob:
+        commands = [(str(self.ledger.log_of(work.key)), self.command(work, resources)) for work in task]
         environment = {**ALLOCATOR, **job_environment(resources.cpus_per_process), "PYTHONPATH": str(self.code)}
         return CellsJob(commands, environment)
 
@@ -123,51 +202,98 @@ class Submitter:
         """The interpreter on the nodes."""
         return self.profile.python or sys.executable
 
-    def log_of(self, cell: Cell) -> Path:
-        """Where the cell's output goes, whatever job it is in."""
-        return self.ledger.root / "logs" / f"{cell.id}.log"
+    def command(self, work: Work, resources: Resources, *, whole: bool = False) -> list[str]:
+        """The ordinary command, with absolute paths and the micro-batch of these devices.
 
-    def command(self, cell: Cell, resources: Resources) -> list[str]:
-        """The ordinary training command, with absolute paths and the micro-batch of these devices."""
-        size = micro_batch(cell.config.train.batch_size, resources)
+        ``whole``: what is trained is measured by the same command.
+        """
+        cell = replace(work.cell, overrides=tuple(map(absolute, work.cell.overrides)))
         cache = Path(cell.config.execution.cache_dir).resolve()  # the job's own folder is that of the code
-        here = replace(cell, overrides=tuple(map(_absolute, cell.overrides)))
-        _, *words = train_command(here, self.runs_dir, resources.cpus_per_process)
-        more = [] if size is None else [f"execution.micro_batch={size}"]
-        return [self.python, *words, f'execution.cache_dir="{cache}"', *more]
+        where, threads = [f'execution.cache_dir="{cache}"'], resources.cpus_per_process
+        if work.kind == TRAIN:
+            size = micro_batch(cell.config.train.batch_size, resources)
+            where += [] if size is None else [f"execution.micro_batch={size}"]
+            early = any(at < 1 for at in cell.config.eval.at)  # what is measured on the way, the training measures
+            words = train_command(cell, self.runs_dir, threads, evaluate=early or whole)
+        elif cell.config.method.trains:
+            words = evaluate_command(cell, self.runs_dir, threads)
+        else:
+            words = train_command(cell, self.runs_dir, threads)
+        return [self.python, *words[1:], *where]
 
-    def _executor(self, resources: Resources, name: str, after: Sequence[str]) -> Any:
-        folder = self.ledger.root / "jobs" / "%j"
-        if self.profile.executor == "slurm":
-            from submitit.slurm.slurm import SlurmExecutor
+    def _executor(self, array: Array, name: str) -> Any:
+        from submitit.slurm.slurm import SlurmExecutor
 
-            executor: Any = SlurmExecutor(folder, max_num_timeout=1000, python=self.profile.python)
-            executor.update_parameters(**slurm_parameters(self.profile, resources, name, self.code, after))
-            return executor
-        from submitit.auto.auto import AutoExecutor
-
-        executor = AutoExecutor(folder, cluster=self.profile.executor)
-        executor.update_parameters(timeout_min=self.profile.time_min)
+        executor = SlurmExecutor(self.ledger.root / "jobs" / "%j", max_num_timeout=1000, python=self.profile.python)
+        parameters = slurm_parameters(self.profile, array.resources, name, self.code, self.after(array), self.bad_nodes)
+        executor.update_parameters(**parameters)
         return executor
+
+    def write_job_files(self, cells: Sequence[Cell], folder: Path, **changes: object) -> list[Path]:
+        """One readable sbatch file for each cell, for users who submit by hand; nothing is tracked.
+
+        A cell's file trains and measures it, and puts itself back into the queue when it was told to leave.
+        """
+        out = []
+        for cell in {cell.id: cell for cell in cells}.values():
+            work = Work(TRAIN if cell.config.method.trains else EVALUATE, cell)
+            out.append(folder.resolve() / f"{cell.name}.sbatch")
+            atomic_write(out[-1], self._job_file(work, self._resources(work, changes), out[-1]))
+        return out
+
+    def _job_file(self, work: Work, resources: Resources, file: Path) -> str:
+        log, command = self.ledger.log_of(work.key), self.command(work, resources, whole=True)
+        parameters = slurm_parameters(self.profile, resources, f"fewstep-{work.cell.name}", self.code)
+        setup, srun = parameters.pop("setup"), parameters.pop("srun_args", [])
+        options = [line for line in _sbatch_text(parameters, self.ledger.root, "").splitlines() if "#SBATCH" in line]
+        options = [line for line in options if line.partition("=")[0].split("--")[1] not in SUBMITITS_OWN]
+        environment = {**ALLOCATOR, **job_environment(resources.cpus_per_process)}
+        parents = ", ".join(work.cell.parents)
+        return "\n".join(
+            [
+                "#!/bin/bash",
+                f"# {self.grid}, {work.cell.name}: run {work.cell.id}",
+                *([f"# Submit it with --dependency=afterok:JOB of run {parents}, its parent."] if parents else []),
+                *options,
+                f"#SBATCH --output={file.with_suffix('.out')}",
+                *setup,
+                *(f"export {key}={value}" for key, value in environment.items()),
+                f"srun {shlex.join([*srun, self.python, '-m', 'slurm.job', str(log), *command])}",
+                "code=$?",
+                "# Told to leave, its state saved: back into the queue.",
+                f"if [ $code -eq {EXIT_CODE} ]; then scontrol requeue $SLURM_JOB_ID; fi",
+                "exit $code",
+                "",
+            ]
+        )
 
     def sbatch_text(self, array: Array) -> str:
         """The file that would be submitted."""
-        from submitit.slurm.slurm import _make_sbatch_string
+        self._ids[array] = f"<id of the {array.kind} array>"
+        parameters = slurm_parameters(
+            self.profile, array.resources, f"fewstep-{self.grid}", self.code, self.after(array), self.bad_nodes
+        )
+        if len(array.tasks) > 1:
+            parameters["map_count"] = len(array.tasks)
+        return _sbatch_text(parameters, self.ledger.root, f"{self.python} -u -m submitit.core._submit")
 
-        count = len(array.tasks)
-        parameters = slurm_parameters(self.profile, array.resources, f"fewstep-{self.grid}", self.code)
-        if count > 1:
-            parameters["map_count"] = count
-        command = f"{self.python} -u -m submitit.core._submit {self.ledger.root}/jobs/%j"
-        return _make_sbatch_string(command=command, folder=self.ledger.root / "jobs" / "%j", **parameters)
+
+def _sbatch_text(parameters: Mapping[str, Any], root: Path, command: str) -> str:
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    return _make_sbatch_string(command=f"{command} {root}/jobs/%j", folder=root / "jobs" / "%j", **parameters)
+
+
+def _older(first: Sequence[tuple[Submission, str]] | None, second: Sequence[tuple[Submission, str]]) -> bool:
+    return first is None or first[-1][0].created < second[-1][0].created
 
 
 def slurm_parameters(
-    profile: Profile, resources: Resources, name: str, code: Path, after: Sequence[str] = ()
+    profile: Profile, resources: Resources, name: str, code: Path, after: str = "", exclude: Sequence[str] = ()
 ) -> dict[str, Any]:
     """submitit's parameters: the site's options, the run's resources, and the code that the job imports.
 
-    ``after``: jobs that must have ended well before; if one fails, this job is taken out of the queue.
+    ``after``: sbatch's dependency; if one of its jobs fails, this job is taken out of the queue.
     """
     more = {"requeue": True, **({"kill-on-invalid-dep": "yes"} if after else {}), **profile.sbatch}
     values: dict[str, Any] = {
@@ -176,7 +302,7 @@ def slurm_parameters(
         "account": profile.account,
         "qos": profile.qos,
         "constraint": profile.constraint,
-        "exclude": ",".join(profile.exclude) or None,
+        "exclude": ",".join(dict.fromkeys([*profile.exclude, *exclude])) or None,
         "time": profile.time_min,
         "signal_delay_s": profile.signal_s,
         "nodes": resources.nodes,
@@ -187,13 +313,13 @@ def slurm_parameters(
         "array_parallelism": profile.max_parallel,
         "setup": [*profile.setup_lines, f"export PYTHONPATH={code}", f"cd {code}"],
         "srun_args": profile.srun,
-        "dependency": f"afterok:{':'.join(after)}" if after else None,
+        "dependency": after or None,
         "additional_parameters": more,
     }
     return {key: value for key, value in values.items() if value not in (None, [])}
 
 
-def _absolute(override: str) -> str:
+def absolute(override: str) -> str:
     """A relative path of the submitting folder stays what it was: jobs start in the folder of the code."""
     key, _, value = override.partition("=")
     path = Path(value.strip("\"'"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -127,7 +128,7 @@ class Trainer:
             for term, value in terms.items():
                 self.monitor.add(f"{name}/{term}", value)
         self.world.average(player.gradients())
-        self.monitor.add(f"{name}/grad_norm", player.step())
+        self.monitor.add(f"{name}/grad_norm", player.step(lr_factor(self.clock.fraction, self.config.train.lr_decay)))
 
     def _after_iteration(self) -> None:
         means = None
@@ -198,3 +199,12 @@ def micro_batch(config: ExperimentConfig, num_processes: int = 1) -> int:
         per = "" if num_processes == 1 else f" / {num_processes} processes"
         raise UserError(f"execution.micro_batch={size} does not divide train.batch_size={config.train.batch_size}{per}")
     return size
+
+
+def lr_factor(fraction: float, decay: float) -> float:
+    """Share of the learning rate after ``fraction`` of the budget: 1, then 1 - sqrt over its last part ``decay``.
+
+    Haegele et al. (2024), "Scaling laws and compute-optimal training beyond fixed training durations", Sec. 3.
+    """
+    beyond = fraction - (1 - decay)
+    return 1.0 if beyond <= 0 else 1 - math.sqrt(min(beyond / decay, 1.0))

@@ -24,9 +24,10 @@ class TrainedPlayer:
         self.ema, self.ema_decay = dict(ema), ema_decay
         self.weight_clip = player.optimizer.weight_clip
         settings = player.optimizer
+        self.lr = settings.lr
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
-            lr=settings.lr,
+            lr=self.lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
             fused=True,
@@ -41,8 +42,10 @@ class TrainedPlayer:
         """Those that this turn has made; the same list in every process."""
         return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
 
-    def step(self) -> Tensor:
-        """Clip, update, average; returns the gradient norm before clipping (a device scalar)."""
+    def step(self, lr_factor: float = 1.0) -> Tensor:
+        """Clip, update at ``lr_factor`` of the learning rate, average; the gradient norm before clipping, on device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * lr_factor
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.max_grad_norm)
         not_finite = (~torch.isfinite(norm)).float()
         self.optimizer.grad_scale, self.optimizer.found_inf = None, not_finite

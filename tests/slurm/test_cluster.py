@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ablations.grid import Cell, load
+from slurm.ledger import EVALUATE, TRAIN, Work
 from slurm.local_cluster import Cluster, running
 from slurm.profile import load as load_profile
 from slurm.queue import Queue
@@ -67,15 +68,24 @@ def use(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 
 class Counters(Submitter):
-    """Submits programs that count to ``last`` instead of trainings."""
+    """Submits programs that count to ``last`` instead of trainings, and notes of what would be measured when."""
 
     last = 6
 
-    def command(self, cell: Cell, resources: object) -> list[str]:
+    def missing(self, cells: list[Cell], retry: tuple[str, ...] = (), *, measure: bool = False) -> list[Work]:
+        return [work for work in super().missing(cells, retry) if measure or work.kind == TRAIN]
+
+    def command(self, work: Work, resources: object, *, whole: bool = False) -> list[str]:
+        if work.kind == EVALUATE:
+            return ["cp", str(self.file_of(work.cell)), str(self.measured(work.cell))]
         program = self.runs_dir / "counter.py"
         program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text(COUNTER)
-        return [sys.executable, str(program), str(self.file_of(cell)), str(self.last)]
+        return [sys.executable, str(program), str(self.file_of(work.cell)), str(self.last)]
+
+    def measured(self, cell: Cell) -> Path:
+        """A copy of what the cell's program had counted to when the job that measures it ran."""
+        return self.file_of(cell).with_suffix(".measured")
 
     def file_of(self, cell: Cell) -> Path:
         return self.runs_dir / f"{cell.id}.txt"
@@ -108,9 +118,10 @@ def wait(holds: Callable[[], bool], timeout_s: float) -> None:
         time.sleep(0.5)
 
 
-def submit(submitter: Counters, cells: list[Cell]) -> list[str]:
+def submit(submitter: Counters, cells: list[Cell], *, measure: bool = False, **changes: int) -> list[str]:
     """Ids of the tasks, in the order of the cells."""
-    arrays = submitter.arrays(submitter.missing(cells), cpus_per_process=1, mem_gb=1)
+    missing = submitter.missing(cells, measure=measure)
+    arrays = submitter.arrays(missing, **{"cpus_per_process": 1, "mem_gb": 1, **changes})
     return [job for array in arrays for job in submitter.submit(array).jobs]
 
 
@@ -183,7 +194,8 @@ def test_a_cancelled_cell_shows_so_and_may_be_submitted_again(
     wait(lambda: submitter.count(cells[0]) > 2, 60)
     use.command(["scancel", job])
     wait(lambda: state(submitter, cells[0]).state == "cancelled", 15)
-    assert submitter.missing(cells[:1]) == cells[:1]
+    assert [work.cell for work in submitter.missing(cells[:1], BROKEN)] == cells[:1]
+    assert submitter.missing(cells[:1]) == []
 
 
 def test_a_submitter_that_dies_before_it_hears_the_id_submits_nothing_twice(
@@ -241,7 +253,7 @@ def test_the_child_of_a_failed_parent_is_taken_out_and_both_can_be_tried_again(
     assert "ValueError" in state(submitter, elder).reason
     submitter.file_of(elder).unlink()
     submitter.last = 3
-    assert submitter.missing(family, BROKEN) == family
+    assert [work.cell for work in submitter.missing(family, BROKEN)] == family
     for array in submitter.arrays(submitter.missing(family, BROKEN), cpus_per_process=1, mem_gb=1):
         submitter.submit(array)
     wait(lambda: submitter.count(child) == 3, 90)
@@ -253,4 +265,82 @@ def test_a_refused_submission_is_one_line_and_leaves_nothing(submitter: Counters
         submit(submitter, cells)
     assert "\\n" not in str(error.value) and submitter.ledger.jobs() == {}
     submitter.profile.partition = "main"
-    assert submitter.missing(cells) == cells
+    assert [work.cell for work in submitter.missing(cells)] == cells
+
+
+def test_each_run_is_measured_when_it_is_trained_by_a_job_of_its_own(submitter: Counters, cells: list[Cell]) -> None:
+    submitter.last = 8
+    broken = submitter.file_of(cells[1])
+    broken.parent.mkdir(parents=True)
+    broken.write_text("not a number")
+    jobs = submit(submitter, cells, measure=True)
+    assert len(jobs) == 8 and len({job.partition("_")[0] for job in jobs}) == 2, "one array for each kind"
+    good = [cell for cell in cells if cell is not cells[1]]
+    wait(lambda: all(submitter.measured(cell).exists() for cell in good), 120)
+    assert {submitter.measured(cell).read_text() for cell in good} == {"8"}
+    wait(lambda: not Queue().states(jobs)[jobs[5]].alive, 60)
+    assert not submitter.measured(cells[1]).exists(), "what has failed is not measured"
+    assert state(submitter, cells[1]).state == "failed"
+
+
+def test_cells_that_share_a_job_fail_alone(submitter: Counters, cells: list[Cell]) -> None:
+    submitter.last = 8
+    submitter.file_of(cells[1]).parent.mkdir(parents=True)
+    submitter.file_of(cells[1]).write_text("not a number")
+    jobs = submit(submitter, cells, cells_per_job=2)
+    assert len(jobs) == 2
+    wait(lambda: all(submitter.count(cell) == 8 for cell in cells if cell is not cells[1]), 90)
+    wait(lambda: not any(found.alive for found in Queue().states(jobs).values()), 60)
+    found = state(submitter, cells[1])
+    assert found.state == "failed" and "ValueError" in found.reason
+    assert "ValueError" not in submitter.ledger.log_of(cells[0].id).read_text()
+
+
+def test_a_node_on_which_cells_only_fail_is_left_out(
+    use: Cluster, submitter: Counters, cells: list[Cell], capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = '[ "$SLURMD_NODENAME" = n1 ] && exit 1; sleep 3; echo 1 > '
+    submitter.profile.failures_per_node = 1
+    submitter.command = lambda work, _: ["sh", "-c", f"{program} {submitter.file_of(work.cell)}"]
+    submitter.runs_dir.mkdir(parents=True)
+    jobs = submit(submitter, cells)
+    wait(lambda: not any(found.alive for found in Queue().states(jobs).values()), 90)
+    del submitter.bad_nodes  # found once for each submission
+    assert submitter.bad_nodes == ["n1"] and "left out" in capsys.readouterr().out
+    for array in submitter.arrays(submitter.missing(cells, BROKEN), cpus_per_process=1, mem_gb=1):
+        submitter.submit(array)
+    wait(lambda: all(submitter.file_of(cell).exists() for cell in cells), 90)
+
+
+MANY = """
+title: Many cells
+base: {tiny: flash/tiny}
+seeds: [%s]
+axes: {lr: {method.student_lr: [%s]}}
+metrics: [kd_effnet]
+"""
+
+
+def test_many_cells_are_few_arrays(submitter: Counters, tmp_path: Path) -> None:
+    seeds, rates = ", ".join(map(str, range(30))), ", ".join(f"{i}.0e-5" for i in range(1, 41))
+    (tmp_path / "many.yaml").write_text(MANY % (seeds, rates))
+    many = load(str(tmp_path / "many.yaml")).expand("tiny")
+    submitter.profile.max_parallel = 1
+    submitter.last = 600
+    jobs = submit(submitter, many)
+    assert len(jobs) == 1200 and len({job.partition("_")[0] for job in jobs}) == 2
+    assert [len(submission.tasks) for submission in submitter.ledger.submissions()] == [1000, 200]
+    assert submitter.missing(many) == []
+    states = [found.state for found in grid_states(many, submitter.runs_dir, Queue())]
+    assert len(states) == 1200 and set(states) <= {"queued", "running"} and states.count("queued") >= 1198
+
+
+def test_a_job_file_without_submitit_runs_and_goes_on(use: Cluster, submitter: Counters, cells: list[Cell]) -> None:
+    submitter.last = 40
+    (file,) = submitter.write_job_files(cells[:1], submitter.runs_dir / "jobs", cpus_per_process=1, mem_gb=1)
+    assert "submitit" not in file.read_text().replace(str(submitter.runs_dir), "")
+    job = use.command(["sbatch", "--parsable", str(file)]).strip()
+    wait(lambda: submitter.count(cells[0]) > 2, 60)
+    use.command(["scontrol", "requeue", job])
+    wait(lambda: submitter.count(cells[0]) == 40, 150)
+    assert len(submitter.starts(cells[0])) == 2 and submitter.starts(cells[0])[1] > 2

@@ -13,20 +13,20 @@ from slurm.ledger import Ledger
 from slurm.queue import JobState, _indices, _of_controller
 from slurm.snapshot import snapshot
 from slurm.status import decide, last_lines
-from slurm.submit import _absolute
+from slurm.submit import absolute
 
 
 def test_an_intent_is_written_before_and_the_ids_after(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "runs")
-    first = ledger.intend("g", "slurm", [["aaa"], ["bbb", "ccc"]], {"code": "x"})
+    first = ledger.intend("g", "train", "slurm", [["aaa"], ["bbb", "ccc"]], {"code": "x"})
     assert first.jobs == () and ledger.jobs() == {} and first.jobs_of("12") == ("12_0", "12_1")
     ledger.confirm(first, first.jobs_of("12"))
-    second = ledger.intend("g", "slurm", [["aaa"]], {})
+    second = ledger.intend("g", "train", "slurm", [["aaa"]], {})
     ledger.confirm(second, second.jobs_of("13"))
     assert {run: [job for _, job in entries] for run, entries in ledger.jobs().items()} == {
         "aaa": ["12_0", "13"], "bbb": ["12_1"], "ccc": ["12_1"]
     }  # fmt: skip
-    third = ledger.intend("g", "slurm", [["ddd"]], {})
+    third = ledger.intend("g", "train", "slurm", [["ddd"]], {})
     ledger.abandon(third, "never heard of")
     assert [submission.abandoned for submission in ledger.submissions()] == [False, False, True]
     assert len({submission.name for submission in ledger.submissions()}) == 3
@@ -76,9 +76,9 @@ def test_a_dry_run_writes_nothing(checkout: Path, tmp_path: Path) -> None:
 
 def test_relative_paths_are_those_of_the_submitting_folder(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()  # tests run in tmp_path
-    assert _absolute("data.path=shards") == f'data.path="{tmp_path}/shards"'
+    assert absolute("data.path=shards") == f'data.path="{tmp_path}/shards"'
     for same in ("data.path=random:x", "data.path=/data", "method.name=shards", "data.path=none"):
-        assert _absolute(same) == same
+        assert absolute(same) == same
 
 
 def test_what_git_ignores_is_no_change(checkout: Path, tmp_path: Path) -> None:
@@ -124,6 +124,7 @@ def test_lines_of_the_controller() -> None:
         ("failed", "6_0", None, "lost"),
         ("running", "6_0", None, "running"),  # its heartbeat is fresh
         ("failed", "6_0", "COMPLETED", "failed"),
+        ("planned", "6_0", "COMPLETED", "failed"),  # it shared a job with cells that ended well
     ],
 )
 def test_the_state_of_a_cell(run: str, job: str, said: str | None, state: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from ablations.grid import load as load_grid
 from core.schema import UserError
+from slurm.ledger import EVALUATE, TRAIN, Work
 from slurm.profile import Profile, load, names
 from slurm.resources import Resources, micro_batch, resources_of
 from slurm.submit import slurm_parameters
@@ -70,12 +71,14 @@ def test_a_profile_becomes_sbatch_options(tmp_path: Path) -> None:
 
 def test_resources_of_an_experiment_and_what_a_node_does_not_hold() -> None:
     cell = load_grid("flash_losses", ["data.path=random:x"]).expand("paper")[0]
-    found = resources_of(cell)
+    found = resources_of(Work(TRAIN, cell))
     assert (found.processes, found.gpus_per_node, found.max_micro_batch) == (2, 2, 4)
+    measuring = resources_of(Work(EVALUATE, cell))
+    assert (measuring.processes, measuring.gpus_per_node, measuring.mem_gb) == (1, 1, 32)
     with pytest.raises(UserError, match="flash/sd15 needs gpus_per_node=2; the cluster's profile has 0"):
         found.check(Profile(cpus_per_node=64, mem_gb_per_node=64), cell.experiment)
     with pytest.raises(UserError, match="cells_per_job=2 needs runs of one process"):
-        resources_of(cell, cells_per_job=2).check(Profile(gpus_per_node=8, cpus_per_node=64, mem_gb_per_node=640), "x")
+        resources_of(Work(TRAIN, cell), cells_per_job=2).check(Profile(gpus_per_node=8, cpus_per_node=64, mem_gb_per_node=640), "x")
 
 
 @pytest.mark.parametrize(

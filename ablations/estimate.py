@@ -1,0 +1,79 @@
+"""What the missing part of a grid will take, from finished runs of the same experiments. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+from ablations.grid import Cell
+from ablations.status import budget_images
+from core.config import ExperimentConfig
+from core.identity import teacher_problem
+from core.metrics.cost import training_cost
+from core.run import Run, find_runs
+
+RUNS_READ = 20  # of an experiment: enough for a median
+MOST_LATENT_CHANNELS, LATENT_STRIDE = 16, 8  # of the autoencoders in use
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of training alone. ``unknown``: experiments of which no run has finished, so that nothing was measured."""
+
+    device_hours: float = 0.0
+    runs_bytes: float = 0.0
+    solutions_bytes: float = 0.0  # at most: with as many latent channels as any autoencoder in use has
+    unknown: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        parts = [f"about {self.device_hours:.2g} device-hours, {size_text(self.runs_bytes)} of runs"]
+        if self.unknown:
+            parts = [f"no finished run of {', '.join(self.unknown)} tells how long it takes"]
+        if self.solutions_bytes:
+            parts.append(f"at most {size_text(self.solutions_bytes)} of teacher solutions")
+        return ", ".join(parts)
+
+
+def estimate(cells: Sequence[Cell], runs_dir: Path) -> Estimate:
+    """Device-hours and bytes that training ``cells`` will take."""
+    trained = list({cell.id: cell for cell in cells if cell.config.method.trains}.values())
+    names = sorted({cell.config.name for cell in trained})
+    measured = {name: _measured(runs_dir, name) for name in names}
+    unknown = tuple(name for name in names if not measured[name])
+    hours = size = 0.0
+    for cell in trained:
+        if found := measured[cell.config.name]:
+            hours += median(one[0] for one in found) * budget_images(cell.config)
+            size += median(one[1] for one in found)
+    posed = [(json.dumps(teacher_problem(cell.config), sort_keys=True), cell.config) for cell in trained]
+    distinct = {problem: config for problem, config in posed if problem != "null"}
+    solutions = sum(budget_images(config) * _latent_bytes(config) for config in distinct.values())
+    return Estimate(hours, size, solutions, unknown)
+
+
+def _measured(runs_dir: Path, name: str) -> list[tuple[float, int]]:
+    """(device-hours per image, bytes of the folder) of finished runs."""
+    done = (run for path in find_runs(runs_dir / name) if (run := Run.open(path)).state() == "done")
+    out = []
+    for run in islice(done, RUNS_READ):
+        cost = training_cost(run.metrics())
+        if cost.images:
+            size = sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file())
+            out.append((cost.device_hours / cost.images, size))
+    return out
+
+
+def _latent_bytes(config: ExperimentConfig) -> int:
+    """Of one stored solution, fp32."""
+    return 4 * MOST_LATENT_CHANNELS * (config.data.image_size // LATENT_STRIDE) ** 2
+
+
+def size_text(count: float) -> str:
+    """``1.5 GB``."""
+    power = min(int(math.log(max(count, 1), 1000)), 4)
+    return f"{count / 1000**power:.3g} {('B', 'KB', 'MB', 'GB', 'TB')[power]}"
