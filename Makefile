@@ -68,10 +68,10 @@ results: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-SLURM_PACKAGES := slurm-wlm munge
+SLURM_PACKAGES := slurm-wlm munge slurmdbd mariadb-server
 
 test-slurm: $(STAMP)
-	@if ! command -v slurmctld >/dev/null; then \
+	@if ! command -v slurmctld >/dev/null || ! command -v mariadbd >/dev/null; then \
 	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 	    echo "error: a real SLURM is needed: as root, apt-get install -y $(SLURM_PACKAGES)" >&2; exit 1; \
 	  fi; \

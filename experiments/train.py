@@ -82,8 +82,9 @@ def _attempt(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, w
         log.error("%s diverged: %s", run.id, reason)
         return FAILED, str(reason)
     except BaseException as error:
-        if world.is_main:
-            run.end_attempt("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+        if world.is_main:  # an interrupt while the data is read leaves work, no failure
+            state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            run.end_attempt(state, f"{type(error).__name__}: {error}".splitlines()[0])
         raise
     return DONE, ""
 

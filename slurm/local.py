@@ -55,11 +55,11 @@ def background_pid(runs_dir: Path) -> int | None:
 
 
 def cancel_background(runs_dir: Path) -> int | None:
-    """Interrupt it, as Ctrl-C would; its pid, or None when there was none."""
+    """Interrupt it and its trainings, as Ctrl-C would; its pid, or None when there was none."""
     pid = background_pid(runs_dir)
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGINT)
+            os.killpg(pid, signal.SIGINT)  # it leads a group of its own
     return pid
 
 

@@ -183,7 +183,7 @@ class Cluster:
         if self.accounting:
             accounting = (
                 "AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=localhost\n"
-                f"AccountingStoragePort={ports[-2]}"
+                f"AccountingStoragePort={ports[-2]}\nAccountingStoragePass={self._munge_socket}"  # so it is called
             )
         facts = {"host": host, "folder": self.folder, "munge": self._munge_socket, "dbd_port": ports[-2]}
         self.conf.write_text(
@@ -229,17 +229,17 @@ class Cluster:
         wait(self._munge_socket.exists, START_S, f"munged did not start; see {folder}/munged.log")
 
     def _start_accounting(self) -> None:
-        data, run = self.folder / "mariadb", self.folder / "run"
+        data, pids = self.folder / "mariadb", self.folder / "run"
         if not data.exists():
             data.mkdir()
             shutil.chown(data, "mysql", "mysql")
             run(["mariadb-install-db", "--user=mysql", f"--datadir={data}"], self.environment)
-        sock = run / "mysqld.sock"
-        run.chmod(0o777)
+        sock = pids / "mysqld.sock"
+        pids.chmod(0o777)
         if self._pid("mariadbd") is None:
             words = [
                 "mariadbd", "--user=mysql", f"--datadir={data}", f"--socket={sock}", "--skip-networking",
-                "--innodb-buffer-pool-size=64M", f"--pid-file={run}/mariadbd.pid",
+                "--innodb-buffer-pool-size=64M", f"--pid-file={pids}/mariadbd.pid",
                 f"--log-error={self.folder}/mariadb/error.log",
             ]  # fmt: skip
             subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -302,8 +302,8 @@ def _require(programs: dict[str, str]) -> None:
 @contextlib.contextmanager
 def running(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster for the length of a block."""
-    cluster.up()
     try:
+        cluster.up()
         yield cluster
     finally:
         cluster.down()

@@ -48,13 +48,13 @@ class Profile:
         """Raise UserError for the first value that is not allowed."""
         check_choice("executor", self.executor, EXECUTORS)
         for key in ("partition", "account", "qos", "constraint", "container", "python"):
-            _check_plain(key, getattr(self, key))
+            check_plain(key, getattr(self, key))
         for key in ("modules", "exclude"):
             for value in getattr(self, key):
-                _check_plain(key, value)
+                check_plain(key, value)
         for key, value in self.sbatch.items():
-            _check_plain("sbatch", key)
-            _check_plain(f"sbatch.{key}", value)
+            check_plain("sbatch", key)
+            check_plain(f"sbatch.{key}", value)
         for line in self.setup:
             if "\n" in line:
                 raise UserError("setup: a line contains a line break; give one list entry for each line")
@@ -78,7 +78,7 @@ class Profile:
         return [*([f"--container-image={self.container}"] if self.container else []), *self.srun_args]
 
 
-def _check_plain(key: str, value: str | None) -> None:
+def check_plain(key: str, value: str | None) -> None:
     """Names go into a shell file: no quotes, spaces or line breaks."""
     if value is not None and not _PLAIN.fullmatch(value):
         raise UserError(

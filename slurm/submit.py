@@ -20,7 +20,7 @@ from core.schema import UserError
 from core.training.preemption import EXIT_CODE
 from slurm.job import CellsJob
 from slurm.ledger import EVALUATE, TRAIN, Ledger, Submission, Work
-from slurm.profile import Profile
+from slurm.profile import Profile, check_plain
 from slurm.queue import Queue
 from slurm.resources import Resources, micro_batch, resources_of
 from slurm.status import BROKEN, TAKEN, bad_nodes, grid_states
@@ -54,6 +54,10 @@ class Submitter:
     """Plans and submits the cells of one grid to one cluster."""
 
     def __init__(self, grid: str, profile: Profile, runs_dir: Path, code: Path, say: Callable[[str], None]) -> None:
+        check_plain("grid", grid)
+        for folder in (runs_dir.resolve(), code):
+            if set(str(folder)) & set("\"'`$\\\n"):
+                raise UserError(f"{str(folder)!r} has quotes, $, \\ or line breaks, which a job file cannot hold")
         self.grid, self.profile, self.runs_dir, self.code, self.say = grid, profile, runs_dir.resolve(), code, say
         self.ledger = Ledger(runs_dir)
         self.queue = Queue()
@@ -311,7 +315,7 @@ def slurm_parameters(
         "gpus_per_node": resources.gpus_per_node or None,
         "mem": f"{resources.mem_gb * resources.cells_per_job}GB",
         "array_parallelism": profile.max_parallel,
-        "setup": [*profile.setup_lines, f"export PYTHONPATH={code}", f"cd {code}"],
+        "setup": [*profile.setup_lines, f"export PYTHONPATH={shlex.quote(str(code))}", f"cd {shlex.quote(str(code))}"],
         "srun_args": profile.srun,
         "dependency": after or None,
         "additional_parameters": more,

@@ -7,8 +7,8 @@ to, as a training does; what is tested is what lies between a grid's cells and t
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from slurm.profile import load as load_profile
 from slurm.queue import Queue
 from slurm.status import BROKEN, CellState, grid_states
 from slurm.submit import Submitter
+from tests.slurm.waiting import wait
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
 
@@ -47,24 +48,6 @@ seeds: [0]
 axes: {lr: {method.student_lr: [1.0e-3, 2.0e-3, 3.0e-3, 4.0e-3]}}
 metrics: [kd_effnet]
 """
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running(Cluster(tmp_path_factory.mktemp("slurm"))) as started:
-        yield started
-
-
-@pytest.fixture
-def use(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """The cluster, and this process talking to it."""
-    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
-    yield cluster
-    cluster.command(["scancel", "--user=root"], check=False)
-    for node in cluster.nodes:
-        cluster.start_node(node)
-        cluster.command(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
-    wait(lambda: not cluster.command(["squeue", "-h"]).strip(), 60)
 
 
 class Counters(Submitter):
@@ -109,13 +92,6 @@ def submitter(use: Cluster, tmp_path: Path) -> Counters:
 def cells(tmp_path: Path) -> list[Cell]:
     (tmp_path / "cells.yaml").write_text(GRID)
     return load(str(tmp_path / "cells.yaml")).expand("tiny")
-
-
-def wait(holds: Callable[[], bool], timeout_s: float) -> None:
-    end = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < end, f"not within {timeout_s} s"
-        time.sleep(0.5)
 
 
 def submit(submitter: Counters, cells: list[Cell], *, measure: bool = False, **changes: int) -> list[str]:
@@ -196,6 +172,29 @@ def test_a_cancelled_cell_shows_so_and_may_be_submitted_again(
     wait(lambda: state(submitter, cells[0]).state == "cancelled", 15)
     assert [work.cell for work in submitter.missing(cells[:1], BROKEN)] == cells[:1]
     assert submitter.missing(cells[:1]) == []
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that the database's own user can enter, which tmp_path is not."""
+    with tempfile.TemporaryDirectory(prefix="fewstep-", dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_accounting_tells_of_a_cancelled_cell_too(
+    open_folder: Path, tmp_path: Path, cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(Cluster(open_folder, accounting=True)) as accounted:
+        monkeypatch.setenv("SLURM_CONF", str(accounted.conf))
+        submitter = Counters("cells", load_profile("test"), tmp_path / "runs", Path(__file__).parents[2], print)
+        submitter.last = 200
+        (job,) = submit(submitter, cells[:1])
+        wait(lambda: submitter.count(cells[0]) > 2, 60)
+        accounted.command(["scancel", job])
+        wait(lambda: state(submitter, cells[0]).state == "cancelled", 15)
+        wait(lambda: "CANCELLED" in accounted.command(["sacct", "-X", "-n", "-P", "-o", "State", "-j", job]), 15)
+        assert Queue()._accounting(["-j", job])[job].state == "CANCELLED"
 
 
 def test_a_submitter_that_dies_before_it_hears_the_id_submits_nothing_twice(

@@ -77,8 +77,9 @@ def test_resources_of_an_experiment_and_what_a_node_does_not_hold() -> None:
     assert (measuring.processes, measuring.gpus_per_node, measuring.mem_gb) == (1, 1, 32)
     with pytest.raises(UserError, match="flash/sd15 needs gpus_per_node=2; the cluster's profile has 0"):
         found.check(Profile(cpus_per_node=64, mem_gb_per_node=64), cell.experiment)
+    large = Profile(gpus_per_node=8, cpus_per_node=64, mem_gb_per_node=640)
     with pytest.raises(UserError, match="cells_per_job=2 needs runs of one process"):
-        resources_of(Work(TRAIN, cell), cells_per_job=2).check(Profile(gpus_per_node=8, cpus_per_node=64, mem_gb_per_node=640), "x")
+        resources_of(Work(TRAIN, cell), cells_per_job=2).check(large, "x")
 
 
 @pytest.mark.parametrize(

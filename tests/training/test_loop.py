@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import random
@@ -13,9 +14,9 @@ import pytest
 import torch
 
 from core.backbones.tiny import write_tiny_sd
-from core.config import UserError
+from core.config import UserError, run_id
 from core.training.checkpoint import Checkpoints
-from core.training.loop import MAX_SKIPPED_IN_ROW, Diverged
+from core.training.loop import MAX_SKIPPED_IN_ROW, Diverged, lr_factor
 from core.training.preemption import Preempted
 from tests import worlds
 
@@ -118,6 +119,17 @@ def test_one_non_finite_batch_changes_nothing_and_many_diverge(tmp_path: Path) -
     trained.method.losses = target
     trained._iteration()
     assert trained.players["student"].skipped_in_row.item() == 0
+
+
+def test_the_learning_rate_falls_over_the_last_part_of_the_budget(tmp_path: Path) -> None:
+    factors = [lr_factor(x, 0.4) for x in (0.0, 0.59, 0.6, 0.7, 0.9, 1.0)]
+    assert factors == pytest.approx([1, 1, 1, 0.5, 1 - math.sqrt(0.75), 0]) and lr_factor(0.99, 0.0) == 1
+    trained = worlds.trainer(tmp_path, ["train.budget.amount=32", "train.lr_decay=0.5"])
+    trained.train()
+    last = 1e-3 * (1 - math.sqrt((28 / 32 - 0.5) / 0.5))  # of eight updates
+    assert [p.optimizer.param_groups[0]["lr"] for p in trained.players.values()] == pytest.approx([last, last])
+    same, other = (worlds.config(tmp_path, f"train.lr_decay={value}") for value in (0.0, 0.5))
+    assert run_id(same) == run_id(worlds.config(tmp_path)) != run_id(other), "older runs keep their ids"
 
 
 def test_corrupt_state_falls_back_to_the_previous_one_and_says_so(
