@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from core.schema import UserError
 from slurm.ledger import Ledger
 from slurm.probe import Report
 from slurm.profile import Profile
+from slurm.queue import Queue
 from slurm.resources import Resources
 from slurm.submit import MOST_TASKS, said, slurm_parameters
 
@@ -175,27 +177,39 @@ def probe(profile: Profile, shared: Path, code: Path, nodes: int) -> Iterator[Fi
     except FailedJobError as error:
         yield Finding(False, f"sbatch refuses a job of {nodes} nodes: {said(error)}")
         return
-    yield from _answers(job, folder)
+    yield from _answers(job, folder, nodes)
     (folder / token).unlink(missing_ok=True)
 
 
-def _answers(job: Any, folder: Path) -> Iterator[Finding]:
+def _answers(job: Any, folder: Path, nodes: int) -> Iterator[Finding]:
+    from submitit.core.utils import JobPaths
+
     name = f"the probe (job {job.job_id}, log {folder}/{job.job_id})"
-    end = time.monotonic() + PROBE_S
-    while not job.done() and time.monotonic() < end:
+    end, alive = time.monotonic() + PROBE_S, True
+    while alive and time.monotonic() < end:
         time.sleep(1)
-    if not job.done():
+        found = Queue().states([job.job_id]).get(job.job_id)
+        alive = found is None or found.alive
+    if alive:
         job.cancel()
         yield Finding(False, f"{name} did not run within {PROBE_S:.0f} s")
         return
-    try:
-        reports = job.results()
-    except Exception as error:  # whatever the job died of
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        yield Finding(False, f"{name} failed: {last}")
-        return
-    for report in reports:
+    for task in range(nodes):
+        paths = JobPaths(folder / "%j", job.job_id, task)
+        if not paths.result_pickle.exists():  # asking submitit for it would wait for ever where there is no accounting
+            yield Finding(False, f"{name} gave no answer: {_complaint(paths.stderr)}")
+            return
+        outcome, report = pickle.loads(paths.result_pickle.read_bytes())
+        if outcome == "error":
+            yield Finding(False, f"{name} failed: {report.strip().splitlines()[-1]}")
+            return
         yield from (Finding(ok, f"{report['host']}: {text}") for ok, text in report["findings"])
+
+
+def _complaint(log: Path) -> str:
+    """The first line that says more than which task has ended."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return next((line for line in lines if "error: " in line and "Exited with" not in line), "its log is empty")
 
 
 def _minutes(text: str) -> int | None:

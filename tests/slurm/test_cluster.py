@@ -9,11 +9,13 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ablations.grid import Cell, load
+from slurm.doctor import examine
 from slurm.ledger import EVALUATE, TRAIN, Work
 from slurm.local_cluster import Cluster, running
 from slurm.profile import load as load_profile
@@ -343,3 +345,21 @@ def test_a_job_file_without_submitit_runs_and_goes_on(use: Cluster, submitter: C
     use.command(["scontrol", "requeue", job])
     wait(lambda: submitter.count(cells[0]) == 40, 150)
     assert len(submitter.starts(cells[0])) == 2 and submitter.starts(cells[0])[1] > 2
+
+
+def test_the_doctor_finds_a_good_cluster_good_and_names_what_is_wrong(use: Cluster, tmp_path: Path) -> None:
+    code = Path(__file__).parents[2]
+
+    def findings(**changes: object) -> dict[bool | None, str]:
+        found = list(examine(replace(load_profile("test"), **changes), tmp_path / "runs", code))
+        return {ok: "\n".join(finding.text for finding in found if finding.ok is ok) for ok in (True, None, False)}
+
+    good = findings()
+    assert good[False] == "" and "2 nodes with 2 CPUs, 6 GB, 0 GPUs" in good[True]
+    assert "gloo between 2 processes: 3 of 3" in good[True] and "n2: sees" in good[True]
+    assert "no accounting" in good[None] and "signal_s=10" in good[None]
+    assert findings(partition="nowhere")[False] == "partition nowhere does not exist; there are: main urgent"
+    assert "no node of the partition has the profile's 2 CPUs, 6 GB, 8 GPUs" in findings(gpus_per_node=8)[False]
+    assert "cannot be written here (Not a directory)" in findings(shared_dir="/dev/null/x")[False]
+    broken = findings(python="/nowhere/python")[False]
+    assert broken.endswith("execve(): /nowhere/python: No such file or directory") and "\n" not in broken
