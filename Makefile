@@ -77,7 +77,7 @@ test-slurm: $(STAMP)
 	  fi; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SLURM_PACKAGES) >/dev/null || exit 1; \
 	fi
-	@$(BIN)/python -m pytest -m slurm tests/slurm
+	@$(BIN)/python -m pytest -m slurm -n $(WORKERS) --dist loadfile tests/slurm
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

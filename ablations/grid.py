@@ -48,6 +48,17 @@ class Cell:
         return f"{self.id} {self.config.eval}"
 
 
+@dataclass
+class _Expansion:
+    """Of one grid at one scale and budget: the cells so far, and the folders' hashes, taken once for all of them."""
+
+    scale: str
+    budget: str
+    strict: bool
+    cells: dict[tuple[str, int], Cell] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Grid:
     """A checked grid; ``rows`` hold the combinations of its axes."""
@@ -80,14 +91,14 @@ class Grid:
             return self.scaled(scale).expand(scale, budget, strict=strict)
         with _where(self.file):
             check_choice("budget", budget, self.budgets)
-        cells: dict[tuple[str, int], Cell] = {}
+        found = _Expansion(scale, budget, strict)
         for row in self.rows_of(budget):
             for seed in self.budgets[budget].seeds or row.seeds or self.seeds:
-                self._add(cells, row, seed, scale, budget, (), strict)
+                self._add(row, seed, found)
         for row in self.references:
             for seed in row.seeds or (0,):
-                self._add(cells, row, seed, scale, budget, (), strict)
-        return list(cells.values())
+                self._add(row, seed, found)
+        return list(found.cells.values())
 
     def scaled(self, scale: str) -> Grid:
         """The grid as ``scale`` measures and shows it."""
@@ -108,40 +119,31 @@ class Grid:
         chosen = self.budgets[budget].rows
         return [row for row in self.rows if not chosen or row.id in chosen]
 
-    def _add(
-        self,
-        cells: dict[tuple[str, int], Cell],
-        row: Row,
-        seed: int,
-        scale: str,
-        budget: str,
-        path: tuple[str, ...],
-        strict: bool,
-    ) -> Cell:
+    def _add(self, row: Row, seed: int, found: _Expansion, path: tuple[str, ...] = ()) -> Cell:
         """The cell of ``row`` at ``seed``, its parent's first."""
         if row.id in path:
             raise UserError(f"{self.file}: rows {' -> '.join([*path, row.id])} are each other's parents")
-        if (row.id, seed) in cells:
-            return cells[row.id, seed]
-        overrides, parents = self._overrides(row, seed, budget, scale), ()
+        if (row.id, seed) in found.cells:
+            return found.cells[row.id, seed]
+        overrides, parents = self._overrides(row, seed, found.budget, found.scale), ()
         if row.parent is not None:
             other = next(r for r in self.rows if r.id == row.parent)
-            parent = self._add(cells, other, seed, scale, budget, (*path, row.id), strict)
+            parent = self._add(other, seed, found, (*path, row.id))
             overrides, parents = [*overrides, f"train.init_from={parent.id}"], (parent.id,)
-        experiment = row.experiment.get(scale, self.base[scale])
+        experiment = row.experiment.get(found.scale, self.base[found.scale])
         unresolved = ""
         with _where(f"{self.file}: row {row.id}"):
             config = compose(experiment, overrides)
             try:
-                identity = run_id(resolve(config))
+                identity = run_id(resolve(config, found.hashes))
             except UserError as error:
-                if strict:
+                if found.strict:
                     raise
                 identity, unresolved = experiment, str(error)
-        if config.scale != scale:
+        if config.scale != found.scale:
             raise UserError(f"{self.file}: row {row.id}: {experiment} is of scale {config.scale}")
         cell = Cell(identity, row.id, row.label, seed, experiment, tuple(overrides), parents, config, unresolved)
-        cells[row.id, seed] = cell
+        found.cells[row.id, seed] = cell
         return cell
 
     def _overrides(self, row: Row, seed: int, budget: str, scale: str) -> list[str]:

@@ -10,6 +10,8 @@ import contextlib
 import copy
 import functools
 import importlib.util
+import json
+import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -50,6 +52,7 @@ T = TypeVar("T")
 _SCHEMA_KEY = {"method": "name", "backbone": "family", "task": "name"}
 
 
+@functools.cache
 def config_dir() -> Path:
     """The configuration tree; it is data of the package above this one, found without importing it."""
     spec = importlib.util.find_spec("experiments")
@@ -65,8 +68,8 @@ def experiments() -> list[str]:
 
 def compose(experiment: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """Validated configuration of ``experiment`` with ``key=value`` overrides; UserError for a mistake."""
-    known = experiments()
-    if experiment not in known:
+    if not (config_dir() / "experiment" / f"{experiment}.yaml").is_file():
+        known = experiments()
         close = nearest(experiment, known)
         raise UserError(f"unknown experiment '{experiment}'{close}; all: {', '.join(known)}")
     groups, values = _split_overrides(overrides)
@@ -90,7 +93,7 @@ def _changed(experiment: str, groups: tuple[str, ...], values: Sequence[tuple[st
     base = _base_object(experiment, groups)
     if base is None:
         return None
-    config = copy.deepcopy(base)
+    config = pickle.loads(base)  # a fifth of the time of a deep copy
     for key, value in values:
         *path, leaf = key.split(".") if isinstance(key, str) else [""]
         owner: Any = config
@@ -99,7 +102,8 @@ def _changed(experiment: str, groups: tuple[str, ...], values: Sequence[tuple[st
         if not is_dataclass(owner) or isinstance(value, dict) or is_dataclass(getattr(owner, leaf, owner)):
             return None
         try:
-            setattr(owner, leaf, _converted(_compose_groups(experiment, groups), key, _rows_of_floats(value)))
+            text = json.dumps(_rows_of_floats(value))
+            setattr(owner, leaf, copy.deepcopy(_converted(experiment, groups, key, text)))
         except Exception:
             return None
     config.validate()
@@ -107,20 +111,24 @@ def _changed(experiment: str, groups: tuple[str, ...], values: Sequence[tuple[st
 
 
 @functools.lru_cache(maxsize=256)
-def _base_object(experiment: str, groups: tuple[str, ...]) -> ExperimentConfig | None:
-    """The composed tree as an object; None as long as one of its values is missing."""
+def _base_object(experiment: str, groups: tuple[str, ...]) -> bytes | None:
+    """The composed tree as a pickled object; None as long as one of its values is missing."""
     from omegaconf import OmegaConf
 
     tree = _compose_groups(experiment, groups)
-    return None if OmegaConf.missing_keys(tree) else OmegaConf.to_object(tree)
+    return None if OmegaConf.missing_keys(tree) else pickle.dumps(OmegaConf.to_object(tree))
 
 
-def _converted(tree: Any, key: str, value: Any) -> Any:
-    """``value`` as the leaf ``key`` of the typed tree would hold it; an OmegaConf error when it does not fit."""
+@functools.lru_cache(maxsize=4096)
+def _converted(experiment: str, groups: tuple[str, ...], key: str, text: str) -> Any:
+    """The JSON ``text`` as the leaf ``key`` of the typed tree would hold it; an OmegaConf error when it does not fit.
+
+    Most overrides are the same in all cells of a grid.
+    """
     from omegaconf import OmegaConf
 
     *path, leaf = key.split(".")
-    parent = tree
+    parent, value = _compose_groups(experiment, groups), json.loads(text)
     for name in path:
         parent = parent[name]
     node = copy.deepcopy(parent._get_node(leaf))
@@ -129,9 +137,12 @@ def _converted(tree: Any, key: str, value: Any) -> Any:
     return OmegaConf.to_container(node) if OmegaConf.is_config(node) and node._value() is not None else node._value()
 
 
-def resolve(config: ExperimentConfig) -> ExperimentConfig:
-    """``config`` with the hashes of weights, data and parent filled in; UserError for a missing folder."""
-    fill_hashes(config)
+def resolve(config: ExperimentConfig, known: dict[str, str] | None = None) -> ExperimentConfig:
+    """``config`` with the hashes of weights, data and parent filled in; UserError for a missing folder.
+
+    ``known``: hashes of folders, read and added to, for callers that resolve many configurations at one moment.
+    """
+    fill_hashes(config, {} if known is None else known)
     return config
 
 

@@ -78,31 +78,34 @@ def run_id(config: ExperimentConfig) -> str:
     return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
 
-def fill_hashes(config: ExperimentConfig) -> None:
+def fill_hashes(config: ExperimentConfig, known: dict[str, str]) -> None:
     """Set weights_hash, data_hash and parent of ``config`` in place; UserError for a missing folder."""
     cache = Path(config.execution.cache_dir)
     backbone, data, train = config.backbone, config.data, config.train
-    backbone.weights_hash = _weights_hash(backbone.path, backbone.revision, cache)
-    data.data_hash = _source_hash("data.path", data.path, cache, _NOT_DATA)
+    backbone.weights_hash = _weights_hash(backbone.path, backbone.revision, cache, known)
+    data.data_hash = _source_hash("data.path", data.path, cache, _NOT_DATA, known)
     train.parent = None if train.init_from is None else _parent_id(train.init_from, cache)
 
 
-def _weights_hash(path: str, revision: str | None, cache: Path) -> str:
+def _weights_hash(path: str, revision: str | None, cache: Path, known: dict[str, str]) -> str:
     is_hub_id = _HUB_ID.fullmatch(path) and not locate(path).exists()
     if is_hub_id:
         return f"hub:{path}@{revision or 'main'}"
-    return _source_hash("backbone.path", path, cache, _NOT_WEIGHTS)
+    return _source_hash("backbone.path", path, cache, _NOT_WEIGHTS, known)
 
 
-def _source_hash(key: str, path: str, cache: Path, ignored: set[str]) -> str:
+def _source_hash(key: str, path: str, cache: Path, ignored: set[str], known: dict[str, str]) -> str:
     if not path:
         raise UserError(f"{key} is not set; give {key}=FOLDER")
     if path.startswith("random:"):  # made from its name alone
         return path
+    if (found := known.get(f"{key}={path}")) is not None:
+        return found
     folder = locate(path)
     if not folder.is_dir():
         raise UserError(f"{key}={path}: no such folder ({folder.absolute()})")
-    return folder_hash(folder, cache, ignored)
+    known[f"{key}={path}"] = folder_hash(folder, cache, ignored)
+    return known[f"{key}={path}"]
 
 
 def _parent_id(init_from: str, cache: Path) -> str:
@@ -114,7 +117,7 @@ def _parent_id(init_from: str, cache: Path) -> str:
         return path.name[-10:]
     if path.is_file():
         return _file_hash(path)
-    return _source_hash("train.init_from", init_from, cache, _NOT_WEIGHTS)
+    return _source_hash("train.init_from", init_from, cache, _NOT_WEIGHTS, {})
 
 
 def folder_hash(folder: Path, cache_dir: Path, ignored: set[str] = frozenset()) -> str:

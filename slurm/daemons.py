@@ -13,12 +13,13 @@ from pathlib import Path
 from core.schema import UserError
 
 
-def processes_of(node: str) -> list[int]:
-    """Processes of the node's jobs, which carry its name."""
+def processes_of(node: str, conf: Path) -> list[int]:
+    """Processes of the jobs on the node of the cluster of this slurm.conf; their environment names both."""
+    marks = {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={conf}".encode()}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if f"SLURMD_NODENAME={node}\0".encode() in (folder / "environ").read_bytes():
+            if marks <= set((folder / "environ").read_bytes().split(b"\0")):
                 found.append(int(folder.name))
     return found
 

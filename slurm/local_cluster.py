@@ -134,7 +134,7 @@ class Cluster:
     def stop_node(self, node: str) -> None:
         """Kill the daemon of one node and everything that it runs, as a power cut would: nobody reports anything."""
         self._stop(f"slurmd.{node}", signal.SIGKILL)
-        processes = processes_of(node)
+        processes = processes_of(node, self.conf)
         for pid in [*(parent for pid in processes if (parent := step_daemon(pid))), *processes]:
             send(pid, signal.SIGKILL)
 
