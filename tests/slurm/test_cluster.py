@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ablations.grid import Cell, load
+from core.run import atomic_write
 from slurm.doctor import examine
 from slurm.ledger import EVALUATE, TRAIN, Work
 from slurm.local_cluster import Cluster, running
@@ -64,8 +65,8 @@ class Counters(Submitter):
         if work.kind == EVALUATE:
             return ["cp", str(self.file_of(work.cell)), str(self.measured(work.cell))]
         program = self.runs_dir / "counter.py"
-        program.parent.mkdir(parents=True, exist_ok=True)
-        program.write_text(COUNTER)
+        if not program.exists():  # jobs that have started read it while others are being submitted
+            atomic_write(program, COUNTER)
         return [sys.executable, str(program), str(self.file_of(work.cell)), str(self.last)]
 
     def measured(self, cell: Cell) -> Path:
@@ -300,7 +301,7 @@ def test_cells_that_share_a_job_fail_alone(submitter: Counters, cells: list[Cell
 def test_a_node_on_which_cells_only_fail_is_left_out(
     use: Cluster, submitter: Counters, cells: list[Cell], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program = '[ "$SLURMD_NODENAME" = n1 ] && exit 1; sleep 3; echo 1 > '
+    program = 'sleep 5; [ "$SLURMD_NODENAME" = n1 ] && exit 1; echo 1 > '  # all four wait side by side first
     submitter.profile.failures_per_node = 1
     submitter.command = lambda work, _: ["sh", "-c", f"{program} {submitter.file_of(work.cell)}"]
     submitter.runs_dir.mkdir(parents=True)
