@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from core.identity import fill_hashes, identity_dict, locate, run_id
 from core.schema import (
     METRICS,
+    MISSING,
     REVISIONS,
     SCHEMAS,
     BackboneConfig,
@@ -101,9 +102,14 @@ def _changed(experiment: str, groups: tuple[str, ...], values: Sequence[tuple[st
             owner = getattr(owner, name, None)
         if not is_dataclass(owner) or isinstance(value, dict) or is_dataclass(getattr(owner, leaf, owner)):
             return None
+        text = json.dumps(_rows_of_floats(value))
+        if "${" in text or value == MISSING:
+            return None
+        if type(value) in (int, str) and type(getattr(owner, leaf)) is type(value):
+            setattr(owner, leaf, value)  # OmegaConf would take it as it is
+            continue
         try:
-            text = json.dumps(_rows_of_floats(value))
-            setattr(owner, leaf, copy.deepcopy(_converted(experiment, groups, key, text)))
+            setattr(owner, leaf, _own(_converted(experiment, groups, key, text)))
         except Exception:
             return None
     config.validate()
@@ -226,8 +232,13 @@ def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[tuple[st
         if key in SCHEMAS:
             groups.append(text)
         else:
-            values.append((key, copy.deepcopy(value)))
+            values.append((key, _own(value)))
     return groups, values
+
+
+def _own(value: Any) -> Any:
+    """A copy of what is remembered, where it can be changed."""
+    return copy.deepcopy(value) if isinstance(value, list | dict) else value
 
 
 _PLAIN = re.compile(r'(?P<key>[a-z_][a-z0-9_.]*)=(?:(?P<int>-?(?:0|[1-9]\d{0,14}))|"(?P<quoted>[^"\\$]*)")')
@@ -236,12 +247,12 @@ _PLAIN = re.compile(r'(?P<key>[a-z_][a-z0-9_.]*)=(?:(?P<int>-?(?:0|[1-9]\d{0,14}
 @functools.lru_cache(maxsize=4096)
 def _parse(text: str) -> tuple[str, Any]:
     """Key and value of an override in Hydra's grammar, whose parser needs a millisecond; UserError for any other."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     plain = _PLAIN.fullmatch(text)
     if plain:
         return plain["key"], int(plain["int"]) if plain["int"] else plain["quoted"]
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:

@@ -6,6 +6,7 @@ The whole configuration is hashed, never its difference from the defaults: a cha
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -41,13 +42,18 @@ def locate(path: str) -> Path:
 def identity_dict(config: Any) -> dict[str, Any]:
     """The part of a (nested) schema instance that decides what is computed, as plain values."""
     out: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        old = item.metadata.get("reproduces_old", dataclasses.MISSING)
-        if item.metadata.get("execution") or (old is not dataclasses.MISSING and value == old):
-            continue
-        out[item.name] = identity_dict(value) if dataclasses.is_dataclass(value) else value
+    for name, old in _identity_fields(type(config)):
+        value = getattr(config, name)
+        if old is dataclasses.MISSING or value != old:
+            out[name] = identity_dict(value) if dataclasses.is_dataclass(value) else value
     return out
+
+
+@functools.cache
+def _identity_fields(schema: type) -> list[tuple[str, Any]]:
+    """Fields that are not execution, with the value that older runs had, MISSING if they had the field."""
+    kept = [item for item in dataclasses.fields(schema) if not item.metadata.get("execution")]
+    return [(item.name, item.metadata.get("reproduces_old", dataclasses.MISSING)) for item in kept]
 
 
 def teacher_problem(config: ExperimentConfig) -> dict[str, Any] | None:

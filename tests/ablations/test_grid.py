@@ -159,6 +159,7 @@ def test_a_grid_composes_once_and_every_cell_equals_the_full_way(name: str, monk
         "eval.steps=[3]", 'execution.label="a b"', "execution.tensorboard=true", "backbone.lora_targets=[a,b.c]",
         "train.budget.amount=64", "execution.micro_batch=2", 'method.distill_loss="l1"', "method.student_lr=1e-3",
         "train.max_grad_norm=5", "backbone.revision=null-1",
+        "execution.label='a${seed}'", "backbone.path=4", "backbone.revision=7",
     ],
 )  # fmt: skip
 def test_one_value_equals_the_full_way(override: str) -> None:
