@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.schema import UserError
 
 ALIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", "RESIZING", "STAGE_OUT")
+THE_REST = str(2**32 - 2)  # NO_VAL, as the index of all tasks that had no record of their own
 _FIELD = re.compile(r"(\w+)=(.*?)(?= \w+(?::\w+)*=|$)")
 
 
@@ -37,12 +38,16 @@ class Queue:
 
     def states(self, jobs: Iterable[str]) -> dict[str, JobState]:
         """By task id; a task that nobody knows any more is absent. The controller's word is the newest."""
-        wanted = sorted({job.partition("_")[0] for job in jobs})
+        asked = set(jobs)
+        wanted = sorted({job.partition("_")[0] for job in asked})
         if not wanted:
             return {}
         found = self._accounting(["-j", ",".join(wanted)])
         live = self._controller()
         found |= {task: state for task, state in live.items() if task.partition("_")[0] in wanted}
+        for task in asked - found.keys():  # of an array that was cancelled in the queue the rest is one record
+            if rest := found.get(task.partition("_")[0]):
+                found[task] = replace(rest, task=task)
         return found
 
     def by_name(self, name: str) -> str | None:
@@ -74,8 +79,8 @@ class Queue:
         for line in (text or "").splitlines():
             parts = line.split("|")
             if len(parts) >= 4:
-                task, name, state, node = parts[:4]
-                out[task] = JobState(task, name, _word(state), node)
+                job, name, state, node = parts[:4]
+                out |= {task: JobState(task, name, _word(state), node) for task in _tasks(*job.partition("_")[::2])}
         return out
 
     def _ask(self, words: list[str]) -> str | None:
@@ -105,15 +110,15 @@ def _of_controller(line: str) -> list[JobState]:
         "reason": fields.get("Reason", "").replace("None", ""),
         "restarts": int(fields.get("Restarts", "0") or 0),
     }
-    if "ArrayTaskId" not in fields:
-        return [JobState(task=job, **common)]
-    return [JobState(task=f"{job}_{index}", **common) for index in _indices(fields["ArrayTaskId"])]
+    return [JobState(task=task, **common) for task in _tasks(job, fields.get("ArrayTaskId", ""))]
 
 
-def _indices(text: str) -> list[int]:
-    """``3-7,9%4`` as numbers."""
-    out: list[int] = []
-    for part in text.partition("%")[0].split(","):
+def _tasks(job: str, indices: str) -> list[str]:
+    """``3-7,9%4``, in brackets or not, as tasks of the array; none or SLURM's mark for the rest is the array itself."""
+    if indices in ("", THE_REST):
+        return [job]
+    out: list[str] = []
+    for part in indices.strip("[]").partition("%")[0].split(","):
         first, _, last = part.partition("-")
-        out.extend(range(int(first), int(last or first) + 1))
+        out.extend(f"{job}_{index}" for index in range(int(first), int(last or first) + 1))
     return out

@@ -32,6 +32,8 @@ def snapshot(shared: Path, allow_dirty: bool = False, root: Path = ROOT, *, writ
             "or give --allow-dirty"
         )
     folder = shared / "code" / tree[:16]
+    if folder.exists() and not os.access(folder / "COMMIT", os.R_OK):
+        raise UserError(f"{folder} is not a snapshot that can be read; remove it, and submit again")
     if write and not folder.exists():
         archive = _git(root, "archive", "--format=tar", tree)
         assert archive is not None

@@ -323,7 +323,7 @@ metrics: [kd_effnet]
 """
 
 
-def test_many_cells_are_few_arrays(submitter: Counters, tmp_path: Path) -> None:
+def test_many_cells_are_few_arrays(use: Cluster, submitter: Counters, tmp_path: Path) -> None:
     seeds, rates = ", ".join(map(str, range(30))), ", ".join(f"{i}.0e-5" for i in range(1, 41))
     (tmp_path / "many.yaml").write_text(MANY % (seeds, rates))
     many = load(str(tmp_path / "many.yaml")).expand("tiny")
@@ -335,6 +335,12 @@ def test_many_cells_are_few_arrays(submitter: Counters, tmp_path: Path) -> None:
     assert submitter.missing(many) == []
     states = [found.state for found in grid_states(many, submitter.runs_dir, Queue())]
     assert len(states) == 1200 and set(states) <= {"queued", "running"} and states.count("queued") >= 1198
+    use.command(["scancel", *jobs])
+
+    def cancelled() -> bool:
+        return {found.state for found in grid_states(many, submitter.runs_dir, Queue())} == {"cancelled"}
+
+    wait(cancelled, 15)
 
 
 def test_a_job_file_without_submitit_runs_and_goes_on(use: Cluster, submitter: Counters, cells: list[Cell]) -> None:

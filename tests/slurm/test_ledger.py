@@ -10,7 +10,7 @@ import pytest
 from core.schema import UserError
 from slurm.job import launcher
 from slurm.ledger import Ledger
-from slurm.queue import JobState, _indices, _of_controller
+from slurm.queue import JobState, Queue, _of_controller
 from slurm.snapshot import snapshot
 from slurm.status import decide, last_lines
 from slurm.submit import absolute
@@ -81,6 +81,13 @@ def test_relative_paths_are_those_of_the_submitting_folder(tmp_path: Path) -> No
         assert absolute(same) == same
 
 
+def test_a_snapshot_that_cannot_be_read_is_one_line(checkout: Path, tmp_path: Path) -> None:
+    code = snapshot(tmp_path / "shared", root=checkout)
+    (code / "COMMIT").unlink()
+    with pytest.raises(UserError, match=f"{code} is not a snapshot that can be read; remove it"):
+        snapshot(tmp_path / "shared", root=checkout)
+
+
 def test_what_git_ignores_is_no_change(checkout: Path, tmp_path: Path) -> None:
     (checkout / "runs").mkdir()
     (checkout / "runs" / "big").write_text("x")
@@ -107,7 +114,18 @@ def test_lines_of_the_controller() -> None:
     assert [w.task for w in waiting] == ["8_3", "8_4", "8_5", "8_9"] and waiting[0].node == ""
     (single,) = _of_controller("JobId=9 JobName=x JobState=CANCELLED by 0 Reason=None NodeList=(null)")
     assert (single.task, single.state, single.alive) == ("9", "CANCELLED", False)
-    assert _indices("0") == [0]
+    (rest,) = _of_controller("JobId=13 ArrayJobId=13 ArrayTaskId=4294967294 JobName=x JobState=CANCELLED Reason=None")
+    assert (rest.task, rest.state) == ("13", "CANCELLED")
+
+
+def test_tasks_that_were_cancelled_together_are_known_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"sacct": "13|x|CANCELLED by 0|(null)\n14_[2-3,7%4]|x|CANCELLED|\n15_1|x|FAILED|n1\n", "scontrol": ""}
+    monkeypatch.setattr(Queue, "_ask", lambda self, words: said[words[0]])
+    states = Queue().states(["13_5", "14_3", "14_7", "15_1", "15_2"])
+    assert {task: states[task].state for task in ("13_5", "14_3", "14_7")} == dict.fromkeys(
+        ("13_5", "14_3", "14_7"), "CANCELLED"
+    )
+    assert (states["15_1"].state, states["15_1"].node) == ("FAILED", "n1") and "15_2" not in states
 
 
 @pytest.mark.parametrize(
