@@ -50,7 +50,6 @@ class Submission:
     name: str
     grid: str
     kind: str  # TRAIN | EVALUATE
-    executor: str  # slurm | local | debug
     tasks: tuple[tuple[str, ...], ...]
     created: float
     jobs: tuple[str, ...] = ()  # of each task: 123_0, or 123 of a submission of one task, as SLURM calls them
@@ -80,13 +79,11 @@ class Ledger:
                 raise UserError(f"{self.root}: another submission is under way; wait for it") from None
             yield
 
-    def intend(
-        self, grid: str, kind: str, executor: str, tasks: Sequence[Sequence[str]], facts: dict[str, Any]
-    ) -> Submission:
+    def intend(self, grid: str, kind: str, tasks: Sequence[Sequence[str]], facts: dict[str, Any]) -> Submission:
         """Write down what is about to be submitted."""
         name = f"fewstep-{grid}-{uuid.uuid4().hex[:10]}"
         folder = self.root / "submissions" / name
-        record = {"name": name, "grid": grid, "kind": kind, "executor": executor, "created": time.time(), **facts}
+        record = {"name": name, "grid": grid, "kind": kind, "created": time.time(), **facts}
         record["tasks"] = [list(task) for task in tasks]
         atomic_write(folder / "intent.json", json.dumps(record, indent=1) + "\n")
         return _read(folder)
@@ -129,7 +126,7 @@ def _read(folder: Path) -> Submission:
         raise UserError(f"{folder}: is damaged ({error})") from None
     return Submission(
         folder,
-        *(record[key] for key in ("name", "grid", "kind", "executor")),
+        *(record[key] for key in ("name", "grid", "kind")),
         tuple(tuple(task) for task in record["tasks"]),
         record["created"],
         jobs,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from core.schema import UserError
 
 ALIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", "RESIZING", "STAGE_OUT")
+NOWHERE = ("", "(null)", "None assigned")
 THE_REST = str(2**32 - 2)  # NO_VAL, as the index of all tasks that had no record of their own
 _FIELD = re.compile(r"(\w+)=(.*?)(?= \w+(?::\w+)*=|$)")
 
@@ -42,13 +43,8 @@ class Queue:
         wanted = sorted({job.partition("_")[0] for job in asked})
         if not wanted:
             return {}
-        found = self._accounting(["-j", ",".join(wanted)])
-        live = self._controller()
-        found |= {task: state for task, state in live.items() if task.partition("_")[0] in wanted}
-        for task in asked - found.keys():  # of an array that was cancelled in the queue the rest is one record
-            if rest := found.get(task.partition("_")[0]):
-                found[task] = replace(rest, task=task)
-        return found
+        found = self._accounting(["-j", ",".join(wanted)]) | self._controller()
+        return {task: state for task in asked if (state := found.get(task) or _rest(task, found))}
 
     def by_name(self, name: str) -> str | None:
         """The id of the job of this name, its array's without the task; None when SLURM has never seen it."""
@@ -80,6 +76,7 @@ class Queue:
             parts = line.split("|")
             if len(parts) >= 4:
                 job, name, state, node = parts[:4]
+                node = "" if node in NOWHERE else node
                 out |= {task: JobState(task, name, _word(state), node) for task in _tasks(*job.partition("_")[::2])}
         return out
 
@@ -94,6 +91,12 @@ class Queue:
         return done.stdout if done.returncode == 0 else None
 
 
+def _rest(task: str, found: Mapping[str, JobState]) -> JobState | None:
+    """Tasks that were cancelled before they had a record of their own share that of their array."""
+    state = found.get(task.partition("_")[0])
+    return replace(state, task=task) if state and state.state == "CANCELLED" and not state.node else None
+
+
 def _word(state: str) -> str:
     """``CANCELLED by 0`` is CANCELLED."""
     return state.split()[0].rstrip("+") if state.strip() else "UNKNOWN"
@@ -106,7 +109,7 @@ def _of_controller(line: str) -> list[JobState]:
     common = {
         "name": fields.get("JobName", ""),
         "state": _word(fields.get("JobState", "")),
-        "node": "" if fields.get("NodeList") in (None, "(null)") else fields["NodeList"],
+        "node": "" if fields.get("NodeList", "") in NOWHERE else fields["NodeList"],
         "reason": fields.get("Reason", "").replace("None", ""),
         "restarts": int(fields.get("Restarts", "0") or 0),
     }

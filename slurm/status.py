@@ -47,8 +47,7 @@ class CellState:
 def grid_states(cells: Sequence[Cell], runs_dir: Path, queue: Queue) -> list[CellState]:
     """Of every distinct cell, in the grid's order; SLURM is asked when one was submitted to it."""
     ledger = Ledger(runs_dir)
-    last = {key: entries[-1] for key, entries in ledger.jobs().items()}
-    newest = {key: job for key, (submission, job) in last.items() if submission.executor == "slurm"}
+    newest = {key: entries[-1][1] for key, entries in ledger.jobs().items()}
     found = [(Work(_at(item), item.cell), item) for item in plan(cells, runs_dir)]
     wanted = [newest[work.key] for work, _ in found if work.key in newest]
     known = queue.states(wanted) if wanted else {}

@@ -88,11 +88,11 @@ class Submitter:
         for submission in self.ledger.submissions():
             if submission.jobs or submission.abandoned:
                 continue
-            job = self.queue.by_name(submission.name) if self.profile.executor == "slurm" else None
+            job = self.queue.by_name(submission.name)
             if job is not None:
                 self.ledger.confirm(submission, submission.jobs_of(job))
                 self.say(f"{submission.name}: found as job {job}")
-            elif time.time() - submission.created > ORPHAN_S or self.profile.executor != "slurm":
+            elif time.time() - submission.created > ORPHAN_S:
                 self.ledger.abandon(submission, "SLURM knows no job of this name")
             else:
                 raise UserError(f"{submission.name} was being submitted less than {ORPHAN_S:.0f} s ago; try again then")
@@ -110,8 +110,10 @@ class Submitter:
             for tasks in self._chunks(works, resources):
                 training = Array(resources, tasks)
                 yield training
-                measuring = tuple(tuple(w for work in task for w in measure.pop(work.cell.id, ())) for task in tasks)
+                measuring = tuple(tuple(w for work in task for w in measure.get(work.cell.id, ())) for task in tasks)
                 if all(measuring):
+                    for work in training.work:
+                        measure.pop(work.cell.id, None)
                     asked = self._resources(measuring[0][0], changes)
                     yield Array(replace(asked, cells_per_job=max(map(len, measuring))), measuring, training)
         rest: dict[Resources, list[Work]] = {}
@@ -151,13 +153,12 @@ class Submitter:
     @cached_property
     def most_tasks(self) -> int:
         """Of an array on this cluster."""
-        return self.queue.max_array_size() if self.profile.executor == "slurm" else MOST_TASKS
+        return self.queue.max_array_size()
 
     @cached_property
     def bad_nodes(self) -> list[str]:
         """Left out from now on: only failures were seen on them."""
-        entries = [entry for entries in self.ledger.jobs().values() for entry in entries]
-        jobs = [job for submission, job in entries if submission.executor == "slurm"]
+        jobs = [job for entries in self.ledger.jobs().values() for _, job in entries]
         bad = bad_nodes(self.queue.states(jobs).values(), self.profile.failures_per_node)
         if bad:
             self.say(f"left out, because cells only failed there: {', '.join(bad)}")
@@ -169,7 +170,7 @@ class Submitter:
 
         tasks = [[work.key for work in task] for task in array.tasks]
         facts = {"code": str(self.code), "resources": asdict(array.resources)}
-        submission = self.ledger.intend(self.grid, array.kind, "slurm", tasks, facts)
+        submission = self.ledger.intend(self.grid, array.kind, tasks, facts)
         executor = self._executor(array, submission.name)
         jobs = [self._job(task, array.resources) for task in array.tasks]
         try:
@@ -183,18 +184,17 @@ class Submitter:
         return self.ledger.confirm(submission, [job.job_id for job in submitted])
 
     def after(self, array: Array) -> str:
-        """sbatch's dependency: jobs that must have ended well before this array starts; empty when there are none."""
+        """sbatch's dependency: jobs that must end well before this array starts; empty when none is at work."""
         if array.mirrors is not None:
             word = "aftercorr" if len(array.tasks) > 1 else "afterok"
             return f"{word}:{self._ids[array.mirrors]}"
-        jobs = self.ledger.jobs()
         first = [parent for work in array.work for parent in work.cell.parents]
-        first += [work.cell.id for work in array.work if work.kind == EVALUATE]  # submitted before, at work now
-        waiting = [jobs[run][-1] for run in dict.fromkeys(first) if run in jobs]
-        ids = [job for submission, job in waiting if submission.executor == "slurm"]
-        done = {task for task, state in self.queue.states(ids).items() if state.state == "COMPLETED"}
-        left = [job for job in ids if job not in done]
-        return f"afterok:{':'.join(left)}" if left else ""
+        first += [work.cell.id for work in array.work if work.kind == EVALUATE]  # trained by an earlier submission
+        jobs = self.ledger.jobs()
+        newest = [jobs[run][-1][1] for run in dict.fromkeys(first) if run in jobs]
+        states = self.queue.states(newest)
+        alive = [job for job in newest if job in states and states[job].alive]
+        return f"afterok:{':'.join(alive)}" if alive else ""
 
     def _job(self, task: Sequence[Work], resources: Resources) -> CellsJob:
         commands = [(str(self.ledger.log_of(work.key)), self.command(work, resources)) for work in task]

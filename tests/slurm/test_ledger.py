@@ -18,15 +18,15 @@ from slurm.submit import absolute
 
 def test_an_intent_is_written_before_and_the_ids_after(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "runs")
-    first = ledger.intend("g", "train", "slurm", [["aaa"], ["bbb", "ccc"]], {"code": "x"})
+    first = ledger.intend("g", "train", [["aaa"], ["bbb", "ccc"]], {"code": "x"})
     assert first.jobs == () and ledger.jobs() == {} and first.jobs_of("12") == ("12_0", "12_1")
     ledger.confirm(first, first.jobs_of("12"))
-    second = ledger.intend("g", "train", "slurm", [["aaa"]], {})
+    second = ledger.intend("g", "train", [["aaa"]], {})
     ledger.confirm(second, second.jobs_of("13"))
     assert {run: [job for _, job in entries] for run, entries in ledger.jobs().items()} == {
         "aaa": ["12_0", "13"], "bbb": ["12_1"], "ccc": ["12_1"]
     }  # fmt: skip
-    third = ledger.intend("g", "train", "slurm", [["ddd"]], {})
+    third = ledger.intend("g", "train", [["ddd"]], {})
     ledger.abandon(third, "never heard of")
     assert [submission.abandoned for submission in ledger.submissions()] == [False, False, True]
     assert len({submission.name for submission in ledger.submissions()}) == 3
@@ -126,6 +126,13 @@ def test_tasks_that_were_cancelled_together_are_known_each(monkeypatch: pytest.M
         ("13_5", "14_3", "14_7"), "CANCELLED"
     )
     assert (states["15_1"].state, states["15_1"].node) == ("FAILED", "n1") and "15_2" not in states
+
+
+def test_nothing_but_what_was_asked_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of completed jobs has all jobs, by raw ids: that of an array is the id of its last task."""
+    said = {"sacct": "16|x|COMPLETED|n2\n17|x|FAILED|n1\n3|old|COMPLETED|n1\n", "scontrol": ""}
+    monkeypatch.setattr(Queue, "_ask", lambda self, words: said[words[0]])
+    assert Queue().states(["16_0", "16_1"]) == {} and set(Queue().states(["17"])) == {"17"}
 
 
 @pytest.mark.parametrize(
