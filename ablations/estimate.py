@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -28,7 +28,7 @@ class Estimate:
     device_hours: float = 0.0
     runs_bytes: float = 0.0
     solutions_bytes: float = 0.0  # at most: with as many latent channels as any autoencoder in use has
-    unknown: tuple[str, ...] = field(default=())
+    unknown: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"about {self.device_hours:.2g} device-hours, {size_text(self.runs_bytes)} of runs"]

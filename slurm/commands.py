@@ -65,10 +65,9 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     from slurm.profile import load
     from slurm.snapshot import snapshot
 
-    profile = load(arguments.cluster)
-    shared = Path(profile.shared_dir or arguments.runs_dir / ".slurm").resolve()
-    good = True
-    for finding in examine(profile, arguments.runs_dir, snapshot(shared, allow_dirty=True)):
+    profile, good = load(arguments.cluster), True
+    code = snapshot(profile.shared(arguments.runs_dir), allow_dirty=True)
+    for finding in examine(profile, arguments.runs_dir, code):
         print(finding, flush=True)
         good = good and finding.ok is not False
     return 0 if good else 1
@@ -86,7 +85,7 @@ def run_submit(arguments: argparse.Namespace) -> int:
 
     profile, grid = load(arguments.cluster), load_grid(arguments)
     cells = grid.expand(arguments.scale, arguments.budget)
-    shared = Path(profile.shared_dir or arguments.runs_dir / ".slurm").resolve()
+    shared = profile.shared(arguments.runs_dir)
     code = snapshot(shared, arguments.allow_dirty or arguments.dry_run, write=not arguments.dry_run)
     if profile.executor != "slurm":
         return _submit_here(arguments, profile, code)
@@ -205,7 +204,7 @@ def run_cancel(arguments: argparse.Namespace) -> int:
     ids = {cell.id for cell in cells}
     jobs = Ledger(arguments.runs_dir).jobs()
     newest = [entries[-1][1] for key, entries in jobs.items() if key.partition("-")[0] in ids]
-    alive = [task for task, state in Queue().states(newest).items() if state.alive and task in newest]
+    alive = [task for task, state in Queue().states(newest).items() if state.alive]
     if alive and not arguments.dry_run:
         done = subprocess.run(["scancel", *alive], capture_output=True, text=True)
         if done.returncode:

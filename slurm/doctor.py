@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from core.schema import UserError
-from slurm.ledger import Ledger
 from slurm.probe import Report
 from slurm.profile import Profile
 from slurm.queue import Queue
@@ -57,8 +56,7 @@ def examine(profile: Profile, runs_dir: Path, code: Path) -> Iterator[Finding]:
     for check in checks:
         yield from check()
     if site.fitting:
-        shared = Path(profile.shared_dir or Ledger(runs_dir).root).resolve()
-        yield from probe(profile, shared, code, min(2, site.fitting))
+        yield from probe(profile, profile.shared(runs_dir), code, min(2, site.fitting))
 
 
 class _Site:

@@ -49,7 +49,6 @@ class Submission:
     folder: Path
     name: str
     grid: str
-    kind: str  # TRAIN | EVALUATE
     tasks: tuple[tuple[str, ...], ...]
     created: float
     jobs: tuple[str, ...] = ()  # of each task: 123_0, or 123 of a submission of one task, as SLURM calls them
@@ -126,7 +125,7 @@ def _read(folder: Path) -> Submission:
         raise UserError(f"{folder}: is damaged ({error})") from None
     return Submission(
         folder,
-        *(record[key] for key in ("name", "grid", "kind")),
+        *(record[key] for key in ("name", "grid")),
         tuple(tuple(task) for task in record["tasks"]),
         record["created"],
         jobs,

@@ -68,6 +68,10 @@ class Profile:
         if self.signal_s >= 60 * self.time_min:
             raise UserError(f"signal_s={self.signal_s} is not shorter than time_min={self.time_min} minutes")
 
+    def shared(self, runs_dir: Path) -> Path:
+        """The folder that every node sees; beside the runs where the site names none."""
+        return Path(self.shared_dir or runs_dir / ".slurm").resolve()
+
     @property
     def setup_lines(self) -> list[str]:
         """Shell lines in front of the job's command."""

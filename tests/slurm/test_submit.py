@@ -7,7 +7,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from slurm.profile import Profile
 from slurm.queue import JobState
 from slurm.status import bad_nodes
 from slurm.submit import Submitter
+from tests.slurm.waiting import wait
 
 GRID = """
 title: Cells
@@ -98,7 +98,6 @@ def test_a_machine_without_slurm(
     grid: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent) + ":/nowhere")
-    monkeypatch.setattr("slurm.commands.Path.resolve", Path.absolute)
     monkeypatch.setattr("slurm.snapshot._git", lambda *a, **k: b"tree")
     monkeypatch.setattr("slurm.snapshot._tree", lambda root: ("0" * 40, b""))
     said = told(capsys, *submit(grid, "--cluster", "test", "--dry-run"))
@@ -123,13 +122,6 @@ def test_a_damaged_submission_is_named(grid: str, tmp_path: Path, capsys: pytest
     (folder / "intent.json").write_text("{")
     said = told(capsys, *submit(grid, "--cluster", "test", "--dry-run", "--runs-dir", str(tmp_path / "other")))
     assert str(folder) in said and "is damaged" in said
-
-
-def wait(holds, timeout_s: float) -> None:
-    end = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.3)
 
 
 def test_this_machine_as_a_cluster(grid: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
