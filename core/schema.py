@@ -89,6 +89,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     # Last part of the budget in which every player's learning rate falls to zero, as 1 - sqrt; 0: constant [P]
     lr_decay: float = added(0.0, old=0.0)
+    # First iterations in which every player's learning rate rises linearly to its value; 0: none [C]
+    lr_warmup_iterations: int = added(0, old=0)
     init_from: str | None = execution(None)  # run id, run folder, or exported LoRA to start the student from
     parent: str | None = None  # identity of init_from, filled by resolve
 
@@ -99,6 +101,7 @@ class TrainConfig:
         check_range("train.ema_decay", self.ema_decay, 0.0, 1.0)
         check_range("train.max_grad_norm", self.max_grad_norm, 0.0)
         check_range("train.lr_decay", self.lr_decay, 0.0, 1.0)
+        check_range("train.lr_warmup_iterations", self.lr_warmup_iterations, 0)
 
 
 @dataclass

@@ -32,6 +32,7 @@ from core.data.views import plain
 from core.identity import locate, teacher_problem
 from core.methods.base import Method
 from core.methods.clock import Clock
+from core.methods.dmd2 import Dmd2
 from core.methods.flash import Flash
 from core.methods.teacher import Teacher, teacher_sample
 from core.metrics.cost import image_evaluations
@@ -41,7 +42,7 @@ from core.training.checkpoint import latest_snapshot
 from experiments.emoji.views import view as emoji_view
 
 FAMILIES: dict[str, type[UNetBackbone]] = {"unet": UNetBackbone, "unet_sdxl": SDXLBackbone}
-METHODS: dict[str, type[Method]] = {"flash": Flash, "teacher": Teacher}
+METHODS: dict[str, type[Method]] = {"flash": Flash, "dmd2": Dmd2, "teacher": Teacher}
 RANDOM_PIPELINES = {"tiny-sd": write_tiny_sd, "tiny-sdxl": write_tiny_sdxl}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHTS = {"student": STUDENT, "ema": STUDENT_EMA}
@@ -113,18 +114,25 @@ def build_clock(config: ExperimentConfig) -> Clock:
     return Clock(config.train.budget.amount, config.train.budget.unit, config.train.batch_size)
 
 
-def build_method(config: ExperimentConfig, backbone: Backbone, data: LatentData | None = None) -> Method:
-    """The method with its roles and critics; ``data`` is needed to train with stored teacher solutions."""
+def build_method(
+    config: ExperimentConfig, backbone: Backbone, data: LatentData | None = None, *, training: bool = True
+) -> Method:
+    """The method with its roles; ``data`` is needed to train with stored teacher solutions.
+
+    Without ``training`` only with what sampling reads: the student and its average.
+    """
     method = METHODS[config.method.name](
         config.method,
         backbone,
         config.seed,
         ema=config.train.ema_decay > 0,
         solutions=None if data is None else _solutions(config, backbone, data),
+        training=training,
     )
-    for player in method.players():
-        for parameter in player.parameters.values():
-            parameter.data = parameter.data.to(device_of(config))
+    if training:
+        for player in method.players():
+            for parameter in player.parameters.values():
+                parameter.data = parameter.data.to(device_of(config))
     if config.train.init_from is not None:
         _load_student(backbone, _parent_weights(config))
     return method
@@ -234,7 +242,7 @@ def load_run(
     if config.backbone.weights_hash != stored:
         raise UserError(f"backbone.path={config.backbone.path} holds other weights than run {run.id} was trained with")
     config.train.init_from = None  # the snapshot has the weights
-    method = build_method(config, build_backbone(config))
+    method = build_method(config, build_backbone(config), training=False)
     images = 0
     if method.trains:
         snapshot = latest_snapshot(run.path / "snapshots")

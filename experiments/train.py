@@ -158,8 +158,7 @@ def _sheet(session: Session, run: Run) -> Callable[[Clock], None]:
     prompts = list(
         dataset_prompts(dataset, view_function(config.data), 4 * SHEET_PROMPTS).distinct(SHEET_PROMPTS).prompts
     )
-    guidance = (config.method.guidance_min + config.method.guidance_max) / 2
-    teacher = Setting("teacher", "dpmpp_2m", TEACHER_STEPS, guidance)
+    teacher = Setting("teacher", "dpmpp_2m", TEACHER_STEPS, config.method.teacher_guidance)
     own = [
         Setting(weights, config.eval.sampler, steps, eta=config.eval.eta)
         for weights in ("student", "ema")[: 1 + (config.train.ema_decay > 0)]

@@ -16,10 +16,9 @@ from core.backbones.unet import UNetBackbone
 from core.config import ExperimentConfig, compose
 from core.data.batches import LatentData
 from core.data.solutions import SolutionStore
-from core.methods.flash import Flash
 from core.run import Run
 from core.training.loop import Trainer
-from experiments.build import build_clock
+from experiments.build import METHODS, build_clock
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -39,20 +38,24 @@ def data(seed: int = 0, items: int = 24) -> LatentData:
     return LatentData(cache, seed)
 
 
-def config(folder: Path, *overrides: str, sharing: str = "lora") -> ExperimentConfig:
+def config(folder: Path, *overrides: str, sharing: str = "lora", experiment: str = "flash/tiny") -> ExperimentConfig:
     defaults = [f"execution.runs_dir={folder}/runs", f"backbone.sharing={sharing}", "execution.log_every_images=4"]
-    out = compose("flash/tiny", [*defaults, "method.student_lr=1e-3", "method.critic_lr=1e-3", *overrides])
+    out = compose(experiment, [*defaults, "method.student_lr=1e-3", "method.critic_lr=1e-3", *overrides])
     out.backbone.weights_hash, out.data.data_hash = "tiny", "synthetic"
     return out
 
 
 def trainer(
-    folder: Path, overrides: Sequence[str] = (), sharing: str = "lora", solutions: SolutionStore | None = None
+    folder: Path,
+    overrides: Sequence[str] = (),
+    sharing: str = "lora",
+    solutions: SolutionStore | None = None,
+    experiment: str = "flash/tiny",
 ) -> Trainer:
-    """A trainer of Flash Diffusion on the tiny pipeline, resumed from its run folder when there is a state."""
-    settings = config(folder, *overrides, sharing=sharing)
+    """A trainer of a method on the tiny pipeline, resumed from its run folder when there is a state."""
+    settings = config(folder, *overrides, sharing=sharing, experiment=experiment)
     run = Run.create(settings)
-    method = Flash(
+    method = METHODS[settings.method.name](
         settings.method,
         backbone(folder, sharing),
         settings.seed,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from core.diffusion.guidance import combine
 from core.diffusion.process import Process
 
-STUDENT, TEACHER, STUDENT_EMA = "student", "teacher", "student_ema"
+STUDENT, TEACHER, STUDENT_EMA, FAKE_SCORE = "student", "teacher", "student_ema", "fake_score"
 
 
 @dataclass(frozen=True)

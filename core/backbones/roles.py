@@ -10,6 +10,7 @@ active then, and gradients are silently wrong.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ class Roles:
         lora = LoraConfig(
             r=self.sharing.rank, lora_alpha=self.sharing.alpha, target_modules=list(self.sharing.targets), bias="none"
         )
-        with keyed_init(seed, role, "lora"):
+        with keyed_init(seed, role, "lora"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several roles are what we want
             inject_adapter_in_model(lora, self.base, adapter_name=role)
         freeze(self.base.parameters())  # injection unfreezes; `add` then sets what trains, once
         self._layers = [module for module in self.base.modules() if isinstance(module, BaseTunerLayer)]

@@ -44,6 +44,12 @@ class Process(ABC):
         alpha, sigma = self.alpha_sigma(t, dtype)
         return alpha * x0 + sigma * eps
 
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor, kind: str) -> Tensor:
+        """What a perfect prediction of ``kind`` says of the pair (x0, eps); (B, C, H, W), at least float32."""
+        alpha, sigma = self.alpha_sigma(t, torch.promote_types(x0.dtype, torch.float32))
+        of_x0, of_eps = _components(kind, alpha, sigma)
+        return of_x0 * x0 + of_eps * eps
+
     def convert(self, pred: Tensor, x_t: Tensor, t: Tensor, from_: str, to: str) -> Tensor:
         """Turn a prediction of kind ``from_`` into kind ``to``, at least in float32; shapes (B, C, H, W).
 

@@ -125,6 +125,35 @@ def few_step_sample(
     return x0
 
 
+@torch.no_grad()
+def simulate(
+    denoise: Denoise,
+    noises: Sequence[Tensor],
+    stop: Sequence[int],
+    timesteps: np.ndarray,
+    process: Process,
+    calls: int | None = None,
+) -> Tensor:
+    """Where the sampler ``lcm`` arrives before its call ``stop`` (B,): x_t (B, C, H, W) at ``timesteps[stop]``.
+
+    DMD2's backward simulation (Yin et al., 2024, Sec. 4.5): the student meets in training what it meets in sampling.
+    ``noises`` are as those of ``few_step_sample``; stop 0 is the first of them, untouched. A sample that has arrived
+    is not evaluated again, so the cost is the sum of the stops. ``calls``: how often ``denoise`` is called at least,
+    for processes that must call a sharded network equally often; a call that nobody needs takes one sample.
+    """
+    x_t = noises[0].clone()
+    for step in range(max(max(stop), calls or 0)):
+        on_the_way = [row for row, last in enumerate(stop) if last > step]
+        rows = torch.tensor(on_the_way or [0], device=x_t.device)
+        t = _times(timesteps[step], len(rows), x_t.device)
+        c_skip, c_out = boundary_scalings(t)
+        x0 = c_skip * x_t[rows] + c_out * denoise(x_t[rows], t, rows)
+        if on_the_way:
+            following = _times(timesteps[step + 1], len(rows), x_t.device)
+            x_t[rows] = process.add_noise(x0, noises[step + 1][rows], following)
+    return x_t
+
+
 def _ddim_step(
     x_t: Tensor, x0: Tensor, noise: Tensor, t: Tensor, following: Tensor, process: Process, eta: float
 ) -> Tensor:

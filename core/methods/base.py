@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from core.backbones.base import STUDENT, STUDENT_EMA, Backbone, Cond
 from core.data.batches import Batch
 from core.data.solutions import SolutionStore
-from core.diffusion.solvers import few_step_sample
+from core.diffusion.solvers import boundary_scalings, few_step_sample
 from core.methods.clock import Clock
 from core.randomness import Stream
 
@@ -61,17 +61,28 @@ class Method(ABC):
     """A distillation method on any backbone; see the module's docstring for the contract."""
 
     trains = True
+    lockstep = False  # whether every process must call the networks equally often (sharded training)
 
     def __init__(
-        self, config: Any, backbone: Backbone, seed: int, *, ema: bool = False, solutions: SolutionStore | None = None
+        self,
+        config: Any,
+        backbone: Backbone,
+        seed: int,
+        *,
+        ema: bool = False,
+        solutions: SolutionStore | None = None,
+        training: bool = True,
     ) -> None:
         self.config, self.backbone, self.seed, self.ema = config, backbone, seed, ema
         self.solutions = solutions
-        self.build()
+        if self.trains:
+            self._add_student()
+        if training:
+            self.build()
 
     @abstractmethod
     def build(self) -> None:
-        """Add the roles and critics that the method needs."""
+        """Add what training needs beside the student: further roles, critics, losses."""
 
     @abstractmethod
     def players(self) -> list[Player]:
@@ -96,7 +107,7 @@ class Method(ABC):
     def stream(self, player: str, purpose: str) -> Stream:
         return Stream(self.seed, player, purpose)
 
-    def add_student(self) -> None:
+    def _add_student(self) -> None:
         """The student, initialised as the teacher, and the role of its moving average."""
         self.backbone.add_role(STUDENT, trainable=True, seed=self.seed)
         if self.ema:
@@ -105,6 +116,12 @@ class Method(ABC):
     def student_player(self, optimizer: Optimizer) -> Player:
         parameters = self.backbone.role_parameters(STUDENT)
         return Player(STUDENT, parameters, optimizer, STUDENT_EMA if self.ema else None)
+
+    def student_x0(self, rollout: Rollout) -> Tensor:
+        """f(x_t, t) = c_skip x_t + c_out x0 at the rollout's x_t and t, as the sampler evaluates it."""
+        x_t, t = rollout.tensors["x_t"], rollout.tensors["t"]
+        c_skip, c_out = boundary_scalings(t)
+        return c_skip * x_t + c_out * self.backbone.predict(STUDENT, x_t, t, rollout.batch.cond)
 
     def num_noises(self, steps: int) -> int:
         """How many injected noises ``sample`` reads."""

@@ -16,7 +16,8 @@ UNITS = ("images", "iterations", "evaluations")
 
 @dataclass
 class Clock:
-    """``images`` counts the samples drawn for the student's turn; stage boundaries are fractions of the budget.
+    """``images`` counts the samples drawn, one batch an iteration, and is every sample's position; ``student_images``
+    those of iterations in which the student had its turn. Stage boundaries are fractions of the budget.
 
     ``evaluations`` are the network evaluations that the method asked for, by role. Teacher solutions read from the
     store count too (``stored``): whether a store is used is execution, and must not move a schedule. ``ahead`` are
@@ -28,6 +29,7 @@ class Clock:
     batch_size: int = 1
     iteration: int = 0
     images: int = 0
+    student_images: int = 0
     evaluations: Counter[str] = field(default_factory=Counter)
     stored: int = 0
     ahead: int = 0
@@ -38,7 +40,7 @@ class Clock:
         """Progress in the budget's own unit."""
         if self.unit == "evaluations":
             return sum(self.evaluations.values()) + self.stored
-        return self.images if self.unit == "images" else self.iteration
+        return self.student_images if self.unit == "images" else self.iteration
 
     @property
     def fraction(self) -> float:
@@ -57,9 +59,11 @@ class Clock:
         """Global indices of the samples of this iteration, int64 (batch_size,)."""
         return np.arange(self.images, self.images + self.batch_size, dtype=np.int64)
 
-    def advance(self) -> None:
+    def advance(self, *, student: bool = True) -> None:
+        """The iteration is over; ``student``: it had a turn of the student."""
         self.iteration += 1
         self.images += self.batch_size
+        self.student_images += self.batch_size * student
 
     def counters(self, total: Callable[[Mapping[str, float]], Mapping[str, float]] = dict) -> dict[str, Any]:
         """What each process counts on its own: evaluations by role, stored, ahead, seconds; summed by ``total``."""
@@ -69,11 +73,13 @@ class Clock:
         return {"evaluations": roles, **{name: sums[name] for name in own}}
 
     def state(self, total: Callable[[Mapping[str, float]], Mapping[str, float]] = dict) -> dict[str, Any]:
-        return {"iteration": self.iteration, "images": self.images, **self.counters(total)}
+        position = {"iteration": self.iteration, "images": self.images, "student_images": self.student_images}
+        return position | self.counters(total)
 
     def load_state(self, state: dict[str, Any], *, counts: bool = True) -> None:
         """``counts``: whether this process goes on with the sums of all; the others begin at zero."""
         self.iteration, self.images = state["iteration"], state["images"]
+        self.student_images = state.get("student_images", self.images)  # older states: a turn in each iteration
         if not counts:
             return
         self.evaluations = Counter(state["evaluations"])

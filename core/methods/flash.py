@@ -17,14 +17,14 @@ from core.backbones.base import STUDENT, TEACHER
 from core.backbones.roles import keyed_init
 from core.critics.latent import LatentCritic
 from core.data.batches import Batch
-from core.diffusion.solvers import boundary_scalings, solve
+from core.diffusion.solvers import solve
 from core.diffusion.timesteps import timestep_pmf
 from core.losses.adversarial import GAN_LOSSES
 from core.losses.distill import DISTILL_LOSSES
-from core.losses.matching import dmd_gradient, dmd_loss
 from core.losses.perceptual import PERCEPTUAL_LOSSES, PerceptualLoss
 from core.methods.base import Method, Optimizer, Player, Rollout, draw
 from core.methods.clock import Clock
+from core.methods.matching import distribution_matching
 
 CRITIC = "critic"
 
@@ -33,7 +33,6 @@ class Flash(Method):
     """See the module's docstring; settings are ``FlashConfig``."""
 
     def build(self) -> None:
-        self.add_student()
         self.timesteps = self.backbone.process.timesteps(self.config.num_timesteps)
         self.gan = GAN_LOSSES[self.config.adversarial_loss]()
         self.distill = self._distill_loss()
@@ -123,38 +122,21 @@ class Flash(Method):
 
     def _student_losses(self, rollout: Rollout, clock: Clock) -> dict[str, Tensor]:
         weights = self.weights(STUDENT, clock)
-        x0 = self._student_x0(rollout)
+        x0 = self.student_x0(rollout)
         rollout.samples = x0.detach()
         terms: dict[str, Tensor] = {}
         if weights["distill"]:
             terms["distill"] = self.distill(x0, rollout.tensors["target"]).mean()
         if weights["dmd"]:
-            terms["dmd"] = self._distribution_matching(x0, rollout.batch)
+            # Eq. 9 with the student as fake score; the guidance is a second draw from the range (release)
+            w = self._guidance("dmd_guidance", rollout.batch)
+            terms["dmd"] = distribution_matching(self, x0, rollout.batch, w, STUDENT)
         if weights["adversarial"]:
             features = self._features(x0, rollout.batch)
             rollout.tensors["fake_features"] = features.detach()
             real = self.critic(self._real_features(rollout)) if self.gan.paired else None
             terms["adversarial"] = self.gan.generator(self.critic(features), real)
         return terms
-
-    def _student_x0(self, rollout: Rollout) -> Tensor:
-        """f(z_t, t) = c_skip z_t + c_out x0, as the sampler evaluates it."""
-        x_t, t = rollout.tensors["x_t"], rollout.tensors["t"]
-        c_skip, c_out = boundary_scalings(t)
-        return c_skip * x_t + c_out * self.backbone.predict(STUDENT, x_t, t, rollout.batch.cond)
-
-    def _distribution_matching(self, x0: Tensor, batch: Batch) -> Tensor:
-        """Eq. 9 with the student as fake score; the guidance is a second draw from the range (release)."""
-        with torch.no_grad():
-            process, p = self.backbone.process, batch.positions
-            t = process.timestep(draw(self.stream(STUDENT, "dmd_timestep").uniform(p), x0))
-            noise = draw(self.stream(STUDENT, "dmd_noise").normal(p, x0.shape[1:]), x0)
-            x_t = process.add_noise(x0.detach(), noise, t)
-            w = self._guidance("dmd_guidance", batch)
-            real = self.backbone.guided(TEACHER, x_t, t, batch.cond, batch.null, w)
-            fake = self.backbone.predict(STUDENT, x_t, t, batch.cond)
-            gradient = dmd_gradient(x0.detach(), real, fake)
-        return dmd_loss(x0, gradient)
 
     def _features(self, x0: Tensor, batch: Batch) -> Tensor:
         """Teacher features of re-noised latents; fake and real share t' and the noise of their position."""

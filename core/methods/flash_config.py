@@ -47,6 +47,11 @@ class FlashConfig:
     weight_decay: float = 0.0
     critic_channels: int = 64  # width of the critic's head on the teacher's bottleneck features [C]
 
+    @property
+    def teacher_guidance(self) -> float:
+        """w of the teacher's pictures beside the student's."""
+        return (self.guidance_min + self.guidance_max) / 2
+
     def validate(self) -> None:
         """Raise UserError for the first value that is not allowed."""
         if self.num_timesteps < 4 or self.num_timesteps % 4:

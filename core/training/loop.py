@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from core.backbones.base import STUDENT
 from core.config import ExperimentConfig, UserError
 from core.data.batches import Batch, LatentData
 from core.data.solutions import Busy
@@ -73,7 +74,8 @@ class Trainer:
     def _iteration(self) -> None:
         batch = self.data.batch(self.world.share(self.clock.positions()))
         rollouts = [self._rollout(micro) for micro in batch.split(self.micro_batch)]
-        for name in self.method.turns(self.clock):
+        turns = self.method.turns(self.clock)
+        for name in turns:
             self._turn(name, rollouts)
         for rollout in rollouts:
             if rollout.samples is not None:
@@ -81,7 +83,7 @@ class Trainer:
                 # of each sample, so that it does not depend on how a batch is split
                 self.monitor.add("student/latent_std", rollout.samples.flatten(1).std(dim=1).mean())
         self.clock.stored += sum(rollout.stored for rollout in rollouts)
-        self.clock.advance()
+        self.clock.advance(student=STUDENT in turns)
 
     def _rollout(self, micro: Batch) -> Rollout:
         while True:
@@ -124,11 +126,14 @@ class Trainer:
         weights = self.method.weights(name, self.clock)
         for rollout in rollouts:
             terms = self.method.losses(name, rollout, self.clock)
-            (total(terms, weights) / len(rollouts)).backward()
+            loss = total(terms, weights) / len(rollouts)
+            loss.backward(inputs=player.trained)  # nobody else's gradients are computed
             for term, value in terms.items():
                 self.monitor.add(f"{name}/{term}", value)
         self.world.average(player.gradients())
-        self.monitor.add(f"{name}/grad_norm", player.step(lr_factor(self.clock.fraction, self.config.train.lr_decay)))
+        factor = warmup_factor(self.clock.iteration, self.config.train.lr_warmup_iterations)
+        factor *= lr_factor(self.clock.fraction, self.config.train.lr_decay)
+        self.monitor.add(f"{name}/grad_norm", player.step(factor))
 
     def _after_iteration(self) -> None:
         means = None
@@ -199,6 +204,11 @@ def micro_batch(config: ExperimentConfig, num_processes: int = 1) -> int:
         per = "" if num_processes == 1 else f" / {num_processes} processes"
         raise UserError(f"execution.micro_batch={size} does not divide train.batch_size={config.train.batch_size}{per}")
     return size
+
+
+def warmup_factor(iteration: int, warmup: int) -> float:
+    """Share of the learning rate in the iteration after ``iteration`` others: rises linearly, 1 from ``warmup`` on."""
+    return min((iteration + 1) / warmup, 1.0) if warmup else 1.0
 
 
 def lr_factor(fraction: float, decay: float) -> float:

@@ -53,6 +53,7 @@ class Monitor:
             "attempt": self.attempt,
             "iteration": clock.iteration,
             "images": clock.images,
+            "student_images": clock.student_images,
             "evaluations": counters["evaluations"],
             "stored_evaluations": counters["stored"],
             "seconds": round(counters["seconds"], 3),

@@ -20,13 +20,14 @@ class TrainedPlayer:
     def __init__(self, player: Player, max_grad_norm: float, ema: Mapping[str, nn.Parameter], ema_decay: float) -> None:
         self.name = player.name
         self.parameters = dict(player.parameters)
+        self.trained = list(self.parameters.values())
         self.max_grad_norm = max_grad_norm
         self.ema, self.ema_decay = dict(ema), ema_decay
         self.weight_clip = player.optimizer.weight_clip
         settings = player.optimizer
         self.lr = settings.lr
         self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()),
+            self.trained,
             lr=self.lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
@@ -40,20 +41,20 @@ class TrainedPlayer:
 
     def gradients(self) -> list[Tensor]:
         """Those that this turn has made; the same list in every process."""
-        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        return [parameter.grad for parameter in self.trained if parameter.grad is not None]
 
     def step(self, lr_factor: float = 1.0) -> Tensor:
         """Clip, update at ``lr_factor`` of the learning rate, average; the gradient norm before clipping, on device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * lr_factor
-        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         not_finite = (~torch.isfinite(norm)).float()
         self.optimizer.grad_scale, self.optimizer.found_inf = None, not_finite
         self.optimizer.step()
         if self.weight_clip is not None:
             with torch.no_grad():
-                torch._foreach_clamp_min_(list(self.parameters.values()), -self.weight_clip)
-                torch._foreach_clamp_max_(list(self.parameters.values()), self.weight_clip)
+                torch._foreach_clamp_min_(self.trained, -self.weight_clip)
+                torch._foreach_clamp_max_(self.trained, self.weight_clip)
         self.skipped_in_row = (self.skipped_in_row + 1) * not_finite
         if self.ema:
             self._average((1 - self.ema_decay) * (1 - not_finite))

@@ -8,23 +8,34 @@ from pathlib import Path
 
 from tests import worlds
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "flash.json"
-TERMS = ("student/distill", "student/dmd", "student/adversarial", "critic/critic", "student/latent_std")
+FOLDER = Path(__file__).parents[1] / "golden"
+# Experiment and overrides for 50 updates with all terms, and the terms, by method
+CURVES: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
+    "flash": (
+        "flash/tiny",
+        ["train.budget.amount=200", "method.adversarial_weight=[.1,.1,.2,.3]", "method.dmd_weight=[.1,.3,.5,.7]"],
+        ("student/distill", "student/dmd", "student/adversarial", "critic/critic", "student/latent_std"),
+    ),
+    "dmd2": (
+        "dmd2/tiny",
+        ["train.budget.amount=51", "method.ttur=5"],
+        ("student/dmd", "student/adversarial", "fake_score/denoise", "fake_score/critic", "student/latent_std"),
+    ),
+}
 
 
-def curve(folder: Path) -> dict[str, list[float]]:
-    """Every tenth of 50 updates of Flash Diffusion with all terms, by term."""
-    overrides = [
-        "train.budget.amount=200", "method.adversarial_weight=[.1,.1,.2,.3]", "method.dmd_weight=[.1,.3,.5,.7]"
-    ]  # fmt: skip
-    trained = worlds.trainer(folder, overrides)
+def curve(method: str, folder: Path) -> dict[str, list[float]]:
+    """Every tenth of 50 iterations of a method, by term."""
+    experiment, overrides, terms = CURVES[method]
+    trained = worlds.trainer(folder, overrides, experiment=experiment)
     trained.train()
-    lines = trained.run.metrics()[9::10]
-    return {term: [float(f"{line[term]:.6g}") for line in lines] for term in TERMS}
+    lines = trained.run.metrics()
+    lines = lines[9::10] if all(terms[0] in line for line in lines) else lines[10::10]  # where the student has a turn
+    return {term: [float(f"{line[term]:.6g}") for line in lines] for term in terms}
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        GOLDEN.parent.mkdir(exist_ok=True)
-        GOLDEN.write_text(json.dumps(curve(Path(folder)), indent=1) + "\n")
-        print(GOLDEN.read_text())
+    FOLDER.mkdir(exist_ok=True)
+    for name in CURVES:
+        with tempfile.TemporaryDirectory() as folder:
+            (FOLDER / f"{name}.json").write_text(json.dumps(curve(name, Path(folder)), indent=1) + "\n")

@@ -19,6 +19,7 @@ from core.training.checkpoint import Checkpoints
 from core.training.loop import MAX_SKIPPED_IN_ROW, Diverged, lr_factor
 from core.training.preemption import Preempted
 from tests import worlds
+from tests.training.golden import CURVES, curve
 
 EMA = "train.ema_decay=0.9"
 
@@ -174,12 +175,11 @@ def test_snapshots_hold_the_students_own_weights_alone(tmp_path: Path, sharing: 
     assert all(".lora_" in name for name in weights) == (sharing == "lora")
 
 
-def test_golden_curve(tmp_path: Path, root: Path) -> None:
-    """50 updates of every loss term; regenerate with ``python -m tests.training.golden``, in a commit of its own."""
-    from tests.training.golden import curve
-
-    expected = json.loads((root / "tests" / "golden" / "flash.json").read_text())
-    measured = curve(tmp_path)
+@pytest.mark.parametrize("method", CURVES)
+def test_golden_curve(tmp_path: Path, root: Path, method: str) -> None:
+    """50 iterations of every loss term; regenerate with ``python -m tests.training.golden``, in a commit of its own."""
+    expected = json.loads((root / "tests" / "golden" / f"{method}.json").read_text())
+    measured = curve(method, tmp_path)
     assert measured.keys() == expected.keys()
     for name, values in expected.items():
         assert measured[name] == pytest.approx(values, rel=2e-3), name

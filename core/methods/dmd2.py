@@ -1,0 +1,169 @@
+"""DMD2: distribution matching with a fake score of its own, trained faster than the student (Yin et al., 2024).
+
+The student is a few-step generator. Its samples come from its own sampling (backward simulation, Sec. 4.5); a fake
+score, initialised as the teacher, follows their distribution by denoising; the difference of the two scores is the
+student's gradient (Eq. 3), and a critic on the fake score's bottleneck or on decoded images adds what the teacher does
+not know (Sec. 4.3). Two time scales (Sec. 4.2): fake score and critic are updated in every iteration, the student in
+every ``ttur``-th.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.backbones.base import FAKE_SCORE, STUDENT, Cond
+from core.backbones.roles import keyed_init
+from core.critics.image import IMAGE_FEATURES, ImageCritic
+from core.critics.latent import LatentCritic
+from core.data.batches import Batch
+from core.diffusion.solvers import simulate
+from core.losses.adversarial import GAN_LOSSES
+from core.losses.distill import mse
+from core.methods.base import Method, Optimizer, Player, Rollout, draw
+from core.methods.clock import Clock
+from core.methods.matching import distribution_matching
+
+CRITIC = "critic"
+FAKE_ROLES = {"network": FAKE_SCORE, "student": STUDENT, "none": None}
+
+
+class Dmd2(Method):
+    """See the module's docstring; settings are ``Dmd2Config``."""
+
+    def build(self) -> None:
+        self.timesteps = self.backbone.process.timesteps(self.config.num_steps)
+        self.fake_role = FAKE_ROLES[self.config.fake_score]
+        if self.fake_role == FAKE_SCORE:
+            self.backbone.add_role(FAKE_SCORE, trainable=True, seed=self.seed)
+        self.gan = GAN_LOSSES[self.config.adversarial_loss]()
+        self.critic = self._critic() if self.config.adversarial_weight else None
+
+    def _critic(self) -> nn.Module | None:
+        """A head on the fake score's bottleneck, or heads on a frozen network's features of decoded images."""
+        kind, width = self.config.gan, self.config.critic_channels
+        with keyed_init(self.seed, CRITIC):
+            if kind == "bottleneck":
+                return LatentCritic(self.backbone.feature_shape, width)
+            if kind == "off":
+                return None
+            self.image_features = IMAGE_FEATURES[kind](self.config.dino_path).to(self.backbone.device)
+            return ImageCritic(self.image_features.channels, width)
+
+    @property
+    def shares_bottleneck(self) -> bool:
+        """Whether the critic is a head of the fake score, trained in its turn."""
+        return self.critic is not None and self.config.gan == "bottleneck"
+
+    def players(self) -> list[Player]:
+        def optimizer(lr: float) -> Optimizer:
+            return Optimizer(lr, tuple(self.config.adam_betas), self.config.weight_decay)
+
+        players = [self.student_player(optimizer(self.config.student_lr))]
+        head = {} if self.critic is None else {f"critic.{n}": p for n, p in self.critic.named_parameters()}
+        if self.fake_role == FAKE_SCORE:
+            own = self.backbone.role_parameters(FAKE_SCORE) | (head if self.shares_bottleneck else {})
+            players.append(Player(FAKE_SCORE, own, optimizer(self.config.fake_score_lr)))
+        if head and not self.shares_bottleneck:
+            players.append(Player(CRITIC, head, optimizer(self.config.critic_lr)))
+        return players
+
+    def turns(self, clock: Clock) -> Sequence[str]:
+        """Critics in every iteration, from the samples that the student was shown; the student in each ``ttur``-th."""
+        critics = [FAKE_SCORE] if self.fake_role == FAKE_SCORE else []
+        if self.critic is not None and not self.shares_bottleneck:
+            critics.append(CRITIC)
+        due = not critics or clock.iteration % self.config.ttur == 0
+        return (STUDENT, *critics) if due else tuple(critics)
+
+    def weights(self, player: str, clock: Clock) -> dict[str, float]:
+        return {
+            STUDENT: {"dmd": self.config.dmd_weight, "adversarial": self.config.adversarial_weight},
+            FAKE_SCORE: {"denoise": 1.0, "critic": self.config.critic_weight},
+            CRITIC: {"critic": 1.0},
+        }[player]
+
+    @torch.no_grad()
+    def rollout(self, batch: Batch, clock: Clock) -> Rollout:
+        """x_t of the student's call, and its sample where no student's turn makes it."""
+        index, process = self._steps(batch.positions), self.backbone.process
+        shape = batch.x0.shape[1:]
+        noises = [
+            draw(self.stream(STUDENT, f"noise {step}").normal(batch.positions, shape), batch.x0)
+            for step in range(self.config.num_steps)
+        ]
+        t = draw(self.timesteps[index], batch.x0)
+        if self.config.student_input == "noised_data":
+            full_noise = draw(index == 0, batch.x0)[:, None, None, None]  # sampling starts there from pure noise
+            x_t = torch.where(full_noise, noises[0], process.add_noise(batch.x0, noises[0], t))
+        else:
+
+            def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+                return self.backbone.predict(STUDENT, x, t, batch.cond[rows])
+
+            x_t = simulate(denoise, noises, index.tolist(), self.timesteps, process, self._calls(clock))
+        rollout = Rollout(batch, {"x_t": x_t, "t": t})
+        if STUDENT not in self.turns(clock):
+            rollout.samples = self.student_x0(rollout)
+        return rollout
+
+    def _steps(self, positions: np.ndarray) -> np.ndarray:
+        """The sampling step that each sample trains, uniform over 0..num_steps-1, int64 (B,)."""
+        return self.stream(STUDENT, "step").integers(positions, 0, self.config.num_steps)
+
+    def _calls(self, clock: Clock) -> int | None:
+        """Calls of a sharded network that the simulation of any process needs in this iteration."""
+        return int(self._steps(clock.positions()).max()) if self.lockstep else None
+
+    def losses(self, player: str, rollout: Rollout, clock: Clock) -> dict[str, Tensor]:
+        of_player = {STUDENT: self._student_losses, FAKE_SCORE: self._fake_score_losses, CRITIC: self._critic_losses}
+        return of_player[player](rollout)
+
+    def _student_losses(self, rollout: Rollout) -> dict[str, Tensor]:
+        batch = rollout.batch
+        x0 = self.student_x0(rollout)
+        rollout.samples = x0.detach()
+        terms: dict[str, Tensor] = {}
+        if self.config.dmd_weight:
+            low, high, w = self.config.dmd_min, self.config.dmd_max, self.config.guidance
+            terms["dmd"] = 0.5 * distribution_matching(self, x0, batch, w, self.fake_role, low, high)
+        if self.critic is not None:
+            if self.gan.paired:
+                real, fake = self._pair_of_logits(batch.x0, x0, batch)
+            else:
+                real, fake = None, self._logits(x0, batch)
+            terms["adversarial"] = self.gan.generator(fake, real)
+        return terms
+
+    def _fake_score_losses(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Denoising of the student's samples, in what the network predicts (eps as in DMD2, velocity of a flow)."""
+        batch, samples, process = rollout.batch, rollout.samples, self.backbone.process
+        t = process.timestep(draw(self.stream(FAKE_SCORE, "timestep").uniform(batch.positions), samples))
+        noise = draw(self.stream(FAKE_SCORE, "noise").normal(batch.positions, samples.shape[1:]), samples)
+        x_t, kind = process.add_noise(samples, noise, t), self.backbone.prediction
+        pred = self.backbone.predict(FAKE_SCORE, x_t, t, batch.cond, as_=kind)
+        terms = {"denoise": mse(pred, process.target(samples, noise, t, kind)).mean()}
+        if self.shares_bottleneck and self.config.critic_weight:
+            terms |= self._critic_losses(rollout)
+        return terms
+
+    def _critic_losses(self, rollout: Rollout) -> dict[str, Tensor]:
+        real, fake = self._pair_of_logits(rollout.batch.x0, rollout.samples, rollout.batch)
+        return {"critic": self.gan.discriminator(real, fake)}
+
+    def _pair_of_logits(self, real: Tensor, fake: Tensor, batch: Batch) -> Sequence[Tensor]:
+        """Logits of real and of fake latents, in one batch; pairs share t' and noise."""
+        both = Batch(np.concatenate([batch.positions] * 2), batch.x0, Cond.cat([batch.cond] * 2), batch.null)
+        return self._logits(torch.cat([real, fake]), both).chunk(2)
+
+    def _logits(self, x0: Tensor, batch: Batch) -> Tensor:
+        """Of noised latents on the fake score's bottleneck, t' ~ U over all times; or of decoded images."""
+        if not self.shares_bottleneck:
+            return self.critic(self.image_features(self.backbone.pixels(x0)))
+        process, p = self.backbone.process, batch.positions
+        t = process.timestep(draw(self.stream(CRITIC, "timestep").uniform(p), x0))
+        noise = draw(self.stream(CRITIC, "noise").normal(p, x0.shape[1:]), x0)
+        return self.critic(self.backbone.features(FAKE_SCORE, process.add_noise(x0, noise, t), t, batch.cond))

@@ -1,0 +1,80 @@
+"""Schema of DMD2 (Yin et al., 2024), also the recipe of FLUX.2's step distillation. Defaults: SDXL, 4 steps, LoRA.
+
+Provenance: [P] in the paper or the FLUX.2 article, [C] in DMD2's official code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from core.schema import UserError, check_choice, check_range, execution, listing, register_schema
+
+REVISION = 1
+STUDENT_INPUTS = ("backward_simulation", "noised_data")
+FAKE_SCORES = ("network", "student", "none")
+GANS = ("off", "bottleneck", "dino", "effnet_lite1")
+GAN_LOSSES = ("non_saturating", "lsgan", "hinge", "wgan", "relativistic")
+
+
+@dataclass
+class Dmd2Config:
+    """Generator: dmd_weight L_DMD + adversarial_weight L_G + regression_weight L_ODE; fake score: L_denoise + L_D."""
+
+    trains: ClassVar[bool] = True
+
+    name: str = "dmd2"
+    num_steps: int = 4  # of the student, trailing spacing: 999, 749, 499, 249 [C]
+    student_input: str = "backward_simulation"  # x_t of the student's own sampling | noised_data: of noised images
+    ttur: int = 5  # the student is updated in every ttur-th iteration, fake score and critic in each [P]
+    # The distribution of the student's samples is known from a network that follows it | the student itself (Flash
+    # Diffusion) | none: the gradient then is the teacher's alone (the ablation's collapse) [P]
+    fake_score: str = "network"
+    guidance: float = 8.0  # w of the real score, x_w = w x_cond + (1 - w) x_null [C]
+    dmd_weight: float = 1.0  # of L_DMD with its 1/2 [C]
+    dmd_min: float = 0.02  # t'' ~ U[min, max] as fractions of T [C]
+    dmd_max: float = 0.98
+    # bottleneck: a head on the fake score's bottleneck, noised images [C] | on decoded images: dino [P] | effnet_lite1
+    gan: str = "bottleneck"
+    dino_path: str | None = execution(None)  # folder of a DINO or DINOv2 in transformers' format, for gan: dino
+    adversarial_loss: str = "non_saturating"  # softplus on both sides [C] | lsgan | hinge | wgan | relativistic
+    adversarial_weight: float = 5e-3  # of the student's side; SD1.5: 1e-3 [C]
+    critic_weight: float = 1e-2  # of the critic's side beside L_denoise, with which it shares the bottleneck [C]
+    critic_channels: int = 64  # width of the critic's head
+    student_lr: float = 5e-5  # AdamW; full fine-tuning: 5e-7 [C]
+    fake_score_lr: float = 5e-5
+    critic_lr: float = 5e-5  # of a critic on decoded images; one on the bottleneck trains with the fake score
+    adam_betas: list[float] = listing(0.9, 0.999)
+    weight_decay: float = 0.01  # [C]
+
+    @property
+    def teacher_guidance(self) -> float:
+        """w of the teacher's pictures beside the student's."""
+        return self.guidance
+
+    def validate(self) -> None:
+        """Raise UserError for the first value that is not allowed."""
+        check_range("method.num_steps", self.num_steps, 1)
+        check_range("method.ttur", self.ttur, 1)
+        check_choice("method.student_input", self.student_input, STUDENT_INPUTS)
+        check_choice("method.fake_score", self.fake_score, FAKE_SCORES)
+        check_choice("method.gan", self.gan, GANS)
+        check_choice("method.adversarial_loss", self.adversarial_loss, GAN_LOSSES)
+        check_range("method.dmd_min", self.dmd_min, 0.0, 0.999)
+        check_range("method.dmd_max", self.dmd_max, self.dmd_min, 0.999)  # t = T does not exist
+        check_range("method.critic_channels", self.critic_channels, 1)
+        for key in ("dmd_weight", "adversarial_weight", "critic_weight", "student_lr", "fake_score_lr", "critic_lr"):
+            check_range(f"method.{key}", getattr(self, key), 0.0)
+        check_range("method.weight_decay", self.weight_decay, 0.0)
+        if len(self.adam_betas) != 2:
+            raise UserError(f"method.adam_betas={self.adam_betas} is not a pair; give two values")
+        if not (self.dmd_weight or self.adversarial_weight):
+            raise UserError("method.dmd_weight=0 and method.adversarial_weight=0 leave the student no loss")
+        if self.gan == "bottleneck" and self.adversarial_weight and self.fake_score != "network":
+            raise UserError(
+                f"method.gan=bottleneck is the fake score's, and method.fake_score={self.fake_score} has no network; "
+                "allowed here: off, dino, effnet_lite1"
+            )
+
+
+register_schema("method", "dmd2", Dmd2Config, revision=REVISION)

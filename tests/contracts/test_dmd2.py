@@ -1,0 +1,204 @@
+"""Contracts of DMD2 on a real tiny network: ratio of updates, backward simulation, who changes, what is evaluated."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.config import UserError
+from core.diffusion.solvers import few_step_sample
+from core.methods.base import Rollout
+from core.training.loop import Trainer, warmup_factor
+from tests import worlds
+
+
+def dmd2(folder: Path, overrides: Sequence[str] = (), sharing: str = "lora") -> Trainer:
+    fast = ["method.student_lr=1e-3", "method.fake_score_lr=1e-3", "method.critic_lr=1e-3"]
+    return worlds.trainer(folder, [*fast, *overrides], sharing, experiment="dmd2/tiny")
+
+
+def one_rollout(trained: Trainer) -> Rollout:
+    return trained.method.rollout(trained.data.batch(trained.clock.positions()), trained.clock)
+
+
+@pytest.mark.parametrize(("ttur", "turns"), [(1, "SSSSSS"), (2, "S-S-S-"), (5, "S----S")])
+def test_the_critics_move_in_every_iteration_and_the_student_in_each_fifth(
+    tmp_path: Path, ttur: int, turns: str
+) -> None:
+    """ "5:1" counts critic updates per generator update: the critic is not skipped when the student is due."""
+    trained = dmd2(tmp_path, [f"method.ttur={ttur}", "method.gan=effnet_lite1"])
+    seen = []
+    for _ in turns:
+        seen.append(trained.method.turns(trained.clock))
+        trained.clock.advance(student="student" in seen[-1])
+    assert "".join("S" if "student" in names else "-" for names in seen) == turns
+    assert all(names[-2:] == ("fake_score", "critic") for names in seen)
+    assert trained.clock.student_images == 4 * turns.count("S") and trained.clock.images == 4 * len(turns)
+
+
+def test_a_budget_in_images_counts_what_the_student_learned_from(tmp_path: Path) -> None:
+    trained = dmd2(tmp_path, ["method.ttur=4", "train.budget.amount=8", "train.budget.unit=images"])
+    trained.train()
+    assert (trained.clock.student_images, trained.clock.iteration) == (8, 5)  # turns in iterations 0 and 4
+
+
+@pytest.mark.parametrize("sharing", ["lora", "full"])
+@pytest.mark.parametrize("gan", ["bottleneck", "effnet_lite1"])
+def test_a_turn_changes_only_its_player(tmp_path: Path, sharing: str, gan: str) -> None:
+    trained = dmd2(tmp_path, [f"method.gan={gan}", "train.ema_decay=0.5"], sharing)
+    teacher = {n: p.clone() for n, p in trained.method.backbone.role_parameters("teacher").items()}
+    rollouts = [one_rollout(trained)]
+    turns = trained.method.turns(trained.clock)
+    assert turns == (("student", "fake_score") if gan == "bottleneck" else ("student", "fake_score", "critic"))
+    for turn in turns:
+        before = worlds.parameters(trained)
+        trained._turn(turn, rollouts)
+        after = worlds.parameters(trained)
+        changed = {name.split("/")[0] for name in before if not torch.equal(before[name], after[name])}
+        assert changed == {turn}
+        assert not any(tensor.requires_grad for tensor in (*rollouts[0].tensors.values(), rollouts[0].samples))
+    for name, parameter in trained.method.backbone.role_parameters("teacher").items():
+        assert torch.equal(parameter, teacher[name]), name
+
+
+def test_backward_simulation_meets_what_sampling_meets(tmp_path: Path) -> None:
+    """The student's sample in training is the one that the sampler makes of the same noises with as many steps."""
+    trained = dmd2(tmp_path)
+    method, rollout = trained.method, one_rollout(trained)
+    for parameter in method.backbone.role_parameters("student").values():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    rollout = one_rollout(trained)
+    x0, p = method.student_x0(rollout), rollout.batch.positions
+    noises = [torch.from_numpy(method.stream("student", f"noise {k}").normal(p, (4, 8, 8))) for k in range(4)]
+    stops = method._steps(p)
+    assert len(set(stops)) > 1, "a batch of one length would show little"
+    for row, stop in enumerate(stops):
+        only = slice(row, row + 1)
+
+        def denoise(x_t, t, rows, only=only):
+            return method.backbone.predict("student", x_t, t, rollout.batch.cond[only])
+
+        steps = method.timesteps[: stop + 1]
+        expected = few_step_sample(denoise, [n[only] for n in noises[: stop + 1]], steps, method.backbone.process)
+        assert rollout.tensors["t"][row] == method.timesteps[stop]
+        torch.testing.assert_close(x0[only], expected, rtol=1e-4, atol=1e-4 * x0[only].abs().max().item())
+
+
+def test_noised_data_is_the_other_input(tmp_path: Path) -> None:
+    trained = dmd2(tmp_path, ["method.student_input=noised_data"])
+    method = trained.method
+    rollout = method.rollout(trained.data.batch(np.arange(16)), trained.clock)
+    noise = torch.from_numpy(method.stream("student", "noise 0").normal(rollout.batch.positions, (4, 8, 8)))
+    noised = method.backbone.process.add_noise(rollout.batch.x0, noise, rollout.tensors["t"])
+    at_full_noise = torch.from_numpy(method._steps(rollout.batch.positions) == 0)
+    assert 0 < at_full_noise.sum() < len(at_full_noise)
+    assert torch.equal(rollout.tensors["x_t"][at_full_noise], noise[at_full_noise])
+    assert torch.equal(rollout.tensors["x_t"][~at_full_noise], noised[~at_full_noise])
+    assert "student" not in method.backbone.evaluations
+
+
+@pytest.mark.parametrize("due", [True, False])
+def test_evaluations_of_one_iteration_are_the_necessary_ones(tmp_path: Path, due: bool) -> None:
+    """Student: the sum of the simulations' lengths, and its own call. Teacher: two (guidance), in its turn alone. Fake
+    score: the score in the student's turn, denoising in its own; features: fake in the student's turn, both in its own.
+    """
+    trained = dmd2(tmp_path)
+    trained.clock.iteration = 0 if due else 1
+    simulated = int(trained.method._steps(trained.clock.positions()).sum())
+    trained._iteration()
+    expected = {"student": simulated + 4, "fake_score": 4, "fake_score_features": 8}
+    if due:
+        expected |= {"teacher": 8, "fake_score": 8, "fake_score_features": 12}
+    assert dict(trained.clock.evaluations) == expected
+
+
+def test_zero_weighted_terms_cost_nothing_and_move_nobody_elses_draws(tmp_path: Path) -> None:
+    off, none = (dmd2(tmp_path / n, [o]) for n, o in (("a", "method.gan=off"), ("b", "method.adversarial_weight=0")))
+    for trained in (off, none):
+        trained.train()
+        assert "fake_score_features" not in trained.clock.evaluations
+    assert worlds.equal(worlds.parameters(off), worlds.parameters(none))
+    unmatched = dmd2(tmp_path / "c", ["method.dmd_weight=0"])
+    unmatched._iteration()
+    assert "teacher" not in unmatched.clock.evaluations
+    first, second = one_rollout(dmd2(tmp_path / "d", ["method.gan=off"])), one_rollout(dmd2(tmp_path / "e"))
+    assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in ("x_t", "t"))
+
+
+@pytest.mark.parametrize(("fake_score", "evaluations"), [("student", 8), ("none", 4)])
+def test_without_a_fake_score_of_its_own_the_student_has_every_turn(
+    tmp_path: Path, fake_score: str, evaluations: int
+) -> None:
+    trained = dmd2(tmp_path, [f"method.fake_score={fake_score}", "method.gan=off", "method.num_steps=1"])
+    trained._iteration()
+    trained._iteration()
+    assert set(trained.players) == {"student"} and trained.clock.student_images == 8
+    assert dict(trained.clock.evaluations) == {"student": 2 * evaluations, "teacher": 16}
+
+
+def test_resume_is_bit_exact_between_two_turns_of_the_student(tmp_path: Path) -> None:
+    options = ["method.ttur=3", "train.ema_decay=0.9", "train.budget.unit=images", "train.budget.amount=12"]
+    whole = dmd2(tmp_path / "whole", options)
+    whole.train()
+    with pytest.raises(Exception, match="stopped at 16 images"):
+        dmd2(tmp_path / "cut", [*options, "execution.stop_after_images=16"]).train()
+    resumed = dmd2(tmp_path / "cut", options)
+    assert (resumed.clock.images, resumed.clock.student_images) == (16, 8)
+    resumed.train()
+    assert worlds.equal(worlds.parameters(whole), worlds.parameters(resumed))
+    assert resumed.clock.evaluations == whole.clock.evaluations
+
+
+def test_another_micro_batch_gives_the_same_curve(tmp_path: Path) -> None:
+    whole, split = (dmd2(tmp_path / str(n), [f"execution.micro_batch={n}"]) for n in (4, 2))
+    whole.train()
+    split.train()
+    for a, b in zip(whole.run.metrics(), split.run.metrics(), strict=True):
+        assert a.keys() == b.keys() and "fake_score/critic" in a
+        for term in ("student/dmd", "student/adversarial", "fake_score/denoise", "fake_score/critic"):
+            if term in a:  # the student has its turn in every second line
+                assert a[term] == pytest.approx(b[term], rel=1e-4), term
+    assert whole.clock.evaluations == split.clock.evaluations
+
+
+def test_the_fake_scores_loss_is_denoising_in_the_networks_own_terms(tmp_path: Path) -> None:
+    trained = dmd2(tmp_path, ["method.gan=off"])
+    method, backbone, rollout = trained.method, trained.method.backbone, one_rollout(trained)
+    rollout.samples = samples = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    loss = method.losses("fake_score", rollout, trained.clock)["denoise"]
+    p, cond = rollout.batch.positions, rollout.batch.cond
+    t = torch.from_numpy((method.stream("fake_score", "timestep").uniform(p) * 1000).astype(np.int64))
+    eps = torch.from_numpy(method.stream("fake_score", "noise").normal(p, (4, 8, 8)))
+    alpha = torch.from_numpy(backbone.process.alphas_cumprod).sqrt().float()[t].view(-1, 1, 1, 1)
+    x_t = alpha * samples + (1 - alpha**2).sqrt() * eps
+    raw = backbone.network("fake_score", x_t, t, cond)
+    assert backbone.prediction == "eps"
+    assert loss.item() == pytest.approx((raw - eps).square().mean().item(), rel=1e-4)
+
+
+def test_the_warm_up_raises_every_players_learning_rate(tmp_path: Path) -> None:
+    assert [warmup_factor(n, 4) for n in range(5)] == [0.25, 0.5, 0.75, 1, 1] and warmup_factor(0, 0) == 1
+    trained = dmd2(tmp_path, ["train.lr_warmup_iterations=4"])
+    trained._iteration()
+    assert [p.optimizer.param_groups[0]["lr"] for p in trained.players.values()] == pytest.approx([2.5e-4] * 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("method.ttur=0", "method.ttur=0 is out of range; allowed: at least 1"),
+        ("method.fake_score=none", "method.gan=bottleneck is the fake score's, and method.fake_score=none has no net"),
+        ("method.gan=dino", "method.gan=dino needs method.dino_path: a folder of DINO"),
+        ("method.dmd_max=0.01", "method.dmd_max=0.01 is out of range; allowed: between 0.02 and 0.999"),
+        (
+            "method.student_input=data",
+            "method.student_input=data is unknown; allowed: backward_simulation, noised_data",
+        ),
+    ],
+)
+def test_wrong_settings_are_told_in_one_line(tmp_path: Path, override: str, line: str) -> None:
+    with pytest.raises(UserError) as error:
+        dmd2(tmp_path, [override])
+    assert str(error.value).startswith(line) and "\n" not in str(error.value)
