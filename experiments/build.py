@@ -18,9 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core.backbones.base import STUDENT, STUDENT_EMA, Backbone, Cond
+from core.backbones.flux2 import Flux2Backbone
+from core.backbones.mmdit import SD3Backbone
+from core.backbones.pipeline import PipelineBackbone
 from core.backbones.roles import Sharing
 from core.backbones.sdxl import SDXLBackbone
-from core.backbones.tiny import write_tiny_sd, write_tiny_sdxl
+from core.backbones.tiny import write_tiny_flux2, write_tiny_sd, write_tiny_sd3, write_tiny_sdxl
 from core.backbones.unet import UNetBackbone
 from core.config import DataConfig, ExperimentConfig, UserError, resolve
 from core.data.batches import LatentData
@@ -41,9 +44,13 @@ from core.run import Run
 from core.training.checkpoint import latest_snapshot
 from experiments.emoji.views import view as emoji_view
 
-FAMILIES: dict[str, type[UNetBackbone]] = {"unet": UNetBackbone, "unet_sdxl": SDXLBackbone}
+FAMILIES: dict[str, type[PipelineBackbone]] = {
+    "unet": UNetBackbone, "unet_sdxl": SDXLBackbone, "mmdit": SD3Backbone, "flux2": Flux2Backbone
+}  # fmt: skip
 METHODS: dict[str, type[Method]] = {"flash": Flash, "dmd2": Dmd2, "teacher": Teacher}
-RANDOM_PIPELINES = {"tiny-sd": write_tiny_sd, "tiny-sdxl": write_tiny_sdxl}
+RANDOM_PIPELINES = {
+    "tiny-sd": write_tiny_sd, "tiny-sdxl": write_tiny_sdxl, "tiny-sd3": write_tiny_sd3, "tiny-flux2": write_tiny_flux2
+}  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHTS = {"student": STUDENT, "ema": STUDENT_EMA}
 
@@ -78,7 +85,12 @@ def build_backbone(config: ExperimentConfig) -> Backbone:
     if spec.family not in FAMILIES:
         raise UserError(f"backbone.family={spec.family} is unknown; allowed: {', '.join(FAMILIES)}")
     backbone = FAMILIES[spec.family].load(
-        source, sharing, revision=spec.revision, device=device_of(config), dtype=dtype
+        source,
+        sharing,
+        revision=spec.revision,
+        device=device_of(config),
+        dtype=dtype,
+        image_size=config.data.image_size,
     )
     backbone.compute_dtype = None if config.train.precision == "fp32" else DTYPES[config.train.precision]
     return backbone

@@ -1,9 +1,9 @@
 """Export a trained student for diffusers: its weights and a scheduler that samples exactly as we do.
 
 LoRA students become ``pytorch_lora_weights.safetensors``, which ``load_lora_weights`` of the base pipeline
-reads; fully fine-tuned ones a ``unet/`` folder. ``scheduler/`` holds the run's sampler (``eval.sampler``), whose
-timesteps are the student's own: an LCMScheduler's default of 50 original steps would give 999, 759, ... instead of
-999, 749, 499, 249.
+reads; fully fine-tuned ones a ``unet/`` or ``transformer/`` folder. ``scheduler/`` holds the run's sampler
+(``eval.sampler``), whose timesteps are the student's own: an LCMScheduler's default of 50 original steps would give
+999, 759, ... instead of 999, 749, 499, 249. A flow's pipeline is told them as ``sigmas``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
-from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
+import diffusers
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, LCMScheduler
 from torch import Tensor
 
 from core.backbones.base import STUDENT, STUDENT_EMA
+from core.backbones.pipeline import PipelineBackbone
 from core.backbones.roles import Sharing
-from core.backbones.unet import UNetBackbone
 from core.config import UserError
+from core.diffusion.process import FlowProcess
 from core.run import atomic_folder
 from experiments.target import load_target
 
@@ -30,14 +32,18 @@ Few-step student exported by fewstep (run {run}).
     pipe = {pipeline}.from_pretrained("{base}"{revision})
     {weights}
     pipe.scheduler = {scheduler}.from_pretrained("{out}", subfolder="scheduler")
-    pipe("{prompt}", num_inference_steps={steps}, guidance_scale=1.0{eta}).images[0].save("image.png")
+    image = pipe(prompt="{prompt}", num_inference_steps={steps}, guidance_scale={guidance:g}{options}).images[0]
+    image.save("image.png")
 
-{note}No guidance: it is distilled into the student.
+{note}
 """
 
 
+Scheduler = LCMScheduler | DDIMScheduler | FlowMatchLCMScheduler | FlowMatchEulerDiscreteScheduler
+
+
 def export(
-    backbone: UNetBackbone,
+    backbone: PipelineBackbone,
     out: Path,
     weights: str = "student",
     steps: int = 4,
@@ -56,10 +62,11 @@ def export(
     with atomic_folder(out) as folder:
         if backbone.roles.sharing.kind == "lora":
             state = lora_state(backbone.role_parameters(role), backbone.roles.sharing)
-            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=state)
+            save = getattr(diffusers, backbone.pipeline).save_lora_weights
+            save(folder, **{f"{backbone.network_folder}_lora_layers": state})
         else:
-            with backbone.roles.use(role) as unet:
-                unet.save_pretrained(folder / "unet")
+            with backbone.roles.use(role) as network:
+                network.save_pretrained(folder / backbone.network_folder)
         scheduler.save_pretrained(folder / "scheduler")
         (folder / "README.md").write_text(_usage(backbone, out, steps, run, scheduler, eta))
     return out
@@ -78,16 +85,18 @@ def lora_state(parameters: Mapping[str, Tensor], sharing: Sharing) -> dict[str, 
     }
 
 
-def few_step_scheduler(backbone: UNetBackbone, steps: int, sampler: str = "lcm") -> LCMScheduler | DDIMScheduler:
+def few_step_scheduler(backbone: PipelineBackbone, steps: int, sampler: str = "lcm") -> Scheduler:
     """The student's sampler: the teacher's noise schedule, timesteps of a ``steps``-step trailing grid."""
+    assert backbone.source is not None
+    options = {"revision": backbone.revision} if backbone.revision else {}
+    teacher = LCMScheduler.load_config(backbone.source, subfolder="scheduler", **options)
+    if isinstance(backbone.process, FlowProcess):  # ddim without new noise is Euler's method
+        return (FlowMatchLCMScheduler if sampler == "lcm" else FlowMatchEulerDiscreteScheduler).from_config(teacher)
     total = backbone.process.num_train_timesteps
     if steps < 1 or total % steps:
         raise UserError(
             f"steps={steps} cannot be exported: diffusers' timesteps are equally spaced for divisors of {total}"
         )
-    assert backbone.source is not None
-    options = {"revision": backbone.revision} if backbone.revision else {}
-    teacher = LCMScheduler.load_config(backbone.source, subfolder="scheduler", **options)
     common = {"timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
     if sampler == "ddim":
         return DDIMScheduler.from_config(teacher, set_alpha_to_one=True, **common)
@@ -106,23 +115,30 @@ def run_command(arguments: Namespace) -> int:
     return 0
 
 
-def _usage(
-    backbone: UNetBackbone, out: Path, steps: int, run: str, scheduler: LCMScheduler | DDIMScheduler, eta: float
-) -> str:
-    lora = backbone.roles.sharing.kind == "lora"
+def _usage(backbone: PipelineBackbone, out: Path, steps: int, run: str, scheduler: Scheduler, eta: float) -> str:
+    lora, folder = backbone.roles.sharing.kind == "lora", backbone.network_folder
+    network = backbone.network_class.__name__
     load = f'pipe.load_lora_weights("{out}")'
-    copy = f'pipe.unet = UNet2DConditionModel.from_pretrained("{out}", subfolder="unet")'
+    copy = f'pipe.{folder} = {network}.from_pretrained("{out}", subfolder="{folder}")'
+    notes = {
+        "divides": f"`num_inference_steps` must divide {steps}." if isinstance(scheduler, LCMScheduler) else "",
+        "guidance": "No guidance: it is distilled into the student.",
+    }
+    options = f", eta={eta:g}" if eta else ""
+    if isinstance(backbone.process, FlowProcess):
+        options += f", sigmas={[round(1 - step / steps, 6) for step in range(steps)]}"
     return USAGE.format(
         run=run,
         pipeline=backbone.pipeline,
         base=backbone.source,
         revision=f', revision="{backbone.revision}"' if backbone.revision else "",
-        imports="" if lora else ", UNet2DConditionModel",
+        imports="" if lora else f", {network}",
         weights=load if lora else copy,
         out=out,
         steps=steps,
         prompt="red apple",
         scheduler=type(scheduler).__name__,
-        eta=f", eta={eta:g}" if eta else "",
-        note=f"`num_inference_steps` must divide {steps}. " if isinstance(scheduler, LCMScheduler) else "",
+        guidance=backbone.student_guidance,
+        options=options,
+        note=" ".join(note for note in notes.values() if note),
     )

@@ -55,6 +55,10 @@ class Roles:
         self._layers: list[BaseTunerLayer] = []
         self._current = TEACHER
 
+    def modules(self) -> list[nn.Module]:
+        """The base and every copy of it."""
+        return [self.base, *self._copies.values()]
+
     def __contains__(self, role: str) -> bool:
         return role in self._trainable
 

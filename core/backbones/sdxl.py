@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from core.backbones.base import Cond
-from core.backbones.unet import UNetBackbone, read_json
+from core.backbones.pipeline import read_json
+from core.backbones.unet import UNetBackbone
 
 
 class SDXLBackbone(UNetBackbone):
@@ -36,7 +37,7 @@ class SDXLBackbone(UNetBackbone):
 
     @cached_property
     def tokenizer_2(self) -> CLIPTokenizer:
-        return self._load_tokenizer("tokenizer_2")
+        return self._tokenizer(CLIPTokenizer, "tokenizer_2")
 
     @cached_property
     def empty_is_zero(self) -> bool:

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from core.backbones.roles import keyed_init
 from core.run import atomic_folder
@@ -90,15 +108,87 @@ def write_tiny_sdxl(folder: Path) -> Path:
     return folder
 
 
+def write_tiny_sd3(folder: Path) -> Path:
+    """A Stable-Diffusion-3-class pipeline with all three text encoders: 64x64 images, 4-channel 8x8 latents."""
+    folder = Path(folder)
+    if folder.exists():
+        return folder
+    with keyed_init("tiny-sd3"), atomic_folder(folder) as target:
+        tokenizer, long_tokenizer = _character_tokenizer(), _character_t5_tokenizer()
+        transformer = SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=4,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pooled_projection_dim=12 + 8,
+            pos_embed_max_size=8,
+        )
+        t5 = T5Config(
+            vocab_size=len(long_tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+            feed_forward_proj="gated-gelu",
+        )  # fmt: skip
+        StableDiffusion3Pipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=AutoencoderKL(**TINY_VAE, shift_factor=0.1, scaling_factor=1.5),
+            text_encoder=CLIPTextModelWithProjection(_text_config(tokenizer, 16, projection_dim=12)),
+            tokenizer=tokenizer,
+            text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, 8, projection_dim=8)),
+            tokenizer_2=tokenizer,
+            text_encoder_3=T5EncoderModel(t5),
+            tokenizer_3=long_tokenizer,
+        ).save_pretrained(target)
+    return folder
+
+
+def write_tiny_flux2(folder: Path, guidance_embeds: bool = False) -> Path:
+    """A FLUX.2-klein-class pipeline: 64x64 images, 16-channel 4x4 latents of patches, a language model of 4 layers."""
+    folder = Path(folder)
+    if folder.exists():
+        return folder
+    with keyed_init("tiny-flux2"), atomic_folder(folder) as target:
+        tokenizer = _character_chat_tokenizer()
+        transformer = Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=3 * 16,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=guidance_embeds,
+        )
+        vae = AutoencoderKLFlux2(**TINY_VAE)
+        vae.bn.running_mean.normal_()
+        vae.bn.running_var.uniform_(0.5, 2)
+        text = Qwen3Config(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
+            num_key_value_heads=2, head_dim=8, tie_word_embeddings=True, max_position_embeddings=64,
+        )  # fmt: skip
+        Flux2KleinPipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+            vae=vae,
+            text_encoder=Qwen3ForCausalLM(text),
+            tokenizer=tokenizer,
+        ).save_pretrained(target)
+    return folder
+
+
+TINY_VAE: dict[str, Any] = {
+    "block_out_channels": (4, 4, 8, 8), "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4, "latent_channels": 4, "norm_num_groups": 4, "sample_size": 64,
+}  # fmt: skip
+
+
 def _tiny_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(4, 4, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
-    )
+    return AutoencoderKL(**TINY_VAE)
 
 
 def _text_config(tokenizer: CLIPTokenizer, width: int, **more: int) -> CLIPTextConfig:
@@ -126,3 +216,19 @@ def _character_tokenizer() -> CLIPTokenizer:
     symbols = [*CHARACTERS, *(f"{character}</w>" for character in CHARACTERS), START, END]
     vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16)
+
+
+def _character_chat_tokenizer() -> Qwen2TokenizerFast:
+    """Qwen's tokenizer class with single characters, and a chat template that is the message itself."""
+    symbols = [*CHARACTERS, "Ġ", "<|endoftext|>"]  # a space, as byte-level tokenizers write it
+    tokenizer = Qwen2TokenizerFast(
+        vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[], model_max_length=32, unk_token="-"
+    )
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    return tokenizer
+
+
+def _character_t5_tokenizer() -> T5TokenizerFast:
+    """T5's tokenizer class with single characters."""
+    symbols = ["<pad>", "</s>", "<unk>", "▁", *CHARACTERS]
+    return T5TokenizerFast(vocab=[(symbol, -float(i > 2)) for i, symbol in enumerate(symbols)], extra_ids=0)

@@ -7,7 +7,7 @@ Kinds: ``x0``; ``eps``; ``v`` = alpha eps - sigma x0 (Salimans & Ho, 2022); ``fl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -117,12 +117,16 @@ class VPProcess(Process):
 
 
 class FlowProcess(Process):
-    """Rectified flow: alpha = 1 - sigma, sigma = t/1000. ``shift`` moves times to noise (SD3, Eq. 23)."""
+    """Rectified flow: alpha = 1 - sigma, sigma = t/1000. ``shift`` moves times to noise (SD3, Eq. 23).
+
+    ``shift_of``: the shift of a grid of so many steps, where it depends on them (FLUX.2); default: ``shift``.
+    """
 
     num_train_timesteps = 1000
 
-    def __init__(self, shift: float = 1.0) -> None:
+    def __init__(self, shift: float = 1.0, shift_of: Callable[[int], float] | None = None) -> None:
         self.shift = shift
+        self.shift_of = shift_of or (lambda num_steps: shift)
 
     def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         # Divided in float64 where t allows it: 1 - sigma loses what float32 rounds.
@@ -130,13 +134,14 @@ class FlowProcess(Process):
         return (1 - sigma).to(dtype), sigma.to(dtype)
 
     def timestep(self, fraction: Tensor) -> Tensor:
-        return (self.num_train_timesteps * self._shifted(fraction)).float()
+        return (self.num_train_timesteps * _shifted(fraction, self.shift)).float()
 
     def timesteps(self, num_steps: int) -> np.ndarray:
-        return self.num_train_timesteps * self._shifted(1 - np.arange(num_steps) / num_steps)
+        return self.num_train_timesteps * _shifted(1 - np.arange(num_steps) / num_steps, self.shift_of(num_steps))
 
-    def _shifted(self, sigma: Any) -> Any:
-        return self.shift * sigma / (1 + (self.shift - 1) * sigma)
+
+def _shifted(sigma: Any, shift: float) -> Any:
+    return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def _betas(config: Mapping[str, Any]) -> np.ndarray:

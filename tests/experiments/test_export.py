@@ -5,11 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchLCMScheduler,
+    Flux2KleinPipeline,
+    LCMScheduler,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 
 from core.backbones.base import STUDENT
+from core.backbones.flux2 import Flux2Backbone
+from core.backbones.mmdit import SD3Backbone
+from core.backbones.pipeline import PipelineBackbone
 from core.backbones.roles import Sharing
-from core.backbones.tiny import write_tiny_sd
+from core.backbones.tiny import write_tiny_flux2, write_tiny_sd, write_tiny_sd3
 from core.backbones.unet import UNetBackbone
 from core.config import UserError, compose
 from core.diffusion.solvers import few_step_sample
@@ -30,7 +41,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _student(teacher: Path, sharing: Sharing) -> UNetBackbone:
     """A student that is far from its teacher."""
-    backbone = UNetBackbone.load(str(teacher), sharing)
+    return _perturbed(UNetBackbone.load(str(teacher), sharing))
+
+
+def _perturbed(backbone: PipelineBackbone) -> PipelineBackbone:
     backbone.add_role(STUDENT, trainable=True)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -135,6 +149,52 @@ def test_readme_names_the_teacher_and_how_to_load(teacher: Path, tmp_path: Path)
     text = (export(_student(teacher, LORA), tmp_path / "out", steps=4, run="0123456789") / "README.md").read_text()
     assert "run 0123456789" in text and str(teacher) in text and "load_lora_weights" in text
     assert "{" not in text
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux2"])
+def test_exported_flow_students_give_our_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """Also through a time shift that depends on the number of steps (FLUX.2)."""
+    write, built, loaded = {
+        "sd3": (write_tiny_sd3, SD3Backbone, StableDiffusion3Pipeline),
+        "flux2": (write_tiny_flux2, Flux2Backbone, Flux2KleinPipeline),
+    }[family]
+    base = write(tmp_path / family)
+    backbone = _perturbed(built.load(str(base), LORA, image_size=64))
+    usage = (export(backbone, tmp_path / "out", steps=4) / "README.md").read_text()
+    assert "sigmas=[1.0, 0.75, 0.5, 0.25]" in usage and "FlowMatchLCMScheduler" in usage
+    pipe = loaded.from_pretrained(base)
+    pipe.load_lora_weights(tmp_path / "out")
+    pipe.scheduler = FlowMatchLCMScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler")
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    noises = [torch.randn(1, *backbone.latent_shape, generator=generator) for _ in range(4)]
+    cond, timesteps = backbone.encode_text(PROMPTS[:1]), backbone.process.timesteps(4)
+    tokens = [noise.flatten(2).mT if family == "flux2" else noise for noise in noises]
+    rest = iter([*tokens[1:], torch.zeros_like(tokens[0])])
+    monkeypatch.setattr("diffusers.schedulers.scheduling_flow_match_lcm.randn_tensor", lambda *a, **k: next(rest))
+    more = {"max_sequence_length": 32, "text_encoder_out_layers": (1, 2, 3)} if family == "flux2" else {}
+    theirs = pipe(
+        prompt=PROMPTS[0], height=64, width=64, latents=noises[0], num_inference_steps=4, guidance_scale=1.0,
+        sigmas=[1.0, 0.75, 0.5, 0.25], output_type="np", **more,
+    ).images  # fmt: skip
+    with torch.no_grad():
+        ours, teacher = (
+            backbone.pixels(
+                few_step_sample(
+                    lambda x, t, rows, role=role: backbone.predict(role, x, t, cond),
+                    noises,
+                    timesteps,
+                    backbone.process,
+                )
+            )
+            .permute(0, 2, 3, 1)
+            .numpy()
+            / 2
+            + 0.5
+            for role in (STUDENT, "teacher")
+        )
+    assert np.abs(ours - teacher).max() > 0.02, "the student must differ"
+    assert np.abs(ours.clip(0, 1) - theirs).max() < 1e-3
 
 
 def test_missing_ema_is_one_clear_line(teacher: Path, tmp_path: Path) -> None:

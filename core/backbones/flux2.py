@@ -1,0 +1,183 @@
+"""FLUX.2: a transformer with rectified flow on patchified, batch-normalised latents of its own VAE.
+
+``dev`` is guidance-distilled: guidance enters as an embedding and costs no second pass. ``klein`` (and the embedded
+miniature) has none and takes classifier-free guidance. The pipeline's text encoder is a language model, of which the
+states after a quarter, a half and three quarters of the layers are the conditioning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from torch import Tensor, nn
+from transformers import AutoProcessor, Mistral3ForConditionalGeneration, Qwen2TokenizerFast, Qwen3ForCausalLM
+
+from core.backbones.base import Cond
+from core.backbones.pipeline import PipelineBackbone, cast, read_json
+from core.backbones.roles import Sharing
+from core.config import UserError
+from core.diffusion.process import FlowProcess, Process
+
+MAX_TOKENS = 512  # as diffusers' pipelines
+TRAINING_STEPS = 50  # the time shift depends on the number of steps; random times are drawn as for this many
+# By pipeline: text encoder, tokenizer, and diffusers' function from prompts to the stacked states
+ENCODERS: dict[str, tuple[Any, Any, Callable[..., Tensor]]] = {
+    "Flux2Pipeline": (
+        Mistral3ForConditionalGeneration, AutoProcessor, Flux2Pipeline._get_mistral_3_small_prompt_embeds
+    ),
+    "Flux2KleinPipeline": (Qwen3ForCausalLM, Qwen2TokenizerFast, Flux2KleinPipeline._get_qwen3_prompt_embeds),
+}  # fmt: skip
+
+
+class Flux2Backbone(PipelineBackbone):
+    """See ``PipelineBackbone``. Latents (B, 4 C, H/2, W/2) of a VAE's (B, C, H, W). Conditioning: ``text`` (B, L, D)
+    and, where guidance is embedded, ``guidance`` (B,)."""
+
+    pipeline = "Flux2KleinPipeline"
+    network_folder, network_class, vae_class = "transformer", Flux2Transformer2DModel, AutoencoderKLFlux2
+    parts = "transformer/, vae/, text_encoder/, tokenizer/, scheduler/, model_index.json"
+    side: int = 64  # of the latents: 1024 pixels
+    embedded_guidance: float = 4.0  # w of calls without one, where guidance is an embedding
+
+    @classmethod
+    def load(cls, source: str, sharing: Sharing, *, image_size: int | None = None, **options: Any) -> Self:
+        """As the base; ``image_size`` (pixels) decides the size of the latents, which the network does not fix."""
+        built = super().load(source, sharing, **options)
+        revision = options.get("revision")
+        try:
+            name = read_json(source, "model_index.json", revision)["_class_name"]
+            vae = read_json(source, "vae/config.json", revision)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"backbone.path={source}: no FLUX.2 pipeline can be read there (needs {cls.parts})"
+            ) from error
+        if name not in ENCODERS:
+            raise UserError(f"backbone.path={source} is a {name}; allowed: {', '.join(ENCODERS)}")
+        stride = 2 ** (len(vae["block_out_channels"]) - 1) * 2
+        built.pipeline, built.side = name, (image_size or vae["sample_size"]) // stride
+        built.latent_shape = built._latent_shape(built.roles.base)
+        built.process, built.prediction = built._process(read_json(source, "scheduler/scheduler_config.json", revision))
+        return built
+
+    def _latent_shape(self, network: nn.Module) -> tuple[int, int, int]:
+        return network.config.in_channels, self.side, self.side
+
+    def _process(self, scheduler: Mapping[str, Any]) -> tuple[Process, str]:
+        if not scheduler.get("use_dynamic_shifting", False):
+            return FlowProcess(scheduler.get("shift", 1.0)), "flow"
+
+        def shift(num_steps: int) -> float:
+            return math.exp(compute_empirical_mu(self.side**2, num_steps))
+
+        return FlowProcess(shift(TRAINING_STEPS), shift), "flow"
+
+    # The VAE's latents in patches of 2x2, each channel of which the VAE's running statistics normalise.
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        norm = self.vae.bn
+        scale = torch.sqrt(norm.running_var + self.vae.config.batch_norm_eps)
+        return norm.running_mean.view(1, -1, 1, 1), scale.view(1, -1, 1, 1)
+
+    def _from_vae(self, latents: Tensor) -> Tensor:
+        mean, scale = self._statistics()
+        return (Flux2Pipeline._patchify_latents(latents) - mean) / scale
+
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        mean, scale = self._statistics()
+        return Flux2Pipeline._unpatchify_latents(latents * scale + mean)
+
+    @property
+    def student_guidance(self) -> float:
+        """Where guidance is an embedding, the student was trained with this one."""
+        return self.embedded_guidance if self.has_embedded_guidance else 1.0
+
+    @property
+    def has_embedded_guidance(self) -> bool:
+        """Whether guidance is an input of the network instead of a second pass."""
+        return self.roles.base.config.guidance_embeds
+
+    def guided(
+        self, role: str, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, w: Tensor | float, as_: str = "x0"
+    ) -> Tensor:
+        """Where the network is guidance-distilled: one pass that takes w; otherwise as every backbone."""
+        if not self.has_embedded_guidance:
+            return super().guided(role, x_t, t, cond, null, w, as_)
+        scale = torch.as_tensor(w, dtype=torch.float32, device=x_t.device).expand(len(x_t))
+        return self.predict(role, x_t, t, Cond({**cond.tensors, "guidance": scale}), as_)
+
+    def _inputs(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> dict[str, Tensor | None]:
+        """The network's arguments: tokens, their positions (time, row, column, index in the text), time, guidance."""
+        text, (height, width) = cond.tensors["text"], x_t.shape[2:]
+        first, device = torch.arange(1), x_t.device
+        guidance = cond.tensors.get("guidance")
+        if guidance is None and self.has_embedded_guidance:
+            guidance = torch.full((len(x_t),), self.embedded_guidance, device=device)
+        return {
+            "hidden_states": cast(x_t.flatten(2).mT, net),
+            "encoder_hidden_states": cast(text, net),
+            "timestep": t.float() / 1000,
+            "guidance": guidance,
+            "img_ids": torch.cartesian_prod(first, torch.arange(height), torch.arange(width), first).to(device),
+            "txt_ids": torch.cartesian_prod(first, first, first, torch.arange(text.shape[1])).to(device),
+        }
+
+    def network(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        with self.roles.use(role) as net:
+            tokens = net(**self._inputs(net, x_t, t, cond), return_dict=False)[0]
+            return tokens.mT.unflatten(2, x_t.shape[2:])
+
+    def network_features(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The image's tokens after half of the blocks, double and single ones counted together, as a map."""
+        with self.roles.use(role) as net:
+            given = self._inputs(net, x_t, t, cond)
+            tokens, scale = given["hidden_states"], given["guidance"]
+            time = given["timestep"].to(tokens.dtype) * 1000
+            embedding = net.time_guidance_embed(time, None if scale is None else scale.to(tokens.dtype) * 1000)
+            modulations = net.double_stream_modulation_img(embedding), net.double_stream_modulation_txt(embedding)
+            image, text = net.x_embedder(tokens), net.context_embedder(given["encoder_hidden_states"])
+            pairs = zip(net.pos_embed(given["txt_ids"]), net.pos_embed(given["img_ids"]), strict=True)
+            rotary = tuple(torch.cat(pair) for pair in pairs)
+            half = (len(net.transformer_blocks) + len(net.single_transformer_blocks)) // 2
+            for block in net.transformer_blocks[:half]:
+                text, image = block(image, text, *modulations, rotary)
+            both = torch.cat([text, image], dim=1)
+            for block in net.single_transformer_blocks[: max(half - len(net.transformer_blocks), 0)]:
+                both = block(both, None, net.single_stream_modulation(embedding), rotary)
+            return both[:, text.shape[1] :].mT.unflatten(2, x_t.shape[2:])
+
+    @property
+    def feature_shape(self) -> tuple[int, int, int]:
+        return self.roles.base.inner_dim, self.side, self.side
+
+    def shard_units(self) -> list[nn.Module]:
+        return [
+            block for net in self.roles.modules() for block in (*net.transformer_blocks, *net.single_transformer_blocks)
+        ]
+
+    @cached_property
+    def text_encoder(self) -> nn.Module:
+        return self._component(ENCODERS[self.pipeline][0], "text_encoder")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return self._tokenizer(ENCODERS[self.pipeline][1], "tokenizer")
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Cond:
+        """States after 1/4, 1/2 and 3/4 of the layers: 10, 20, 30 of Mistral's 40, 9, 18, 27 of Qwen3's 36."""
+        config = self.text_encoder.config
+        depth = getattr(config, "text_config", config).num_hidden_layers
+        tokenizer = getattr(self.tokenizer, "tokenizer", self.tokenizer)
+        states = ENCODERS[self.pipeline][2](
+            self.text_encoder,
+            self.tokenizer,
+            list(prompts),
+            max_sequence_length=min(tokenizer.model_max_length, MAX_TOKENS),
+            hidden_states_layers=[depth * part // 4 for part in (1, 2, 3)],
+        )
+        return Cond({"text": states})

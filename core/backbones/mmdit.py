@@ -1,0 +1,104 @@
+"""Stable Diffusion 3: a multimodal transformer with rectified flow, two CLIP encoders and an optional T5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+from core.backbones.base import Cond
+from core.backbones.pipeline import PipelineBackbone, cast, read_json
+from core.diffusion.process import FlowProcess, Process
+
+T5_TOKENS = 256  # as diffusers' pipeline
+
+
+class SD3Backbone(PipelineBackbone):
+    """See ``PipelineBackbone``. Conditioning: ``text`` (B, L, D), CLIP's last but one states, then T5's; ``pooled``
+    (B, P), both CLIP projections."""
+
+    pipeline = "StableDiffusion3Pipeline"
+    network_folder, network_class, vae_class = "transformer", SD3Transformer2DModel, AutoencoderKL
+    parts = "transformer/, vae/, text_encoder/, text_encoder_2/, tokenizer/, tokenizer_2/, scheduler/"
+
+    def _process(self, scheduler: Mapping[str, Any]) -> tuple[Process, str]:
+        return FlowProcess(scheduler.get("shift", 1.0)), "flow"
+
+    def _from_vae(self, latents: Tensor) -> Tensor:
+        return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        return latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
+
+    def network(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        with self.roles.use(role) as net:
+            text, pooled = (cast(cond.tensors[name], net) for name in ("text", "pooled"))
+            return net(cast(x_t, net), text, pooled, t.to(net.dtype)).sample
+
+    def network_features(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The image's tokens after half of the blocks, as a map."""
+        with self.roles.use(role) as net:
+            embedding = net.time_text_embed(t.to(net.dtype), cast(cond.tensors["pooled"], net))
+            image = net.pos_embed(cast(x_t, net))
+            text = net.context_embedder(cast(cond.tensors["text"], net))
+            for block in net.transformer_blocks[: len(net.transformer_blocks) // 2]:
+                text, image = block(hidden_states=image, encoder_hidden_states=text, temb=embedding)
+            return image.mT.unflatten(2, self.feature_shape[1:])
+
+    @property
+    def feature_shape(self) -> tuple[int, int, int]:
+        size = self.latent_shape[1] // self.roles.base.config.patch_size
+        return self.roles.base.inner_dim, size, size
+
+    def shard_units(self) -> list[nn.Module]:
+        return [block for net in self.roles.modules() for block in net.transformer_blocks]
+
+    @cached_property
+    def clip(self) -> list[tuple[CLIPTokenizer, CLIPTextModelWithProjection]]:
+        """Both CLIP encoders with their tokenizers."""
+        return [
+            (
+                self._tokenizer(CLIPTokenizer, f"tokenizer{n}"),
+                self._component(CLIPTextModelWithProjection, f"text_encoder{n}"),
+            )
+            for n in ("", "_2")
+        ]
+
+    @cached_property
+    def t5(self) -> tuple[T5TokenizerFast, T5EncoderModel] | None:
+        """T5, unless the pipeline comes without it."""
+        assert self.source is not None
+        if read_json(self.source, "model_index.json", self.revision).get("text_encoder_3", [None])[0] is None:
+            return None
+        return self._tokenizer(T5TokenizerFast, "tokenizer_3"), self._component(T5EncoderModel, "text_encoder_3")
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Cond:
+        states, pooled = [], []
+        for tokenizer, encoder in self.clip:
+            ids = self._ids(tokenizer, prompts, tokenizer.model_max_length)
+            found = encoder(ids, output_hidden_states=True)
+            states.append(found.hidden_states[-2])
+            pooled.append(found[0])
+        width = self.roles.base.config.joint_attention_dim
+        text = F.pad(torch.cat(states, dim=-1), (0, width - sum(found.shape[-1] for found in states)))
+        return Cond(
+            {"text": torch.cat([text, self._long_text(prompts, width)], dim=1), "pooled": torch.cat(pooled, -1)}
+        )
+
+    def _long_text(self, prompts: Sequence[str], width: int) -> Tensor:
+        """T5's states (B, T5_TOKENS, width); zeros without T5."""
+        if self.t5 is None:
+            return torch.zeros(len(prompts), T5_TOKENS, width, device=self.device)
+        tokenizer, encoder = self.t5
+        return encoder(self._ids(tokenizer, prompts, T5_TOKENS))[0]
+
+    def _ids(self, tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
+        tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return tokens.input_ids.to(self.device)

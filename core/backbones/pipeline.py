@@ -1,0 +1,155 @@
+"""What every diffusers pipeline has in common as a backbone: one denoising network with roles, a VAE, text encoders.
+
+The same loader reads a hub id, a folder, an embedded teacher and a random tiny pipeline. The VAE and the text encoders
+load at first use: training reads cached latents and embeddings and never touches them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from core.backbones.base import Backbone
+from core.backbones.roles import Roles, Sharing
+from core.config import UserError
+from core.diffusion.process import Process
+
+
+class PipelineBackbone(Backbone):
+    """See ``Backbone``. ``source`` is a pipeline folder or hub id; None only for a network built from its config."""
+
+    pipeline: ClassVar[str]  # of diffusers
+    network_folder: ClassVar[str]
+    network_class: ClassVar[Any]
+    vae_class: ClassVar[Any]
+    parts: ClassVar[str]  # the folders that a pipeline of this family has
+    student_guidance: float = 1.0  # what a pipeline is told when it samples a student: no guidance
+
+    def __init__(
+        self,
+        network: nn.Module,
+        scheduler: Mapping[str, Any],
+        sharing: Sharing,
+        *,
+        source: str | None = None,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.roles = Roles(network, sharing)
+        self.latent_shape = self._latent_shape(network)
+        self.process, self.prediction = self._process(scheduler)
+        self.source, self.revision, self.device = source, revision, torch.device(device)
+
+    # What a family says of its network and its latents.
+    def _latent_shape(self, network: nn.Module) -> tuple[int, int, int]:
+        size = network.config.sample_size
+        return network.config.in_channels, size, size
+
+    def _process(self, scheduler: Mapping[str, Any]) -> tuple[Process, str]:
+        """The noising process of the scheduler's config, and what the network predicts."""
+        raise NotImplementedError
+
+    def _from_vae(self, latents: Tensor) -> Tensor:
+        """The VAE's latents scaled as the network reads them."""
+        return latents * self.vae.config.scaling_factor
+
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        """The inverse of ``_from_vae``."""
+        return latents / self.vae.config.scaling_factor
+
+    @classmethod
+    def load(
+        cls,
+        source: str,
+        sharing: Sharing,
+        *,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        image_size: int | None = None,
+    ) -> Self:
+        """Load a pipeline folder or hub id; ``UserError`` names what is missing.
+
+        ``image_size`` (pixels) is for networks that do not fix the size of their latents.
+        """
+        options = {"revision": revision} if revision else {}
+        try:
+            scheduler = read_json(source, "scheduler/scheduler_config.json", revision)
+            network = cls.network_class.from_pretrained(
+                source, subfolder=cls.network_folder, torch_dtype=dtype, **options
+            )
+        except (OSError, ValueError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"backbone.path={source}: no {cls.pipeline} can be read there (needs {cls.parts}): "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        return cls(network.to(device), scheduler, sharing, source=source, revision=revision, device=device)
+
+    @classmethod
+    def from_architecture(cls, architecture: Mapping[str, Any], scheduler: Mapping[str, Any], sharing: Sharing) -> Self:
+        """A network without weights (call it under ``torch.device("meta")`` to count parameters)."""
+        return cls(cls.network_class(**architecture), scheduler, sharing)
+
+    def add_role(self, role: str, like: str | None = None, *, trainable: bool, seed: int = 0) -> None:
+        self.roles.add(role, like, trainable=trainable, seed=seed)
+
+    def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        return self.roles.parameters(role)
+
+    def enable_activation_checkpointing(self) -> None:
+        """Trade compute for memory; call after every role has been added."""
+        for module in self.roles.modules():
+            module.enable_gradient_checkpointing(self.roles.checkpointing())
+            module.train()  # diffusers checkpoints in train mode only; these networks have no dropout
+
+    # Pixels and text.
+    def _component(self, kind: Any, name: str) -> nn.Module:
+        assert self.source is not None, "a backbone built from its config alone has no VAE or text encoder"
+        options = {"revision": self.revision} if self.revision else {}
+        try:
+            module = kind.from_pretrained(self.source, subfolder=name, torch_dtype=torch.float32, **options)
+        except OSError as error:
+            raise UserError(f"{self.source}/{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        return module.to(self.device).eval().requires_grad_(False)
+
+    def _tokenizer(self, kind: Any, name: str) -> PreTrainedTokenizerBase:
+        assert self.source is not None
+        try:
+            return kind.from_pretrained(self.source, subfolder=name, revision=self.revision or "main")
+        except OSError as error:
+            raise UserError(f"{self.source}/{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
+
+    @cached_property
+    def vae(self) -> nn.Module:
+        return self._component(self.vae_class, "vae")
+
+    @torch.no_grad()
+    def encode(self, images: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self._from_vae(self.vae.encode(pixels).latent_dist.mode())
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(self._to_vae(latents.to(self.device).float())).sample
+
+
+def cast(value: Tensor, module: nn.Module) -> Tensor:
+    """To the network's storage dtype (autocast, when on, decides the compute dtype)."""
+    return value.to(module.dtype)
+
+
+def read_json(source: str, name: str, revision: str | None) -> dict[str, Any]:
+    """A JSON file of a pipeline folder or of a hub id."""
+    if Path(source).is_dir():
+        return json.loads((Path(source) / name).read_text())
+    from huggingface_hub import hf_hub_download  # only hub ids need the hub
+
+    return json.loads(Path(hf_hub_download(source, name, revision=revision)).read_text())

@@ -1,0 +1,173 @@
+"""SD3 and FLUX.2 against diffusers' own pipelines, and their published sizes."""
+
+import math
+from pathlib import Path
+from shutil import copytree, rmtree
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import Flux2KleinPipeline, StableDiffusion3Pipeline
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from PIL import Image
+
+from core.backbones.base import TEACHER
+from core.backbones.flux2 import Flux2Backbone
+from core.backbones.mmdit import SD3Backbone
+from core.backbones.pipeline import PipelineBackbone
+from core.backbones.roles import Sharing
+from core.backbones.tiny import write_tiny_flux2, write_tiny_sd3
+from core.config import UserError, compose, resolve
+from core.methods.teacher import teacher_sample
+from core.run import Run
+from experiments.train import train_config
+
+PROMPTS = ["red apple", ""]
+SHARING = Sharing("lora", 4, 4, ("to_q", "to_k", "to_v"))
+SD3_MEDIUM = {
+    "sample_size": 128, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536,
+    "pos_embed_max_size": 192,
+}  # fmt: skip
+KLEIN = {
+    "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("pipelines")
+    return {"flux2": str(write_tiny_flux2(root / "flux2")), "sd3": str(write_tiny_sd3(root / "sd3"))}
+
+
+def load(folders: dict[str, str], family: str) -> tuple[PipelineBackbone, Any]:
+    ours, theirs = {"flux2": (Flux2Backbone, Flux2KleinPipeline), "sd3": (SD3Backbone, StableDiffusion3Pipeline)}[
+        family
+    ]
+    pipe = theirs.from_pretrained(folders[family])
+    pipe.set_progress_bar_config(disable=True)
+    return ours.load(folders[family], SHARING, image_size=64), pipe
+
+
+@pytest.mark.parametrize(
+    ("built", "architecture", "parameters"),
+    [
+        (SD3Backbone, SD3_MEDIUM, 2_028_328_000),
+        (Flux2Backbone, KLEIN, 3_875_544_576),
+        (Flux2Backbone, {}, 32_223_281_152),
+    ],
+    ids=["sd3-medium", "flux2-klein", "flux2-dev"],
+)
+def test_the_published_networks_build_without_weights(built: Any, architecture: dict, parameters: int) -> None:
+    """About 2.0, 3.9 and 32 billion parameters."""
+    with torch.device("meta"):
+        backbone = built.from_architecture(architecture, {"shift": 3.0}, SHARING)
+        backbone.add_role("student", trainable=True)
+    assert sum(p.numel() for p in backbone.role_parameters(TEACHER).values()) == parameters
+    assert backbone.latent_shape[1:] == {SD3Backbone: (128, 128), Flux2Backbone: (64, 64)}[built]  # 1024 pixels
+
+
+def test_prompts_are_encoded_as_diffusers_does(folders: dict[str, str]) -> None:
+    backbone, pipe = load(folders, "sd3")
+    text, null, pooled, null_pooled = pipe.encode_prompt(PROMPTS[0], None, None, device="cpu")
+    ours = backbone.encode_text(PROMPTS)
+    torch.testing.assert_close(ours.tensors["text"], torch.cat([text, null]))
+    torch.testing.assert_close(ours.tensors["pooled"], torch.cat([pooled, null_pooled]))
+    backbone, pipe = load(folders, "flux2")
+    theirs = pipe.encode_prompt(PROMPTS, device="cpu", max_sequence_length=32, text_encoder_out_layers=(1, 2, 3))[0]
+    torch.testing.assert_close(backbone.encode_text(PROMPTS).tensors["text"], theirs)
+    assert (theirs[0] - theirs[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux2"])
+def test_guided_pictures_are_those_of_diffusers(folders: dict[str, str], family: str) -> None:
+    """Euler's method from one noise, to pixels: time shift, guidance, packing, VAE statistics."""
+    backbone, pipe = load(folders, family)
+    noise = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
+    cond, null = backbone.encode_text(PROMPTS[:1]), backbone.encode_text([""])
+    ours = teacher_sample(backbone, noise, cond, null, 4, 3.0, "ddim")
+    options = {"sigmas": np.linspace(1, 0.25, 4)} | (
+        {"max_sequence_length": 32, "text_encoder_out_layers": (1, 2, 3), "latents": noise}
+        if family == "flux2"
+        else {"latents": noise}
+    )
+    theirs = pipe(
+        prompt=PROMPTS[0], height=64, width=64, num_inference_steps=4, guidance_scale=3.0, output_type="np", **options
+    ).images
+    difference = np.abs(backbone.decode(ours).astype(float) - theirs * 255).max()
+    assert difference <= 1, difference
+    assert theirs.std() > 0.01
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux2"])
+def test_latents_are_encoded_to_what_decodes(folders: dict[str, str], family: str) -> None:
+    backbone, _ = load(folders, family)
+    latents = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(backbone._from_vae(backbone._to_vae(latents)), latents, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux2"])
+def test_features_are_what_half_of_the_blocks_hand_on(folders: dict[str, str], family: str) -> None:
+    """The explicit half forward equals the hidden states caught in a whole one."""
+    backbone, _ = load(folders, family)
+    x_t = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
+    t, cond = torch.tensor([900.0, 300.0]), backbone.encode_text(PROMPTS)
+    caught: list[torch.Tensor] = []
+    middle = backbone.roles.base.transformer_blocks[1]  # of four in all
+    handle = middle.register_forward_hook(lambda module, given, out: caught.append(out[1]))
+    backbone.predict(TEACHER, x_t, t, cond)
+    handle.remove()
+    found = backbone.features(TEACHER, x_t, t, cond)
+    assert found.shape[1:] == backbone.feature_shape
+    torch.testing.assert_close(found.flatten(2).mT, caught[0])
+
+
+def test_a_guidance_distilled_network_takes_guidance_in_one_pass(tmp_path: Path) -> None:
+    folder = write_tiny_flux2(tmp_path / "dev", guidance_embeds=True)
+    backbone = Flux2Backbone.load(str(folder), SHARING, image_size=64)
+    x_t, t = torch.randn(2, *backbone.latent_shape), torch.tensor([900.0, 300.0])
+    cond, null = backbone.encode_text(PROMPTS), backbone.encode_text([""])
+    found = {w: backbone.guided(TEACHER, x_t, t, cond, null, w) for w in (1.0, 4.0)}
+    assert backbone.evaluations[TEACHER] == 4, "no null pass"
+    torch.testing.assert_close(found[4.0], backbone.predict(TEACHER, x_t, t, cond))
+    assert (found[1.0] - found[4.0]).abs().max() > 1e-4
+    each = backbone.guided(TEACHER, x_t, t, cond, null, torch.tensor([1.0, 4.0]))
+    torch.testing.assert_close(each, torch.stack([found[1.0][0], found[4.0][1]]))
+
+
+@pytest.mark.parametrize("family", ["tiny_sd3", "tiny_flux2"])
+@pytest.mark.parametrize("experiment", ["dmd2/tiny", "flash/tiny"])
+def test_the_tiny_twins_train_through_the_same_code(tmp_path: Path, family: str, experiment: str) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(8):
+        Image.new("RGB", (80, 64), (30 * index, 90, 120)).save(pictures / f"{index}.png")
+        (pictures / f"{index}.txt").write_text(f"colour {index}")
+    small = [
+        f"backbone={family}", f"data.path={pictures}", "data.view=plain", "train.budget.amount=2",
+        "train.budget.unit=iterations", f"execution.runs_dir={tmp_path}/runs", "data.split=train",
+    ]  # fmt: skip
+    config = resolve(compose(experiment, small))
+    assert train_config(config) == 0
+    last = Run.create(config).metrics()[-1]
+    assert last["images"] == 8 and all(math.isfinite(value) for key, value in last.items() if "/" in key)
+
+
+def test_the_time_shift_of_flux2_is_that_of_its_pipeline(folders: dict[str, str]) -> None:
+    backbone, pipe = load(folders, "flux2")
+    for steps in (4, 8, 20):
+        pipe.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=compute_empirical_mu(16, steps))
+        assert backbone.process.timesteps(steps) == pytest.approx(pipe.scheduler.timesteps.numpy(), rel=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["tiny_sd3", "tiny_flux2"])
+def test_missing_parts_are_told_in_one_line(folders: dict[str, str], tmp_path: Path, backbone: str) -> None:
+    assert compose("dmd2/tiny", [f"backbone={backbone}"]).backbone.path.startswith("random:")
+    built = {"tiny_sd3": SD3Backbone, "tiny_flux2": Flux2Backbone}[backbone]
+    with pytest.raises(UserError, match=f"no {built.pipeline} can be read there \\(needs transformer/, vae/"):
+        built.load(str(tmp_path), SHARING)
+    copy = copytree(folders[backbone.removeprefix("tiny_")], tmp_path / "copy")
+    rmtree(copy / "text_encoder")
+    with pytest.raises(UserError, match="copy/text_encoder: cannot be loaded"):
+        built.load(str(copy), SHARING, image_size=64).encode_text(["red apple"])
