@@ -65,6 +65,8 @@ def teacher_problem(config: ExperimentConfig) -> dict[str, Any] | None:
     method, budget, batch = identity_dict(config.method), config.train.budget, config.train.batch_size
     if not (config.execution.use_solution_store and set(_PROBLEM_FIELDS) <= method.keys()):
         return None
+    if config.execution.sharding != "none":  # all processes must call the teacher, or none
+        return None
     if budget.unit == "evaluations":
         return None
     iterations = -(-budget.amount // batch) if budget.unit == "images" else budget.amount

@@ -19,6 +19,7 @@ MISSING: Any = "???"  # OmegaConf's marker of a mandatory value; written out to 
 METRICS = ("kd_effnet", "fd_effnet", "kid", "fid", "clip_score", "diversity")
 BUDGET_UNITS = ("images", "iterations", "evaluations")
 SCALES = ("emoji", "paper", "tiny")
+STATE_DTYPES = ("fp32", "bf16", "bf16_stochastic")
 
 
 class UserError(ValueError):
@@ -87,6 +88,9 @@ class TrainConfig:
     precision: str = "bf16"  # bf16: autocast with fp32 parameters | fp32
     ema_decay: float = 0.0  # per student update; 0: no EMA
     max_grad_norm: float = 1.0
+    # Parameters and AdamW's moments that train: fp32 | bf16 | bf16_stochastic: rounded up or down by chance, so that
+    # updates smaller than half a step of bf16 count on average
+    state_dtype: str = added("fp32", old="fp32")
     # Last part of the budget in which every player's learning rate falls to zero, as 1 - sqrt; 0: constant [P]
     lr_decay: float = added(0.0, old=0.0)
     # First iterations in which every player's learning rate rises linearly to its value; 0: none [C]
@@ -98,6 +102,7 @@ class TrainConfig:
         self.budget.validate()
         check_range("train.batch_size", self.batch_size, 1)
         check_choice("train.precision", self.precision, ("fp32", "bf16"))
+        check_choice("train.state_dtype", self.state_dtype, STATE_DTYPES)
         check_range("train.ema_decay", self.ema_decay, 0.0, 1.0)
         check_range("train.max_grad_norm", self.max_grad_norm, 0.0)
         check_range("train.lr_decay", self.lr_decay, 0.0, 1.0)
@@ -195,6 +200,9 @@ class ExecutionConfig:
 
     device: str = "auto"  # auto | cpu | cuda
     micro_batch: int | None = None  # samples per forward on one device; null: all at once
+    sharding: str = "none"  # of several processes: none: each holds everything | fsdp: each holds a part (FSDP2)
+    activation_checkpointing: bool = False  # compute again in the backward pass what was not kept
+    compile: str = "off"  # torch.compile of each block: off | inductor | aot_eager
     runs_dir: str = "runs"
     cache_dir: str = ".cache"  # latents, embeddings, teacher solutions, hashes
     label: str = ""  # prefix of the run folder's name
@@ -213,6 +221,8 @@ class ExecutionConfig:
             check_range("execution.micro_batch", self.micro_batch, 1)
         for key in ("checkpoint_every_images", "keep_checkpoints", "sample_every_images", "log_every_images"):
             check_range(f"execution.{key}", getattr(self, key), 1)
+        check_choice("execution.sharding", self.sharding, ("none", "fsdp"))
+        check_choice("execution.compile", self.compile, ("off", "inductor", "aot_eager"))
         if "/" in self.label:
             raise UserError(f"execution.label={self.label} contains '/'; it is a part of a folder's name")
 

@@ -142,12 +142,18 @@ def build_method(
         training=training,
     )
     if training:
-        for player in method.players():
-            for parameter in player.parameters.values():
-                parameter.data = parameter.data.to(device_of(config))
+        place_players(method, config)
     if config.train.init_from is not None:
         _load_student(backbone, _parent_weights(config))
     return method
+
+
+def place_players(method: Method, config: ExperimentConfig) -> None:
+    """What trains to its device and its dtype; what averages it stays in fp32."""
+    dtype = torch.float32 if config.train.state_dtype == "fp32" else torch.bfloat16
+    for player in method.players():
+        for parameter in player.parameters.values():
+            parameter.data = parameter.data.to(device_of(config), dtype)
 
 
 def _solutions(config: ExperimentConfig, backbone: Backbone, data: LatentData) -> SolutionStore | None:

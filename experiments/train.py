@@ -111,18 +111,20 @@ def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, wor
         run.note(trainable_parameters=_trainable(method))
     clock = build_clock(config)
     session = Session(config, method, 0)
-    trainer = Trainer(config, method, data, run, clock, attempt, _sheet(session, run), world)
+    trainer = Trainer(config, method, data, run, clock, attempt, _sheet(session, run, world), world)
     log.info("%s  %s -> %s", run.id, config.name, run.path)
     for until in sorted({*config.eval.at, 1.0}):
         trainer.train(until)
         trainer.snapshot()
-        if evaluate and until in config.eval.at:
+        if evaluate and until in config.eval.at and not trainer.sharded:
             session.images = clock.images
             _measure(session, run)
     trainer.monitor.close()
     counters = clock.counters(world.total)
     if world.is_main:
         _report_cost(counters)
+    if evaluate and trainer.sharded:  # the main process holds the snapshot whole
+        _evaluate(config, run)
 
 
 def _trainable(method: Method) -> dict[str, int]:
@@ -150,8 +152,8 @@ def _measure(session: Session, run: Run) -> None:
     evaluate(session, run, say)
 
 
-def _sheet(session: Session, run: Run) -> Callable[[Clock], None]:
-    """Draws teacher, student and EMA on fixed prompts and fixed noise, to samples/<images>.png."""
+def _sheet(session: Session, run: Run, world: World) -> Callable[[Clock], None]:
+    """Draws teacher, student and EMA on fixed prompts and fixed noise, to samples/<images>.png of the main process."""
     config = session.config
     split = config.eval.splits[-1]
     dataset = open_dataset(locate(config.data.path), split)
@@ -170,6 +172,8 @@ def _sheet(session: Session, run: Run) -> Callable[[Clock], None]:
         if not drawn:
             drawn.append(session.sample(prompts, teacher))
         images = [*drawn, *(session.sample(prompts, setting) for setting in own)]
+        if not world.is_main:
+            return
         (run.path / "samples").mkdir(exist_ok=True)
         sheet = contact_sheet(prompts, [label(setting) for setting in (teacher, *own)], np.stack(images, axis=1))
         sheet.save(run.path / "samples" / f"{clock.images:010d}.png")

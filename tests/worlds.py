@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import multiprocessing
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from core.backbones.flux2 import Flux2Backbone
+from core.backbones.pipeline import PipelineBackbone
 from core.backbones.roles import Sharing
-from core.backbones.tiny import write_tiny_sd
+from core.backbones.tiny import write_tiny_flux2, write_tiny_sd
 from core.backbones.unet import UNetBackbone
 from core.config import ExperimentConfig, compose
 from core.data.batches import LatentData
 from core.data.solutions import SolutionStore
 from core.run import Run
 from core.training.loop import Trainer
-from experiments.build import METHODS, build_clock
+from core.training.world import ALONE, World
+from experiments.build import METHODS, build_clock, place_players
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def backbone(folder: Path, sharing: str = "lora") -> UNetBackbone:
-    return UNetBackbone.load(str(write_tiny_sd(folder / "tiny-sd")), Sharing(sharing, 4, 4, TARGETS))
+def backbone(folder: Path, sharing: str = "lora", family: str = "unet") -> PipelineBackbone:
+    settings = Sharing(sharing, 4, 4, TARGETS)
+    if family == "flux2":
+        return Flux2Backbone.load(str(write_tiny_flux2(folder / "tiny-flux2")), settings, image_size=64)
+    return UNetBackbone.load(str(write_tiny_sd(folder / "tiny-sd")), settings)
 
 
-def data(seed: int = 0, items: int = 24) -> LatentData:
+def data(seed: int = 0, items: int = 24, family: str = "unet") -> LatentData:
+    """Noise for latents and conditioning, of the sizes that ``backbone`` has."""
     rng = np.random.default_rng(0)
+    latents, text = {"unet": ((4, 8, 8), (16, 16)), "flux2": ((16, 4, 4), (6, 48))}[family]
     cache = SimpleNamespace(
-        latents=rng.standard_normal((items, 4, 8, 8)).astype(np.float16),
+        latents=rng.standard_normal((items, *latents)).astype(np.float16),
         caption_index=np.arange(items) % 5,
-        cond={"text": rng.standard_normal((5, 16, 16)).astype(np.float16)},
+        cond={"text": rng.standard_normal((5, *text)).astype(np.float16)},
         content_hash="synthetic",
     )
     return LatentData(cache, seed)
@@ -51,18 +62,18 @@ def trainer(
     sharing: str = "lora",
     solutions: SolutionStore | None = None,
     experiment: str = "flash/tiny",
+    world: World = ALONE,
+    family: str = "unet",
 ) -> Trainer:
-    """A trainer of a method on the tiny pipeline, resumed from its run folder when there is a state."""
+    """A trainer of a method on a tiny pipeline, resumed from its run folder when there is a state."""
     settings = config(folder, *overrides, sharing=sharing, experiment=experiment)
-    run = Run.create(settings)
-    method = METHODS[settings.method.name](
-        settings.method,
-        backbone(folder, sharing),
-        settings.seed,
-        ema=settings.train.ema_decay > 0,
-        solutions=solutions,
-    )
-    return Trainer(settings, method, data(settings.seed), run, build_clock(settings), run.begin_attempt())
+    with world.main_first():
+        run, network = Run.create(settings), backbone(folder, sharing, family)
+    ema = settings.train.ema_decay > 0
+    method = METHODS[settings.method.name](settings.method, network, settings.seed, ema=ema, solutions=solutions)
+    place_players(method, settings)
+    attempt, latents = run.begin_attempt() if world.is_main else 0, data(settings.seed, family=family)
+    return Trainer(settings, method, latents, run, build_clock(settings), attempt, world=world)
 
 
 def parameters(trained: Trainer) -> dict[str, Tensor]:
@@ -81,3 +92,27 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     assert a.keys() == b.keys()
     return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def together(folder: Path, work: Callable[[World], object], processes: int = 2) -> None:
+    """Call ``work`` in as many gloo processes; a failure of one of them is the caller's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("fork")  # what is imported need not be imported again
+    children = [context.Process(target=_join, args=(folder, work, rank, processes)) for rank in range(processes)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(timeout=120)
+    left = [child.kill() for child in children if child.is_alive()]
+    errors = "".join(file.read_text() for file in folder.glob("error-*"))
+    assert not left and all(child.exitcode == 0 for child in children), errors or "the processes wait for one another"
+
+
+def _join(folder: Path, work: Callable[[World], object], rank: int, processes: int) -> None:
+    try:
+        dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+        work(World(rank, processes))
+        dist.destroy_process_group()
+    except BaseException:
+        (folder / f"error-{rank}").write_text(traceback.format_exc())
+        raise

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.config import UserError
 from core.diffusion.guidance import combine
 from core.diffusion.process import Process
 
@@ -91,8 +92,16 @@ class Backbone(ABC):
         """Prompts -> conditioning; the null conditioning is that of the empty prompt."""
 
     @abstractmethod
+    def networks(self) -> list[nn.Module]:
+        """The denoising networks: one base with adapters, or a copy per role."""
+
+    @abstractmethod
     def shard_units(self) -> list[nn.Module]:
-        """The modules that a sharded trainer wraps one by one."""
+        """The blocks of all networks: a sharded trainer gathers one at a time."""
+
+    def enable_activation_checkpointing(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them; after the last ``add_role``."""
+        raise UserError(f"execution.activation_checkpointing is not for {type(self).__name__}")
 
     @property
     @abstractmethod

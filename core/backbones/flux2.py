@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor, Mistral3ForConditionalGeneration, Qwen2TokenizerFast, Qwen3ForCausalLM
 
 from core.backbones.base import Cond
-from core.backbones.pipeline import PipelineBackbone, cast, read_json
+from core.backbones.pipeline import PipelineBackbone, call_block, cast, read_json
 from core.backbones.roles import Sharing
 from core.config import UserError
 from core.diffusion.process import FlowProcess, Process
@@ -131,24 +131,35 @@ class Flux2Backbone(PipelineBackbone):
             tokens = net(**self._inputs(net, x_t, t, cond), return_dict=False)[0]
             return tokens.mT.unflatten(2, x_t.shape[2:])
 
-    def network_features(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    @staticmethod
+    def half_forward(
+        network: Flux2Transformer2DModel,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep: Tensor,
+        guidance: Tensor | None,
+        img_ids: Tensor,
+        txt_ids: Tensor,
+    ) -> Tensor:
         """The image's tokens after half of the blocks, double and single ones counted together, as a map."""
-        with self.roles.use(role) as net:
-            given = self._inputs(net, x_t, t, cond)
-            tokens, scale = given["hidden_states"], given["guidance"]
-            time = given["timestep"].to(tokens.dtype) * 1000
-            embedding = net.time_guidance_embed(time, None if scale is None else scale.to(tokens.dtype) * 1000)
-            modulations = net.double_stream_modulation_img(embedding), net.double_stream_modulation_txt(embedding)
-            image, text = net.x_embedder(tokens), net.context_embedder(given["encoder_hidden_states"])
-            pairs = zip(net.pos_embed(given["txt_ids"]), net.pos_embed(given["img_ids"]), strict=True)
-            rotary = tuple(torch.cat(pair) for pair in pairs)
-            half = (len(net.transformer_blocks) + len(net.single_transformer_blocks)) // 2
-            for block in net.transformer_blocks[:half]:
-                text, image = block(image, text, *modulations, rotary)
-            both = torch.cat([text, image], dim=1)
-            for block in net.single_transformer_blocks[: max(half - len(net.transformer_blocks), 0)]:
-                both = block(both, None, net.single_stream_modulation(embedding), rotary)
-            return both[:, text.shape[1] :].mT.unflatten(2, x_t.shape[2:])
+        dtype = hidden_states.dtype
+        scale = None if guidance is None else guidance.to(dtype) * 1000
+        embedding = network.time_guidance_embed(timestep.to(dtype) * 1000, scale)
+        modulations = network.double_stream_modulation_img(embedding), network.double_stream_modulation_txt(embedding)
+        image, text = network.x_embedder(hidden_states), network.context_embedder(encoder_hidden_states)
+        pairs = zip(network.pos_embed(txt_ids), network.pos_embed(img_ids), strict=True)
+        rotary = tuple(torch.cat(pair) for pair in pairs)
+        half = (len(network.transformer_blocks) + len(network.single_transformer_blocks)) // 2
+        for block in network.transformer_blocks[:half]:
+            text, image = call_block(network, block, image, text, *modulations, rotary)
+        both = torch.cat([text, image], dim=1)
+        for block in network.single_transformer_blocks[: max(half - len(network.transformer_blocks), 0)]:
+            both = call_block(network, block, both, None, network.single_stream_modulation(embedding), rotary)
+        side = math.isqrt(img_ids.shape[0])
+        return both[:, text.shape[1] :].mT.unflatten(2, (side, side))
+
+    def _half_inputs(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> dict[str, Any]:
+        return self._inputs(network, x_t, t, cond)
 
     @property
     def feature_shape(self) -> tuple[int, int, int]:

@@ -137,8 +137,11 @@ class GaussianBackbone(Backbone):
             row[[_component(word, num_components) for word in prompt.split()] or slice(None)] = True
         return Cond({"components": rows})
 
-    def shard_units(self) -> list[nn.Module]:
+    def networks(self) -> list[nn.Module]:
         return list(self.roles.values())
+
+    def shard_units(self) -> list[nn.Module]:
+        return []
 
 
 def _component(word: str, num_components: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from core.backbones.base import Cond
-from core.backbones.pipeline import PipelineBackbone, cast, read_json
+from core.backbones.pipeline import PipelineBackbone, call_block, cast, read_json
 from core.diffusion.process import FlowProcess, Process
 
 T5_TOKENS = 256  # as diffusers' pipeline
@@ -39,17 +39,20 @@ class SD3Backbone(PipelineBackbone):
     def network(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         with self.roles.use(role) as net:
             text, pooled = (cast(cond.tensors[name], net) for name in ("text", "pooled"))
-            return net(cast(x_t, net), text, pooled, t.to(net.dtype)).sample
+            return net(cast(x_t, net), text, pooled, cast(t, net)).sample
 
-    def network_features(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    @staticmethod
+    def half_forward(network: SD3Transformer2DModel, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
         """The image's tokens after half of the blocks, as a map."""
-        with self.roles.use(role) as net:
-            embedding = net.time_text_embed(t.to(net.dtype), cast(cond.tensors["pooled"], net))
-            image = net.pos_embed(cast(x_t, net))
-            text = net.context_embedder(cast(cond.tensors["text"], net))
-            for block in net.transformer_blocks[: len(net.transformer_blocks) // 2]:
-                text, image = block(hidden_states=image, encoder_hidden_states=text, temb=embedding)
-            return image.mT.unflatten(2, self.feature_shape[1:])
+        embedding, image = network.time_text_embed(t, pooled), network.pos_embed(x_t)
+        text, patch = network.context_embedder(text), network.config.patch_size
+        for block in network.transformer_blocks[: len(network.transformer_blocks) // 2]:
+            text, image = call_block(network, block, image, text, embedding)
+        return image.mT.unflatten(2, (x_t.shape[2] // patch, x_t.shape[3] // patch))
+
+    def _half_inputs(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> dict[str, Any]:
+        text, pooled = (cast(cond.tensors[name], network) for name in ("text", "pooled"))
+        return {"x_t": cast(x_t, network), "t": cast(t, network), "text": text, "pooled": pooled}
 
     @property
     def feature_shape(self) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MethodType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from core.backbones.base import Backbone
+from core.backbones.base import Backbone, Cond
 from core.backbones.roles import Roles, Sharing
 from core.config import UserError
 from core.diffusion.process import Process
@@ -44,6 +45,8 @@ class PipelineBackbone(Backbone):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
+        # A method of the network, so that a sharded one gathers its parts for it as for a whole forward
+        network.half_forward = MethodType(type(self).half_forward, network)
         self.roles = Roles(network, sharing)
         self.latent_shape = self._latent_shape(network)
         self.process, self.prediction = self._process(scheduler)
@@ -56,6 +59,15 @@ class PipelineBackbone(Backbone):
 
     def _process(self, scheduler: Mapping[str, Any]) -> tuple[Process, str]:
         """The noising process of the scheduler's config, and what the network predicts."""
+        raise NotImplementedError
+
+    @staticmethod
+    def half_forward(network: nn.Module, **inputs: Any) -> Tensor:
+        """The first half of ``network`` on ``_half_inputs``: its bottleneck (B, F, h, w)."""
+        raise NotImplementedError
+
+    def _half_inputs(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> dict[str, Any]:
+        """What ``half_forward`` reads, as the network stores numbers."""
         raise NotImplementedError
 
     def _from_vae(self, latents: Tensor) -> Tensor:
@@ -105,8 +117,14 @@ class PipelineBackbone(Backbone):
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         return self.roles.parameters(role)
 
+    def networks(self) -> list[nn.Module]:
+        return self.roles.modules()
+
+    def network_features(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        with self.roles.use(role) as network:
+            return network.half_forward(**self._half_inputs(network, x_t, t, cond))
+
     def enable_activation_checkpointing(self) -> None:
-        """Trade compute for memory; call after every role has been added."""
         for module in self.roles.modules():
             module.enable_gradient_checkpointing(self.roles.checkpointing())
             module.train()  # diffusers checkpoints in train mode only; these networks have no dropout
@@ -141,9 +159,21 @@ class PipelineBackbone(Backbone):
         return self.vae.decode(self._to_vae(latents.to(self.device).float())).sample
 
 
-def cast(value: Tensor, module: nn.Module) -> Tensor:
+def call_block(network: nn.Module, block: nn.Module, *inputs: Any) -> Any:
+    """A block of a diffusers transformer as its own forward calls it, activation checkpointing included."""
+    if torch.is_grad_enabled() and network.gradient_checkpointing:
+        return network._gradient_checkpointing_func(block, *inputs)
+    return block(*inputs)
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The network's storage dtype; diffusers' own property walks over all modules at every call."""
+    return next(network.parameters()).dtype
+
+
+def cast(value: Tensor, network: nn.Module) -> Tensor:
     """To the network's storage dtype (autocast, when on, decides the compute dtype)."""
-    return value.to(module.dtype)
+    return value.to(dtype_of(network))
 
 
 def read_json(source: str, name: str, revision: str | None) -> dict[str, Any]:

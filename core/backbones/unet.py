@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from core.backbones.base import Cond
-from core.backbones.pipeline import PipelineBackbone, cast
+from core.backbones.pipeline import PipelineBackbone, cast, dtype_of
 from core.diffusion.process import Process, VPProcess
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -33,27 +33,32 @@ class UNetBackbone(PipelineBackbone):
 
     def network(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         with self.roles.use(role) as unet:
-            text, added = cast(cond.tensors["text"], unet), self.added_conditions(cond, unet.dtype)
+            text, added = cast(cond.tensors["text"], unet), self.added_conditions(cond, dtype_of(unet))
             return unet(cast(x_t, unet), t, encoder_hidden_states=text, added_cond_kwargs=added).sample
 
     def added_conditions(self, cond: Cond, dtype: torch.dtype) -> dict[str, Tensor] | None:
         """What enters beside the time embedding; nothing in Stable Diffusion 1."""
         return None
 
-    def network_features(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The UNet's encoder half: input convolution, down blocks, mid block (Flash Diffusion, Sec. 4.3)."""
-        with self.roles.use(role) as unet:
-            x_t, text = cast(x_t, unet), cast(cond.tensors["text"], unet)
-            embedding = unet.time_embedding(unet.get_time_embed(x_t, t))
-            added = unet.get_aug_embed(embedding, text, self.added_conditions(cond, unet.dtype))
-            embedding = embedding if added is None else embedding + added
-            hidden = unet.conv_in(x_t)
-            for block in unet.down_blocks:
-                if getattr(block, "has_cross_attention", False):
-                    hidden, _ = block(hidden, embedding, encoder_hidden_states=text)
-                else:
-                    hidden, _ = block(hidden, embedding)
-            return unet.mid_block(hidden, embedding, encoder_hidden_states=text)
+    @staticmethod
+    def half_forward(
+        network: UNet2DConditionModel, x_t: Tensor, t: Tensor, text: Tensor, added: dict[str, Tensor] | None
+    ) -> Tensor:
+        """The encoder half: input convolution, down blocks, mid block (Flash Diffusion, Sec. 4.3)."""
+        embedding = network.time_embedding(network.get_time_embed(x_t, t))
+        augmented = network.get_aug_embed(embedding, text, added)
+        embedding = embedding if augmented is None else embedding + augmented
+        hidden = network.conv_in(x_t)
+        for block in network.down_blocks:
+            if getattr(block, "has_cross_attention", False):
+                hidden, _ = block(hidden, embedding, encoder_hidden_states=text)
+            else:
+                hidden, _ = block(hidden, embedding)
+        return network.mid_block(hidden, embedding, encoder_hidden_states=text)
+
+    def _half_inputs(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> dict[str, Any]:
+        text, added = cast(cond.tensors["text"], network), self.added_conditions(cond, dtype_of(network))
+        return {"x_t": cast(x_t, network), "t": t, "text": text, "added": added}
 
     @property
     def feature_shape(self) -> tuple[int, int, int]:

@@ -83,7 +83,8 @@ class ImageCritic(nn.ModuleList):
         )
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        return torch.cat([head(found).flatten(1) for head, found in zip(self, maps, strict=True)], dim=1)
+        dtype = self[0][0].weight.dtype  # may be bf16
+        return torch.cat([head(found.to(dtype)).flatten(1) for head, found in zip(self, maps, strict=True)], dim=1)
 
 
 IMAGE_FEATURES: dict[str, Callable[[str | None], nn.Module]] = {

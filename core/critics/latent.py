@@ -33,4 +33,4 @@ class LatentCritic(nn.Sequential):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        return super().forward(features)
+        return super().forward(features.to(self[0].weight.dtype))  # which may be bf16

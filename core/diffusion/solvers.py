@@ -27,13 +27,15 @@ def solve(
     timesteps: np.ndarray,
     process: Process,
     solver: str = "ddim",
+    first_call: int | None = None,
 ) -> tuple[Tensor, int]:
     """Solve the ODE from ``timesteps[start]`` to x0; returns (x0, number of network samples evaluated).
 
     ``x`` (B, C, H, W) is each sample at its own start, ``start`` (B,) its index on the grid ``timesteps``
     (K,). A sample enters when the grid reaches its start, so the cost is the sum of K - start, not B times
     the longest. A start on the CPU costs no device synchronisation. Computed in at least float32; no graph is
-    built.
+    built. ``first_call``: a step from which on ``denoise`` is called at each, for processes that must call a sharded
+    network equally often; a call that nobody needs takes one sample.
 
     ``ddim``: Song et al. (2021), Eq. 12, eta = 0; for a flow it is Euler's method. ``dpmpp_2m``: Lu et al.
     (2022), Alg. 2, in its midpoint form; a sample's first step and the last one, to sigma = 0, are of first
@@ -52,6 +54,8 @@ def solve(
     for step in range(len(timesteps)):
         active = sum(index <= step for index in first)
         if not active:
+            if first_call is not None and step >= first_call:
+                denoise(x[:1], _times(timesteps[step], 1, x.device), order[:1])
             continue
         x_t = x[:active]
         x0 = denoise(x_t, _times(timesteps[step], active, x.device), order[:active]).to(x.dtype)

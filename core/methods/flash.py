@@ -79,20 +79,28 @@ class Flash(Method):
             self.config.stage_weights[clock.stage(len(self.config.stage_weights))],
             self.config.mixture_variance,
         )
-        index = self.stream(STUDENT, "timestep").choice(batch.positions, pmf)
+        index, first_call = self._starts(batch.positions, pmf), None
+        if self.lockstep:
+            first_call = int(self._starts(clock.positions(), pmf).min())
         noise = draw(self.stream(STUDENT, "noise").normal(batch.positions, batch.x0.shape[1:]), batch.x0)
         t = draw(self.timesteps[index], batch.x0)
         full_noise = draw(index == 0, batch.x0)[:, None, None, None]  # sampling starts there from pure noise
         x_t = torch.where(full_noise, noise, self.backbone.process.add_noise(batch.x0, noise, t))
         rollout = Rollout(batch, {"x_t": x_t, "t": t})
         if self.weights(STUDENT, clock)["distill"]:
-            target, stored = self._teacher_solution(batch, x_t, index)
+            target, stored = self._teacher_solution(batch, x_t, index, first_call)
             rollout.tensors["target"] = target.to(x_t.device)
             rollout.stored = stored
         return rollout
 
+    def _starts(self, positions: np.ndarray, pmf: np.ndarray) -> np.ndarray:
+        """Index of each sample's start point, 0 is full noise, int64 (B,)."""
+        return self.stream(STUDENT, "timestep").choice(positions, pmf)
+
     @torch.no_grad()
-    def _teacher_solution(self, batch: Batch, x_t: Tensor, index: np.ndarray) -> tuple[Tensor, int]:
+    def _teacher_solution(
+        self, batch: Batch, x_t: Tensor, index: np.ndarray, first_call: int | None
+    ) -> tuple[Tensor, int]:
         """The guided solution of the probability-flow ODE from x_t, and the evaluations that the store has saved."""
         guidance = self._guidance("guidance", batch)
 
@@ -102,7 +110,8 @@ class Flash(Method):
                 return self.backbone.guided(TEACHER, x, t, batch.cond[rows], batch.null, w)
 
             start = torch.from_numpy(index)
-            return solve(denoise, x_t, start, self.timesteps, self.backbone.process, self.config.solver)[0]
+            process, solver = self.backbone.process, self.config.solver
+            return solve(denoise, x_t, start, self.timesteps, process, solver, first_call)[0]
 
         if self.solutions is None:
             return compute(), 0

@@ -6,8 +6,10 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from core.backbones.base import STUDENT
 from core.config import ExperimentConfig, UserError
@@ -16,10 +18,11 @@ from core.data.solutions import Busy
 from core.methods.base import Method, Rollout, total
 from core.methods.clock import Clock
 from core.run import Run
-from core.training.checkpoint import Checkpoints, save_snapshot
+from core.training.checkpoint import SINGLE, Checkpoints, names_in, read_parts, save_snapshot
 from core.training.monitor import Monitor
 from core.training.player import TrainedPlayer
 from core.training.preemption import Preempted, PreemptionFlag
+from core.training.sharding import is_sharded, prepare, synchronise_gradients
 from core.training.world import ALONE, World
 
 MAX_SKIPPED_IN_ROW = 20
@@ -48,16 +51,20 @@ class Trainer:
         self.world = world
         self.micro_batch = micro_batch(config, world.size)
         backbone = method.backbone
+        prepare(backbone, config.execution, world)
+        self.sharded = method.lockstep = is_sharded(config.execution, world)
         self.players = {
             spec.name: TrainedPlayer(
                 spec,
                 config.train.max_grad_norm,
                 backbone.role_parameters(spec.ema_role) if spec.ema_role else {},
                 config.train.ema_decay,
+                config.train.state_dtype,
+                (config.seed,),
             )
             for spec in method.players()
         }
-        self.checkpoints = Checkpoints(run.path / "state", config.execution.keep_checkpoints)
+        self.checkpoints = Checkpoints(run.path / "state", config.execution.keep_checkpoints, world)
         self.flag = PreemptionFlag()
         self._resume()
         self.monitor = Monitor(run, clock, attempt, config.execution.heartbeat_s, config.execution.tensorboard, world)
@@ -124,10 +131,14 @@ class Trainer:
         player = self.players[name]
         player.zero_grad()
         weights = self.method.weights(name, self.clock)
-        for rollout in rollouts:
+        for number, rollout in enumerate(rollouts, 1):
             terms = self.method.losses(name, rollout, self.clock)
             loss = total(terms, weights) / len(rollouts)
-            loss.backward(inputs=player.trained)  # nobody else's gradients are computed
+            if self.sharded:  # gathered parameters are no inputs that could be named; who is not at turn starts at zero
+                synchronise_gradients(self.method.backbone, number == len(rollouts))
+                loss.backward()
+            else:
+                loss.backward(inputs=player.trained)  # nobody else's gradients are computed
             for term, value in terms.items():
                 self.monitor.add(f"{name}/{term}", value)
         self.world.average(player.gradients())
@@ -141,7 +152,8 @@ class Trainer:
             means = self.monitor.flush()
             self._check_divergence()
         self.monitor.tick(means)
-        if self.sheet is not None and self.world.is_main and self._every(self.config.execution.sample_every_images):
+        draws = self.world.is_main or self.sharded  # a sharded network is sampled by all its processes
+        if self.sheet is not None and draws and self._every(self.config.execution.sample_every_images):
             self.sheet(self.clock)
         stop = self.config.execution.stop_after_images
         preempted = self.world.any(self.flag.raised) or (stop is not None and self.clock.images >= stop)
@@ -162,38 +174,50 @@ class Trainer:
                 )
 
     def save(self) -> None:
-        """Rank 0 writes: all processes hold the same tensors, and their counters are summed."""
+        """One state of all processes, whose counters are summed."""
         clock = self.clock.state(self.world.total)
-        if not self.world.is_main:
-            return
+        self.checkpoints.save(self.clock.images, self._state(), {"clock": clock})
+
+    def _state(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}
         for player in self.players.values():
             tensors |= player.state()
-        self.checkpoints.save(self.clock.images, tensors, {"clock": clock})
+        return tensors
 
     def snapshot(self) -> None:
         """Weights to use, at the current position."""
-        if not self.world.is_main:
+        if not self.world.is_main and not self.sharded:
             return
         roles = {}
         for spec in self.method.players():
             roles[spec.name] = spec.parameters
             if spec.ema_role:
                 roles[spec.ema_role] = self.method.backbone.role_parameters(spec.ema_role)
-        save_snapshot(self.run.path / "snapshots", self.clock.images, roles)
+        save_snapshot(self.run.path / "snapshots", self.clock.images, roles, self.world)
 
     def _resume(self) -> None:
         """Rank 0 looks first: it sets corrupt states aside, so that all load the same one."""
         with self.world.main_first():
-            state = self.checkpoints.load()
+            state = self.checkpoints.latest()
         if state is not None:
-            tensors, meta = state
-            for player in self.players.values():
-                player.load_state(tensors)
+            folder, meta = state
+            self._load(folder)
             self.clock.load_state(meta["clock"], counts=self.world.is_main)
         self.method.backbone.evaluations = self.clock.evaluations
         if self.world.is_main:
             self.run.rewind_metrics(self.clock.images if state is not None else 0)
+
+    def _load(self, folder: Path) -> None:
+        """A state that was written whole or in parts, by however many processes."""
+        if (folder / SINGLE).exists():
+            tensors = load_file(folder / SINGLE)
+            for player in self.players.values():
+                player.load_state(tensors)
+            return
+        names = names_in(folder)
+        for player in self.players.values():
+            player.make_room(names)
+        read_parts(folder, self._state())
 
 
 def micro_batch(config: ExperimentConfig, num_processes: int = 1) -> int:

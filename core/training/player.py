@@ -2,87 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from core.methods.base import Player
+from core.training.rounding import StochasticAdamW
+from core.training.sharding import DTensor, gradient_norm, like, local, part_of
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class TrainedPlayer:
     """Owns the optimizer of a ``Player``; ``ema`` (fp32) moves once per update of this player, never on another's turn.
 
     A step whose gradient norm is not finite is skipped by the fused optimizer's ``found_inf`` flag: on the device,
-    without reading it on the host. One such batch would poison a LoRA for ever.
+    without reading it on the host. One such batch would poison a LoRA for ever. Of sharded parameters the optimizer
+    sees this process's part.
     """
 
-    def __init__(self, player: Player, max_grad_norm: float, ema: Mapping[str, nn.Parameter], ema_decay: float) -> None:
+    def __init__(
+        self,
+        player: Player,
+        max_grad_norm: float,
+        ema: Mapping[str, nn.Parameter],
+        ema_decay: float,
+        state_dtype: str = "fp32",
+        key: tuple[object, ...] = (),
+    ) -> None:
         self.name = player.name
         self.parameters = dict(player.parameters)
         self.trained = list(self.parameters.values())
+        self.sharded = any(isinstance(parameter, DTensor) for parameter in self.trained)
+        self.parts = [local(parameter) for parameter in self.trained]
         self.max_grad_norm = max_grad_norm
         self.ema, self.ema_decay = dict(ema), ema_decay
-        self.weight_clip = player.optimizer.weight_clip
         settings = player.optimizer
-        self.lr = settings.lr
-        self.optimizer = torch.optim.AdamW(
-            self.trained,
-            lr=self.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        device = next(iter(self.parameters.values())).device
-        self.skipped_in_row = torch.zeros((), device=device)
+        self.weight_clip, self.lr = settings.weight_clip, settings.lr
+        common = {"lr": self.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
+        if state_dtype == "bf16_stochastic":
+            self.optimizer: torch.optim.Optimizer = StochasticAdamW(self.parts, key=(*key, self.name), **common)
+        else:
+            self.optimizer = torch.optim.AdamW(self.parts, fused=True, **common)
+        self.skipped_in_row = torch.zeros((), device=self.parts[0].device)
 
     def zero_grad(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter, part in zip(self.trained, self.parts, strict=True):
+            parameter.grad = part.grad = None
 
     def gradients(self) -> list[Tensor]:
-        """Those that this turn has made; the same list in every process."""
-        return [parameter.grad for parameter in self.trained if parameter.grad is not None]
+        """Those that this turn has made and that the processes still have to average; the same list in each."""
+        return [p.grad for p in self.trained if p.grad is not None and not isinstance(p, DTensor)]
 
     def step(self, lr_factor: float = 1.0) -> Tensor:
         """Clip, update at ``lr_factor`` of the learning rate, average; the gradient norm before clipping, on device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * lr_factor
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
+        norm = self._clip()
         not_finite = (~torch.isfinite(norm)).float()
         self.optimizer.grad_scale, self.optimizer.found_inf = None, not_finite
         self.optimizer.step()
         if self.weight_clip is not None:
             with torch.no_grad():
-                torch._foreach_clamp_min_(self.trained, -self.weight_clip)
-                torch._foreach_clamp_max_(self.trained, self.weight_clip)
+                torch._foreach_clamp_min_(self.parts, -self.weight_clip)
+                torch._foreach_clamp_max_(self.parts, self.weight_clip)
         self.skipped_in_row = (self.skipped_in_row + 1) * not_finite
         if self.ema:
             self._average((1 - self.ema_decay) * (1 - not_finite))
         return norm
 
+    def _clip(self) -> Tensor:
+        """Scale the gradients to ``max_grad_norm`` where they are longer, as ``clip_grad_norm_``; their norm before."""
+        if not self.sharded:
+            return torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
+        norm = gradient_norm(self.trained)
+        for parameter, part in zip(self.trained, self.parts, strict=True):
+            if parameter.grad is not None:
+                part.grad = local(parameter.grad)
+        found = [part.grad for part in self.parts if part.grad is not None]
+        torch._foreach_mul_(found, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
     @torch.no_grad()
     def _average(self, weight: Tensor) -> None:
         for name, average in self.ema.items():
-            average.lerp_(self.parameters[name].to(average.dtype), weight.to(average.dtype))
+            part = local(average)
+            part.lerp_(local(self.parameters[name]).to(part.dtype), weight.to(part.dtype))
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a resume needs, as flat named tensors."""
-        out = {f"{self.name}/parameter/{name}": value for name, value in self.parameters.items()}
-        out |= {f"{self.name}/ema/{name}": value for name, value in self.ema.items()}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state[parameter].items():
-                out[f"{self.name}/{key}/{name}"] = value
-        return {key: value.detach().cpu().contiguous() for key, value in out.items()}
+        """Everything a resume needs, as flat named tensors that share memory with what they name."""
+        out = {f"{self.name}/parameter/{name}": value.detach() for name, value in self.parameters.items()}
+        out |= {f"{self.name}/ema/{name}": value.detach() for name, value in self.ema.items()}
+        for (name, parameter), part in zip(self.parameters.items(), self.parts, strict=True):
+            for key, value in self.optimizer.state[part].items():
+                out[f"{self.name}/{key}/{name}"] = like(value, parameter.detach())
+        return out
+
+    def make_room(self, names: Collection[str]) -> None:
+        """Create the moments that a state of these names holds, to be filled in place."""
+        for name, part in zip(self.parameters, self.parts, strict=True):
+            if f"{self.name}/step/{name}" in names:
+                step = torch.zeros((), device=self._step_device)
+                moments = {"exp_avg": torch.zeros_like(part), "exp_avg_sq": torch.zeros_like(part)}
+                self.optimizer.state[part] = {"step": step} | moments
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Exact inverse of ``state``; a missing or misshapen tensor is a KeyError or RuntimeError (corrupt state)."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(state[f"{self.name}/parameter/{name}"])
-            for key in ("step", "exp_avg", "exp_avg_sq"):
+        for (name, parameter), part in zip(self.parameters.items(), self.parts, strict=True):
+            part.copy_(part_of(state[f"{self.name}/parameter/{name}"], parameter))
+            for key in MOMENTS:
                 value = state.get(f"{self.name}/{key}/{name}")
                 if value is not None:
                     # clone: a loaded tensor may be an unaligned view of the file, and vector code rounds differently
-                    self.optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
+                    step = key == "step"
+                    kept, device = (value, self._step_device) if step else (part_of(value, parameter), part.device)
+                    self.optimizer.state[part][key] = kept.to(device, copy=True)
         for name, average in self.ema.items():
-            average.copy_(state[f"{self.name}/ema/{name}"])
+            local(average).copy_(part_of(state[f"{self.name}/ema/{name}"], average))
+
+    @property
+    def _step_device(self) -> torch.device:
+        """Where the optimizer counts updates: fused kernels on the device."""
+        return torch.device("cpu") if isinstance(self.optimizer, StochasticAdamW) else self.parts[0].device

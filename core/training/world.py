@@ -28,6 +28,7 @@ class World:
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
+        self.on_cuda = size > 1 and dist.get_backend() == "nccl"
         # Votes and counts live on the host; over nccl they would stop the device.
         self._host = dist.new_group(backend="gloo", timeout=TIMEOUT) if size > 1 else None
 
@@ -55,6 +56,8 @@ class World:
         """UserError when this many processes cannot train ``config`` as it is; it is never adjusted."""
         if config.train.batch_size % self.size:
             raise UserError(f"{self.size} processes do not divide train.batch_size={config.train.batch_size}")
+        if self.size > 1 and config.execution.sharding == "fsdp" and set(config.eval.at) - {1.0}:
+            raise UserError(f"eval.at={config.eval.at}: sharded networks are measured at the end; allowed: [1.0]")
         if self.size > 1 and config.train.budget.unit == "evaluations":
             raise UserError("train.budget.unit=evaluations needs one process; allowed with several: images, iterations")
 

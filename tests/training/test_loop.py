@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from core.backbones.tiny import write_tiny_sd
 from core.config import UserError, run_id
@@ -144,7 +145,8 @@ def test_corrupt_state_falls_back_to_the_previous_one_and_says_so(
     file.write_bytes(file.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING, "fewstep"):
         logging.getLogger("fewstep").propagate = True
-        tensors, meta = states.load()
+        folder, meta = states.latest()
+    tensors = load_file(folder / "tensors.safetensors")
     assert tensors["a"].tolist() == [4.0, 4.0] and meta == {"clock": 4}
     assert "0000000012 is corrupt (no completion marker)" in caplog.text
     assert "0000000008 is corrupt (hash mismatch)" in caplog.text
@@ -160,8 +162,6 @@ def test_retention_keeps_the_newest_states(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sharing", ["lora", "full"])
 def test_snapshots_hold_the_students_own_weights_alone(tmp_path: Path, sharing: str) -> None:
-    from safetensors.torch import load_file
-
     trained = worlds.trainer(tmp_path, [EMA], sharing)
     trained.train(until=0.25)
     trained.snapshot()

@@ -1,0 +1,186 @@
+"""Two gloo processes, sharded (FSDP2) and replicated, against one: curves, resume, unequal work, gradients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core.config import UserError
+from core.methods.base import total
+from core.randomness import Stream
+from core.run import Run, find_runs
+from core.training.preemption import Preempted
+from core.training.sharding import local, part_of, whole
+from core.training.world import ALONE, World
+from tests import worlds
+
+FSDP = "execution.sharding=fsdp"
+DMD2 = [
+    "method.num_steps=2", "method.gan=off", "method.fake_score_lr=1e-3", "train.budget.amount=50", "train.batch_size=8",
+    "execution.log_every_images=8", "train.ema_decay=0.9",
+]  # fmt: skip
+
+
+def training(
+    folder: Path, *overrides: str, experiment: str = "dmd2/tiny", sharing: str = "lora", family: str = "flux2"
+) -> Callable[[World], None]:
+    """What each process does: train, and write the weights to use."""
+
+    def work(world: World) -> None:
+        trained = worlds.trainer(folder, overrides, sharing, experiment=experiment, world=world, family=family)
+        try:
+            trained.train()
+            trained.snapshot()
+        except Preempted:
+            return
+
+    return work
+
+
+def run_in(folder: Path) -> Run:
+    return Run.open(next(iter(find_runs(folder / "runs"))))
+
+
+def agree(ours: Run, theirs: Run, rtol: float = 1e-5) -> None:
+    """The same curve of every loss term and gradient norm, and the same weights."""
+    lines = list(zip(ours.metrics(), theirs.metrics(), strict=True))
+    assert len(lines) >= 6
+    for one, other in lines:
+        names = [key for key in other if "/" in key and "latent_mean" not in key]  # a mean around 0 is not relative
+        assert len(names) >= 3 and {key for key in one if "/" in key} == {key for key in other if "/" in key}
+        for key in names:  # a gradient adds up the rounding of a whole network twice
+            assert one[key] == pytest.approx(other[key], rel=10 * rtol if "grad_norm" in key else rtol), key
+    files = [next(run.path.glob("snapshots/*/student.safetensors")) for run in (ours, theirs)]
+    one, other = (load_file(file) for file in files)
+    assert one.keys() == other.keys()
+    for name, value in other.items():
+        torch.testing.assert_close(one[name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("alone")
+    training(folder, *DMD2)(World())
+    return run_in(folder)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("options", [[FSDP], [FSDP, "execution.micro_batch=1"], ["execution.micro_batch=1"]],
+                         ids=["fsdp", "fsdp, 4 micro-batches", "replicated, 4 micro-batches"])  # fmt: skip
+def test_two_processes_give_the_curve_of_one(alone: Run, tmp_path: Path, options: list[str]) -> None:
+    """In fp32, over 50 iterations; half of the samples need a call of the network more than the others."""
+    worlds.together(tmp_path, training(tmp_path, *DMD2, *options))
+    run = run_in(tmp_path)
+    assert run.id == alone.id and run.metrics()[-1]["images"] == 400
+    agree(run, alone)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("sharing", ["lora", "full"])
+def test_critics_and_teacher_solutions_are_sharded_too(tmp_path: Path, sharing: str) -> None:
+    """Half a network's forward (features), active sets of the teacher's solver of unequal lengths."""
+    flash = ["method.adversarial_weight=[.1,.1,.1,.1]", "method.dmd_weight=[.3,.3,.3,.3]", "train.batch_size=8"]
+    common = [*flash, "train.budget.amount=48", "execution.log_every_images=8", "method.num_timesteps=4"]
+    options = {"experiment": "flash/tiny", "sharing": sharing, "family": "unet"}
+    training(tmp_path / "one", *common, **options)(World())
+    worlds.together(tmp_path / "two", training(tmp_path / "two", *common, FSDP, **options))
+    agree(run_in(tmp_path / "two"), run_in(tmp_path / "one"), rtol=1e-4)
+
+
+@pytest.mark.distributed
+def test_a_run_goes_on_with_another_number_of_processes(alone: Run, tmp_path: Path) -> None:
+    """Two processes in parts, then one that holds everything, then two in parts again: one curve."""
+    pair = [*DMD2, FSDP]
+    worlds.together(tmp_path, training(tmp_path, *pair, "execution.stop_after_images=120"))
+    state = next(tmp_path.glob("runs/*/*/*/state/0*"))
+    parts = {file.name for file in state.glob("*.safetensors")}
+    assert len(parts) == 2 and set(json.loads((state / "COMPLETE").read_text())) == parts
+    training(tmp_path, *DMD2, "execution.stop_after_images=240")(World())
+    worlds.together(tmp_path / "again", training(tmp_path, *pair))
+    run = run_in(tmp_path)
+    assert len(list(run.path.glob("attempts/*"))) == 3
+    agree(run, alone)
+
+
+@pytest.mark.distributed
+def test_a_part_that_is_damaged_falls_back_to_the_state_before(alone: Run, tmp_path: Path) -> None:
+    pair = [*DMD2, FSDP, "execution.checkpoint_every_images=80"]
+    worlds.together(tmp_path, training(tmp_path, *pair, "execution.stop_after_images=160"))
+    newest = max(tmp_path.glob("runs/*/*/*/state/0*"))
+    part = max(newest.glob("*.safetensors"))
+    part.write_bytes(part.read_bytes()[:-1])
+    worlds.together(tmp_path / "again", training(tmp_path, *pair))
+    agree(run_in(tmp_path), alone)
+    assert (newest.parent / f"corrupt-{newest.name}").is_dir()
+
+
+def test_each_process_holds_its_part(tmp_path: Path) -> None:
+    """Parameters, average and moments in memory; the frozen base as well."""
+
+    def work(world: World) -> None:
+        trained = worlds.trainer(tmp_path, [*DMD2, FSDP], experiment="dmd2/tiny", world=world, family="flux2")
+        trained._iteration()
+        backbone = trained.method.backbone
+        for role in ("student", "fake_score", "student_ema", "teacher"):
+            parameters = backbone.role_parameters(role).values()
+            held = sum(parameter.to_local().numel() for parameter in parameters)
+            assert held < 0.6 * sum(parameter.numel() for parameter in parameters), role
+        for player in trained.players.values():
+            for part in player.parts:
+                assert player.optimizer.state[part]["exp_avg"].shape == part.shape
+                assert not part.requires_grad or part.is_leaf
+
+    worlds.together(tmp_path, work)
+
+
+def gradients(folder: Path, family: str, sharing: str, *options: str, world: World = ALONE) -> dict[str, torch.Tensor]:
+    """Of the student's turn, another role having run between its forward and its backward pass; whole."""
+    settings = ["train.batch_size=8", "method.dmd_weight=0", "method.adversarial_weight=1", *options]
+    trained = worlds.trainer(folder, settings, sharing, experiment="dmd2/tiny", world=world, family=family)
+    backbone, clock = trained.method.backbone, trained.clock
+    for role in ("student", "fake_score"):  # adapters that start as the teacher would hide whose forward was computed
+        for name, parameter in backbone.role_parameters(role).items():
+            full = 0.05 * torch.from_numpy(Stream(0, role, name).normal([0], whole(parameter.detach()).shape)[0])
+            local(parameter).data.add_(part_of(full, parameter))
+    rollout = trained.method.rollout(trained.data.batch(world.share(clock.positions())), clock)
+    terms = trained.method.losses("student", rollout, clock)
+    with torch.no_grad():
+        for role in ("teacher", "fake_score"):
+            backbone.predict(role, rollout.tensors["x_t"], rollout.tensors["t"], rollout.batch.cond)
+    total(terms, trained.method.weights("student", clock)).backward()
+    found = {name: p.grad for name, p in backbone.role_parameters("student").items()}
+    if not trained.sharded:
+        world.average(found.values())
+    return {name: whole(gradient) for name, gradient in found.items()}
+
+
+@pytest.mark.parametrize("sharing", ["lora", "full"])
+@pytest.mark.parametrize("family", ["unet", "flux2"])
+def test_checkpointed_activations_give_the_same_gradients(tmp_path: Path, family: str, sharing: str) -> None:
+    """The loss goes through two roles (the student's sample, the fake score's features), on one process and on two."""
+    plain = gradients(tmp_path / "plain", family, sharing)
+    again = gradients(tmp_path / "again", family, sharing, "execution.activation_checkpointing=true")
+    size = max(gradient.abs().max() for gradient in plain.values())
+    assert size > 1e-6 and plain.keys() == again.keys()
+    for name, gradient in plain.items():
+        assert (again[name] - gradient).abs().max() < 1e-6 * size, name
+
+    def work(world: World) -> None:
+        options = [FSDP, "execution.activation_checkpointing=true"]
+        for name, gradient in gradients(tmp_path / "fsdp", family, sharing, *options, world=world).items():
+            assert (gradient - plain[name]).abs().max() < 2e-6 * size, name
+
+    worlds.together(tmp_path / "pair", work)
+
+
+def test_sharded_networks_are_measured_at_the_end(tmp_path: Path) -> None:
+    config = worlds.config(tmp_path, FSDP, "eval.at=[0.5,1.0]")
+    world = World()
+    world.size = 2
+    with pytest.raises(UserError, match="sharded networks are measured at the end; allowed: \\[1.0\\]"):
+        world.check(config)
