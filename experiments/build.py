@@ -80,8 +80,6 @@ def build_backbone(config: ExperimentConfig) -> Backbone:
             raise UserError(f"backbone.path={spec.path} is unknown; allowed: {', '.join(RANDOM_PIPELINES)}")
         with _locked(Path(config.execution.cache_dir) / "random" / f"{name}.lock"):
             source = str(RANDOM_PIPELINES[name](Path(config.execution.cache_dir) / "random" / name))
-    # A shared base is only read, so it may be stored as it computes; weights that train stay in fp32.
-    dtype = DTYPES[config.train.precision] if spec.sharing == "lora" else torch.float32
     if spec.family not in FAMILIES:
         raise UserError(f"backbone.family={spec.family} is unknown; allowed: {', '.join(FAMILIES)}")
     backbone = FAMILIES[spec.family].load(
@@ -89,7 +87,7 @@ def build_backbone(config: ExperimentConfig) -> Backbone:
         sharing,
         revision=spec.revision,
         device=device_of(config),
-        dtype=dtype,
+        dtype=storage_dtype(config),
         image_size=config.data.image_size,
     )
     backbone.compute_dtype = None if config.train.precision == "fp32" else DTYPES[config.train.precision]
@@ -148,12 +146,20 @@ def build_method(
     return method
 
 
+def storage_dtype(config: ExperimentConfig) -> torch.dtype:
+    """Of the network as it is loaded: as it computes where it is only read, as what trains where it is copied."""
+    if config.backbone.sharing == "lora":
+        return DTYPES[config.train.precision]
+    return torch.float32 if config.train.state_dtype == "fp32" else torch.bfloat16
+
+
 def place_players(method: Method, config: ExperimentConfig) -> None:
     """What trains to its device and its dtype; what averages it stays in fp32."""
     dtype = torch.float32 if config.train.state_dtype == "fp32" else torch.bfloat16
+    device = method.backbone.device
     for player in method.players():
         for parameter in player.parameters.values():
-            parameter.data = parameter.data.to(device_of(config), dtype)
+            parameter.data = parameter.data.to(device, dtype)
 
 
 def _solutions(config: ExperimentConfig, backbone: Backbone, data: LatentData) -> SolutionStore | None:

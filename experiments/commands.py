@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 
 
 def register(subparsers: _SubParsersAction) -> None:
-    """Add train, config, sample, evaluate, export, verify and rerun to the ``fewstep`` command."""
+    """Add train, config, plan-memory, sample, evaluate, export, verify and rerun to the ``fewstep`` command."""
     train = subparsers.add_parser("train", help="train an experiment to the end of its budget (resumes)")
     train.add_argument("experiment", help="e.g. flash/emoji")
     train.add_argument("overrides", nargs="*", metavar="key=value")
@@ -18,6 +18,12 @@ def register(subparsers: _SubParsersAction) -> None:
     config.add_argument("experiment")
     config.add_argument("overrides", nargs="*", metavar="key=value")
     config.set_defaults(run=_config)
+
+    memory = subparsers.add_parser("plan-memory", help="what a training needs of each GPU, by role and purpose")
+    memory.add_argument("experiment", help="e.g. dmd2/flux2_dev")
+    memory.add_argument("overrides", nargs="*", metavar="key=value")
+    memory.add_argument("--gpus", type=int, default=1, metavar="N", help="processes that share the work; default: 1")
+    memory.set_defaults(run=_plan_memory)
 
     _register_sample(subparsers)
     _register_evaluate(subparsers)
@@ -85,6 +91,12 @@ def _config(arguments: Namespace) -> int:
     config = resolve(compose(arguments.experiment, arguments.overrides))
     print(f"# run {run_id(config)}\n{to_yaml(config)}", end="")
     return 0
+
+
+def _plan_memory(arguments: Namespace) -> int:
+    from experiments.memory import run_command
+
+    return run_command(arguments)
 
 
 def _sample(arguments: Namespace) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ablations.grid import load
 from analysis.artefacts.context import BUDGET, Context, File, figure_files
 from analysis.claims import Judgement
-from analysis.collect import results
+from analysis.collect import Results, results
 from analysis.figures import caption, grid_figure, training_curves
 from analysis.render import FORMATS, claims_markdown, render
 from analysis.tables import Table, build_table
@@ -22,6 +22,8 @@ def build(context: Context) -> Iterator[File]:
         table = build_table(of)
         judgements += table.judgements
         yield from _tables(name, table)
+        if not has_students(of):  # the table names the runs that are missing; a figure of nothing says nothing
+            continue
         yield from figure_files(name, grid_figure(of.grid, of.frame), caption(of.grid, of.frame))
         curves = training_curves(of.items)
         if curves is not None:
@@ -31,6 +33,11 @@ def build(context: Context) -> Iterator[File]:
         of = results(load(name), "paper", BUDGET, context.sources)
         yield from _tables(f"{artefact}-paper", build_table(of))
     yield "claims.md", claims_markdown(judgements)
+
+
+def has_students(of: Results) -> bool:
+    """Whether a trained run of the grid has been measured."""
+    return bool((of.frame["value"].notna() & ~of.frame["reference"].astype(bool)).any())
 
 
 def _tables(name: str, table: Table) -> Iterator[File]:

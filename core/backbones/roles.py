@@ -68,6 +68,8 @@ class Roles:
         if self.sharing.kind == "full":
             source = self.base if like in (None, TEACHER) else self._copies[like]
             self._copies[role] = copy.deepcopy(source)
+            if not trainable:  # an average moves by less than bf16 can tell
+                self._copies[role].float()
         else:
             self._inject(role, seed)
         self._trainable[role] = trainable

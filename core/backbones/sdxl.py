@@ -29,6 +29,8 @@ class SDXLBackbone(UNetBackbone):
     @cached_property
     def vae_scale(self) -> int:
         """Pixels of an image for each position of its latent."""
+        if self.source is None:  # built from its config alone: the released SDXL
+            return 8
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @cached_property
