@@ -70,7 +70,7 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-distributed: $(STAMP)
-	@$(BIN)/python -m pytest -m distributed tests/training
+	@$(BIN)/python -m pytest -m distributed
 
 SLURM_PACKAGES := slurm-wlm munge slurmdbd mariadb-server
 

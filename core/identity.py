@@ -21,10 +21,6 @@ SCHEMA_VERSION = 1  # raised when the meaning of an existing field changes
 _NOT_WEIGHTS = {".md", ".png", ".jpg", ".log"}  # cards and sample sheets may be edited
 _NOT_DATA = {".md", ".sha256"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_PROBLEM_FIELDS = (
-    "num_timesteps", "timestep_distribution", "mixture_variance", "stage_weights", "guidance_min", "guidance_max",
-    "solver",
-)  # fmt: skip
 _RUN_ID = re.compile(r"[0-9a-f]{10}")
 
 
@@ -63,15 +59,18 @@ def teacher_problem(config: ExperimentConfig) -> dict[str, Any] | None:
     depend on the loss terms.
     """
     method, budget, batch = identity_dict(config.method), config.train.budget, config.train.batch_size
-    if not (config.execution.use_solution_store and set(_PROBLEM_FIELDS) <= method.keys()):
+    fields = getattr(config.method, "problem_fields", ())
+    if not (config.execution.use_solution_store and fields):
         return None
     if config.execution.sharding != "none":  # all processes must call the teacher, or none
         return None
     if budget.unit == "evaluations":
         return None
-    iterations = -(-budget.amount // batch) if budget.unit == "images" else budget.amount
+    iterations = budget.amount
+    if budget.unit == "images":  # the student's: with an update ratio more iterations draw samples
+        iterations = -(-budget.amount // batch) * method.get("ttur", 1)
     common = {"seed": config.seed, "precision": config.train.precision, "batch_size": batch, "iterations": iterations}
-    return {key: method[key] for key in _PROBLEM_FIELDS} | common
+    return {key: method[key] for key in fields} | common
 
 
 def run_id(config: ExperimentConfig) -> str:

@@ -23,7 +23,7 @@ from core.backbones.mmdit import SD3Backbone
 from core.backbones.pipeline import PipelineBackbone
 from core.backbones.roles import Sharing
 from core.backbones.sdxl import SDXLBackbone
-from core.backbones.tiny import write_tiny_flux2, write_tiny_sd, write_tiny_sd3, write_tiny_sdxl
+from core.backbones.tiny import write_random_sd, write_tiny_flux2, write_tiny_sd, write_tiny_sd3, write_tiny_sdxl
 from core.backbones.unet import UNetBackbone
 from core.config import DataConfig, ExperimentConfig, UserError, resolve
 from core.data.batches import LatentData
@@ -49,7 +49,8 @@ FAMILIES: dict[str, type[PipelineBackbone]] = {
 }  # fmt: skip
 METHODS: dict[str, type[Method]] = {"flash": Flash, "dmd2": Dmd2, "teacher": Teacher}
 RANDOM_PIPELINES = {
-    "tiny-sd": write_tiny_sd, "tiny-sdxl": write_tiny_sdxl, "tiny-sd3": write_tiny_sd3, "tiny-flux2": write_tiny_flux2
+    "tiny-sd": write_tiny_sd, "tiny-sdxl": write_tiny_sdxl, "tiny-sd3": write_tiny_sd3, "tiny-flux2": write_tiny_flux2,
+    "sd-50m": write_random_sd,
 }  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHTS = {"student": STUDENT, "ema": STUDENT_EMA}

@@ -81,8 +81,11 @@ def _training(run: Run) -> Check:
     if not run.config.method.trains or state != "done":
         return _check("training", state == "done", state)
     done = run.metrics()[-1] if run.metrics() else {}
-    key = {"images": "images", "iterations": "iteration"}.get(budget.unit)
-    reached = sum(done.get("evaluations", {}).values()) if key is None else done.get(key, 0)
+    reached = {
+        "images": done.get("student_images", done.get("images", 0)),
+        "iterations": done.get("iteration", 0),
+        "evaluations": sum(done.get("evaluations", {}).values()),
+    }[budget.unit]
     return _check("training", reached >= budget.amount, f"{reached:,} of {budget.amount:,} {budget.unit}")
 
 

@@ -55,11 +55,15 @@ def background_pid(runs_dir: Path) -> int | None:
 
 
 def cancel_background(runs_dir: Path) -> int | None:
-    """Interrupt it and its trainings, as Ctrl-C would; its pid, or None when there was none."""
+    """Stop it and its trainings, which save their state; its pid, or None when there was none.
+
+    Not by an interrupt: what a script starts in the background ignores those, the grid too, which would go on with the
+    next cells.
+    """
     pid = background_pid(runs_dir)
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGINT)  # it leads a group of its own
+            os.killpg(pid, signal.SIGTERM)  # it leads a group of its own
     return pid
 
 

@@ -29,14 +29,15 @@ from experiments.build import METHODS, build_clock, place_players
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def backbone(folder: Path, sharing: str = "lora", family: str = "unet") -> PipelineBackbone:
+def backbone(folder: Path, sharing: str = "lora", family: str = "unet", device: str = "cpu") -> PipelineBackbone:
     settings = Sharing(sharing, 4, 4, TARGETS)
     if family == "flux2":
-        return Flux2Backbone.load(str(write_tiny_flux2(folder / "tiny-flux2")), settings, image_size=64)
-    return UNetBackbone.load(str(write_tiny_sd(folder / "tiny-sd")), settings)
+        source = str(write_tiny_flux2(folder / "tiny-flux2"))
+        return Flux2Backbone.load(source, settings, image_size=64, device=device)
+    return UNetBackbone.load(str(write_tiny_sd(folder / "tiny-sd")), settings, device=device)
 
 
-def data(seed: int = 0, items: int = 24, family: str = "unet") -> LatentData:
+def data(seed: int = 0, items: int = 24, family: str = "unet", device: str = "cpu") -> LatentData:
     """Noise for latents and conditioning, of the sizes that ``backbone`` has."""
     rng = np.random.default_rng(0)
     latents, text = {"unet": ((4, 8, 8), (16, 16)), "flux2": ((16, 4, 4), (6, 48))}[family]
@@ -46,7 +47,7 @@ def data(seed: int = 0, items: int = 24, family: str = "unet") -> LatentData:
         cond={"text": rng.standard_normal((5, *text)).astype(np.float16)},
         content_hash="synthetic",
     )
-    return LatentData(cache, seed)
+    return LatentData(cache, seed, device)
 
 
 def config(folder: Path, *overrides: str, sharing: str = "lora", experiment: str = "flash/tiny") -> ExperimentConfig:
@@ -64,15 +65,16 @@ def trainer(
     experiment: str = "flash/tiny",
     world: World = ALONE,
     family: str = "unet",
+    device: str = "cpu",
 ) -> Trainer:
     """A trainer of a method on a tiny pipeline, resumed from its run folder when there is a state."""
     settings = config(folder, *overrides, sharing=sharing, experiment=experiment)
     with world.main_first():
-        run, network = Run.create(settings), backbone(folder, sharing, family)
+        run, network = Run.create(settings), backbone(folder, sharing, family, device)
     ema = settings.train.ema_decay > 0
     method = METHODS[settings.method.name](settings.method, network, settings.seed, ema=ema, solutions=solutions)
     place_players(method, settings)
-    attempt, latents = run.begin_attempt() if world.is_main else 0, data(settings.seed, family=family)
+    attempt, latents = run.begin_attempt() if world.is_main else 0, data(settings.seed, family=family, device=device)
     return Trainer(settings, method, latents, run, build_clock(settings), attempt, world=world)
 
 

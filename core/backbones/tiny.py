@@ -56,20 +56,50 @@ def write_tiny_sd(folder: Path) -> Path:
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         )
-        vae = _tiny_vae()
         tokenizer = _character_tokenizer()
-        text_encoder = CLIPTextModel(_text_config(tokenizer, 16))
-        scheduler = _tiny_scheduler()
-        StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).save_pretrained(target)
+        _write_sd(target, unet, _tiny_vae(), CLIPTextModel(_text_config(tokenizer, 16)), tokenizer)
+    return folder
+
+
+def _write_sd(
+    target: Path, unet: UNet2DConditionModel, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer
+) -> None:
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=_tiny_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(target)
+
+
+def write_random_sd(folder: Path) -> Path:
+    """A Stable-Diffusion-class pipeline with a UNet of 50M parameters, for measurements: 16x16 latents."""
+    folder = Path(folder)
+    if folder.exists():
+        return folder
+    with keyed_init("random-sd"), atomic_folder(folder) as target:
+        tokenizer = _character_tokenizer()
+        _write_sd(
+            target,
+            UNet2DConditionModel(
+                sample_size=16,
+                in_channels=4,
+                out_channels=4,
+                block_out_channels=(128, 256, 384),
+                layers_per_block=2,
+                cross_attention_dim=256,
+                attention_head_dim=8,
+                down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            ),
+            _tiny_vae(),
+            CLIPTextModel(_text_config(tokenizer, 256)),
+            tokenizer,
+        )
     return folder
 
 

@@ -23,7 +23,7 @@ SAMPLERS = ("lcm", "ddim")
 def solve(
     denoise: Denoise,
     x: Tensor,
-    start: Tensor,
+    start: np.ndarray | Tensor,
     timesteps: np.ndarray,
     process: Process,
     solver: str = "ddim",
@@ -33,9 +33,9 @@ def solve(
 
     ``x`` (B, C, H, W) is each sample at its own start, ``start`` (B,) its index on the grid ``timesteps``
     (K,). A sample enters when the grid reaches its start, so the cost is the sum of K - start, not B times
-    the longest. A start on the CPU costs no device synchronisation. Computed in at least float32; no graph is
-    built. ``first_call``: a step from which on ``denoise`` is called at each, for processes that must call a sharded
-    network equally often; a call that nobody needs takes one sample.
+    the longest. A start that is no tensor of a device costs no synchronisation. Computed in at least float32; no
+    graph is built. ``first_call``: a step from which on ``denoise`` is called at each, for processes that must call a
+    sharded network equally often; a call that nobody needs takes one sample.
 
     ``ddim``: Song et al. (2021), Eq. 12, eta = 0; for a flow it is Euler's method. ``dpmpp_2m``: Lu et al.
     (2022), Alg. 2, in its midpoint form; a sample's first step and the last one, to sigma = 0, are of first

@@ -8,7 +8,7 @@ only place where an update ratio exists.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,6 +116,17 @@ class Method(ABC):
     def student_player(self, optimizer: Optimizer) -> Player:
         parameters = self.backbone.role_parameters(STUDENT)
         return Player(STUDENT, parameters, optimizer, STUDENT_EMA if self.ema else None)
+
+    def asks_teacher(self, clock: Clock) -> bool:
+        """Whether the rollout of this iteration reads teacher solutions, if it reads any."""
+        return True
+
+    def teacher_solution(self, positions: np.ndarray, solve: Callable[[], Tensor], cost: int) -> tuple[Tensor, int]:
+        """A solution of the teacher's ODE, stored or solved now, and the evaluations (of ``cost``) that were saved."""
+        if self.solutions is None:
+            return solve(), 0
+        solution, stored = self.solutions.fetch(positions, solve)
+        return solution, stored * cost
 
     def student_x0(self, rollout: Rollout) -> Tensor:
         """f(x_t, t) = c_skip x_t + c_out x0 at the rollout's x_t and t, as the sampler evaluates it."""

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.backbones.base import FAKE_SCORE, STUDENT, Cond
+from core.backbones.base import FAKE_SCORE, STUDENT, TEACHER, Cond
 from core.backbones.roles import keyed_init
 from core.critics.image import IMAGE_FEATURES, ImageCritic
 from core.critics.latent import LatentCritic
 from core.data.batches import Batch
-from core.diffusion.solvers import simulate
+from core.diffusion.solvers import simulate, solve
 from core.losses.adversarial import GAN_LOSSES
 from core.losses.distill import mse
 from core.methods.base import Method, Optimizer, Player, Rollout, draw
@@ -80,11 +80,17 @@ class Dmd2(Method):
         return (STUDENT, *critics) if due else tuple(critics)
 
     def weights(self, player: str, clock: Clock) -> dict[str, float]:
+        if player == FAKE_SCORE:
+            return {"denoise": 1.0, "critic": self.config.critic_weight}
+        if player == CRITIC:
+            return {"critic": 1.0}
+        if clock.fraction < self.config.regression_init:
+            return {"regression": 1.0, "dmd": 0.0, "adversarial": 0.0}
         return {
-            STUDENT: {"dmd": self.config.dmd_weight, "adversarial": self.config.adversarial_weight},
-            FAKE_SCORE: {"denoise": 1.0, "critic": self.config.critic_weight},
-            CRITIC: {"critic": 1.0},
-        }[player]
+            "regression": self.config.regression_weight,
+            "dmd": self.config.dmd_weight,
+            "adversarial": self.config.adversarial_weight if self.critic is not None else 0.0,
+        }
 
     @torch.no_grad()
     def rollout(self, batch: Batch, clock: Clock) -> Rollout:
@@ -108,7 +114,30 @@ class Dmd2(Method):
         rollout = Rollout(batch, {"x_t": x_t, "t": t})
         if STUDENT not in self.turns(clock):
             rollout.samples = self.student_x0(rollout)
+        if self.asks_teacher(clock):
+            self._add_pairs(rollout)
         return rollout
+
+    def asks_teacher(self, clock: Clock) -> bool:
+        return STUDENT in self.turns(clock) and self.weights(STUDENT, clock)["regression"] > 0
+
+    def _add_pairs(self, rollout: Rollout) -> None:
+        """Noise, and where the teacher's guided ODE takes it."""
+        batch, grid = rollout.batch, self.backbone.process.timesteps(self.config.regression_steps)
+        draws = self.stream(STUDENT, "regression noise").normal(batch.positions, batch.x0.shape[1:])
+        noise = draw(draws, batch.x0)
+
+        def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+            return self.backbone.guided(TEACHER, x, t, batch.cond[rows], batch.null, self.config.guidance)
+
+        def compute() -> Tensor:
+            start = np.zeros(len(noise), dtype=np.int64)
+            return solve(denoise, noise, start, grid, self.backbone.process, self.config.solver)[0]
+
+        passes = 1 if self.config.guidance == 1 else 2
+        cost = passes * len(noise) * len(grid)
+        target, rollout.stored = self.teacher_solution(batch.positions, compute, cost)
+        rollout.tensors |= {"pair_noise": noise, "pair_x0": target.to(noise.device)}
 
     def _steps(self, positions: np.ndarray) -> np.ndarray:
         """The sampling step that each sample trains, uniform over 0..num_steps-1, int64 (B,)."""
@@ -119,24 +148,33 @@ class Dmd2(Method):
         return int(self._steps(clock.positions()).max()) if self.lockstep else None
 
     def losses(self, player: str, rollout: Rollout, clock: Clock) -> dict[str, Tensor]:
-        of_player = {STUDENT: self._student_losses, FAKE_SCORE: self._fake_score_losses, CRITIC: self._critic_losses}
-        return of_player[player](rollout)
+        if player == STUDENT:
+            return self._student_losses(rollout, self.weights(STUDENT, clock))
+        return self._fake_score_losses(rollout) if player == FAKE_SCORE else self._critic_losses(rollout)
 
-    def _student_losses(self, rollout: Rollout) -> dict[str, Tensor]:
+    def _student_losses(self, rollout: Rollout, weights: dict[str, float]) -> dict[str, Tensor]:
         batch = rollout.batch
         x0 = self.student_x0(rollout)
         rollout.samples = x0.detach()
         terms: dict[str, Tensor] = {}
-        if self.config.dmd_weight:
+        if weights["regression"]:
+            terms["regression"] = mse(self._one_step(rollout), rollout.tensors["pair_x0"]).mean()
+        if weights["dmd"]:
             low, high, w = self.config.dmd_min, self.config.dmd_max, self.config.guidance
             terms["dmd"] = 0.5 * distribution_matching(self, x0, batch, w, self.fake_role, low, high)
-        if self.critic is not None:
+        if weights["adversarial"]:
             if self.gan.paired:
                 real, fake = self._pair_of_logits(batch.x0, x0, batch)
             else:
                 real, fake = None, self._logits(x0, batch)
             terms["adversarial"] = self.gan.generator(fake, real)
         return terms
+
+    def _one_step(self, rollout: Rollout) -> Tensor:
+        """The student's x0 from the pairs' noise in one step."""
+        noise, first = rollout.tensors["pair_noise"], self.timesteps[0].item()
+        t = torch.full((len(noise),), first, dtype=rollout.tensors["t"].dtype, device=noise.device)
+        return self.student_x0(Rollout(rollout.batch, {"x_t": noise, "t": t}))
 
     def _fake_score_losses(self, rollout: Rollout) -> dict[str, Tensor]:
         """Denoising of the student's samples, in what the network predicts (eps as in DMD2, velocity of a flow)."""

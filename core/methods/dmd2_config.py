@@ -37,6 +37,12 @@ class Dmd2Config:
     # bottleneck: a head on the fake score's bottleneck, noised images [C] | on decoded images: dino [P] | effnet_lite1
     gan: str = "bottleneck"
     dino_path: str | None = execution(None)  # folder of a DINO or DINOv2 in transformers' format, for gan: dino
+    # Pairs of noise and the teacher's ODE solution from it, which the student learns in one step (DMD; not needed in
+    # DMD2 [P], but for the initialisation of a one-step student [C])
+    regression_weight: float = 0.0
+    regression_init: float = 0.0  # first part of the budget, in which the student learns from pairs alone
+    regression_steps: int = 50  # of the teacher's solver
+    solver: str = "dpmpp_2m"  # of the teacher: dpmpp_2m | ddim
     adversarial_loss: str = "non_saturating"  # softplus on both sides [C] | lsgan | hinge | wgan | relativistic
     adversarial_weight: float = 5e-3  # of the student's side; SD1.5: 1e-3 [C]
     critic_weight: float = 1e-2  # of the critic's side beside L_denoise, with which it shares the bottleneck [C]
@@ -46,6 +52,11 @@ class Dmd2Config:
     critic_lr: float = 5e-5  # of a critic on decoded images; one on the bottleneck trains with the fake score
     adam_betas: list[float] = listing(0.9, 0.999)
     weight_decay: float = 0.01  # [C]
+
+    @property
+    def problem_fields(self) -> tuple[str, ...]:
+        """What decides the teacher's problems, beside the data and the budget; none without pairs."""
+        return ("regression_steps", "guidance", "solver") if self.regression_weight or self.regression_init else ()
 
     @property
     def teacher_guidance(self) -> float:
@@ -66,6 +77,10 @@ class Dmd2Config:
         for key in ("dmd_weight", "adversarial_weight", "critic_weight", "student_lr", "fake_score_lr", "critic_lr"):
             check_range(f"method.{key}", getattr(self, key), 0.0)
         check_range("method.weight_decay", self.weight_decay, 0.0)
+        check_range("method.regression_weight", self.regression_weight, 0.0)
+        check_range("method.regression_init", self.regression_init, 0.0, 1.0)
+        check_range("method.regression_steps", self.regression_steps, 1)
+        check_choice("method.solver", self.solver, ("dpmpp_2m", "ddim"))
         if len(self.adam_betas) != 2:
             raise UserError(f"method.adam_betas={self.adam_betas} is not a pair; give two values")
         if not (self.dmd_weight or self.adversarial_weight):

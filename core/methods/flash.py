@@ -109,15 +109,12 @@ class Flash(Method):
                 w = guidance if isinstance(guidance, float) else guidance[rows]
                 return self.backbone.guided(TEACHER, x, t, batch.cond[rows], batch.null, w)
 
-            start = torch.from_numpy(index)
             process, solver = self.backbone.process, self.config.solver
-            return solve(denoise, x_t, start, self.timesteps, process, solver, first_call)[0]
+            return solve(denoise, x_t, index, self.timesteps, process, solver, first_call)[0]
 
-        if self.solutions is None:
-            return compute(), 0
-        target, stored = self.solutions.fetch(batch.positions, compute)
         passes = 1 if isinstance(guidance, float) and guidance == 1 else 2
-        return target, stored * passes * int((self.config.num_timesteps - index).sum())
+        cost = passes * int((self.config.num_timesteps - index).sum())
+        return self.teacher_solution(batch.positions, compute, cost)
 
     def _guidance(self, purpose: str, batch: Batch) -> Tensor | float:
         """w ~ U[guidance_min, guidance_max] per sample (B,); a number when the range is a point."""

@@ -48,6 +48,14 @@ class FlashConfig:
     critic_channels: int = 64  # width of the critic's head on the teacher's bottleneck features [C]
 
     @property
+    def problem_fields(self) -> tuple[str, ...]:
+        """What decides the teacher's problems, beside the data and the budget."""
+        return (
+            "num_timesteps", "timestep_distribution", "mixture_variance", "stage_weights", "guidance_min",
+            "guidance_max", "solver",
+        )  # fmt: skip
+
+    @property
     def teacher_guidance(self) -> float:
         """w of the teacher's pictures beside the student's."""
         return (self.guidance_min + self.guidance_max) / 2

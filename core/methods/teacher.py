@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def teacher_sample(
 
     if solver == "unipc":
         return unipc(denoise, x_t, steps, backbone.process)
-    start = torch.zeros(len(x_t), dtype=torch.long)
+    start = np.zeros(len(x_t), dtype=np.int64)
     return solve(denoise, x_t, start, backbone.process.timesteps(steps), backbone.process, solver)[0]
 
 

@@ -121,7 +121,7 @@ class Trainer:
         clock.advance()
         while not clock.done:
             positions = self.world.share(clock.positions())
-            if not solutions.has(positions):
+            if self.method.asks_teacher(clock) and not solutions.has(positions):
                 micros = self.data.batch(positions).split(self.micro_batch)
                 yield from ((micro, clock) for micro in micros if not solutions.has(micro.positions))
             clock.advance()

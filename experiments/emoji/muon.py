@@ -50,10 +50,18 @@ class Muon(torch.optim.Optimizer):
 
 
 class MuonAdamW:
-    """Muon for every trainable matrix and convolution but embeddings, the first and the last layer; AdamW for these."""
+    """Muon for every trainable matrix and convolution but embeddings, the first and the last layer; AdamW for these.
 
-    def __init__(self, model: nn.Module, lr: float, weight_decay: float) -> None:
-        outside = ("embedding", "conv_in", "conv_out")
+    ``outside``: parts of the names of the latter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float,
+        weight_decay: float,
+        outside: tuple[str, ...] = ("embedding", "conv_in", "conv_out"),
+    ) -> None:
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         hidden = {name for name, p in trained if p.ndim > 1 and not any(part in name for part in outside)}
         adamw = {"betas": (0.9, 0.99), "weight_decay": weight_decay, "foreach": True}

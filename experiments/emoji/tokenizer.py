@@ -20,10 +20,14 @@ def train_tokenizer(examples: list[Example], folder: Path) -> CLIPTokenizer:
     """Learn merges on every caption level of the examples; writes vocab.json and merges.txt, opens if written."""
     if not (folder / "merges.txt").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        corpus = [f"{e.caption} {e.meta['group']} {e.meta['subgroup']}" for e in examples]
-        corpus += [f"on a {colour} background" for colour in BACKGROUNDS] * 20
-        _write(_train(corpus), folder)
+        _write(_train(corpus(examples)), folder)
     return open_tokenizer(folder)
+
+
+def corpus(examples: list[Example]) -> list[str]:
+    """Every caption level of the examples, and the backgrounds."""
+    captions = [f"{e.caption} {e.meta['group']} {e.meta['subgroup']}" for e in examples]
+    return captions + [f"on a {colour} background" for colour in BACKGROUNDS] * 20
 
 
 def open_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -33,7 +37,7 @@ def open_tokenizer(folder: Path) -> CLIPTokenizer:
     )
 
 
-def _train(corpus: list[str]) -> dict:
+def _train(texts: list[str]) -> dict:
     model = Tokenizer(models.BPE(unk_token=END, continuing_subword_prefix="", end_of_word_suffix="</w>"))
     model.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     model.pre_tokenizer = pre_tokenizers.Sequence(
@@ -50,7 +54,7 @@ def _train(corpus: list[str]) -> dict:
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    model.train_from_iterator(corpus, trainer)
+    model.train_from_iterator(texts, trainer)
     return json.loads(model.to_str())["model"]
 
 

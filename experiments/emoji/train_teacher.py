@@ -1,12 +1,13 @@
-"""Train the UNet and the text encoder of ``emoji-sd-v1`` on latents of a frozen VAE.
+"""Train the denoiser and the text encoder of ``emoji-sd-v1`` or ``emoji-flux2-v1`` on latents of a frozen VAE.
 
-Mean squared error on v (Salimans & Ho 2022, appendix D) with uniform t, Stable Diffusion's noise schedule,
-10% empty captions, EMA of both networks. Muon for the hidden matrices (over images 12,800 to 19,200 the mean loss
-was 0.377 against AdamW's 0.422), AdamW for the rest. Kinds are drawn in a balanced way, then a picture of the kind,
-then a view of it; latents of a fixed number of such draws are computed once. The learning rate decays with
-wall-clock time (``--minutes`` of training, cache excluded). Resumable: run the same command again.
+Mean squared error on v (Salimans & Ho 2022, appendix D) with uniform t and Stable Diffusion's noise schedule, or on
+the velocity of a rectified flow with uniform t (``--family flux2``); 10% empty captions, EMA of both networks. Muon for
+the hidden matrices (over images 12,800 to 19,200 of the former the mean loss was 0.377 against AdamW's 0.422), AdamW
+for the rest. Kinds are drawn in a balanced way, then a picture of the kind, then a view of it; latents of a fixed
+number of such draws are computed once. The learning rate decays with wall-clock time (``--minutes`` of training, cache
+excluded). Resumable: run the same command again.
 
-``python -m experiments.emoji.train_teacher --data FOLDER --vae FOLDER --out FOLDER --minutes 80``
+``python -m experiments.emoji.train_teacher --family sd --data FOLDER --vae FOLDER --out FOLDER --minutes 80``
 """
 
 import argparse
@@ -23,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from core.data.shards import Example, open_dataset
 from core.randomness import Stream, permutation
+from experiments.emoji.flux2_recipe import Flux2Recipe
 from experiments.emoji.muon import MuonAdamW
 from experiments.emoji.tokenizer import MAX_TOKENS, train_tokenizer
 from experiments.emoji.train_vae import ema_update, learning_rate, to_tensor
@@ -121,19 +123,51 @@ class Networks(torch.nn.Module):
         return self.unet(x_t, t, self.text_encoder(ids)[0]).sample
 
 
+class SDRecipe:
+    """The miniature Stable Diffusion: v of a variance-preserving process on 8x8 latents."""
+
+    outside = ("embedding", "conv_in", "conv_out")  # of Muon
+
+    def __init__(self, examples: list[Example], folder: Path) -> None:
+        self.tokenizer = train_tokenizer(examples, folder / "tokenizer")
+        abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+        self.alpha, self.sigma = abar.sqrt().float(), (1 - abar).sqrt().float()
+
+    def networks(self) -> Networks:
+        return Networks(self.tokenizer)
+
+    def latents(self, scaled: torch.Tensor, vae: AutoencoderKL) -> torch.Tensor:
+        return scaled
+
+    def ids(self, captions: list[str]) -> torch.Tensor:
+        return tokenize(self.tokenizer, captions)
+
+    def noised(
+        self, x0: torch.Tensor, eps: torch.Tensor, uniform: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x_t, t in 0..999 and v."""
+        t = (uniform * 1000).long()
+        alpha, sigma = (table[t].view(-1, 1, 1, 1) for table in (self.alpha, self.sigma))
+        return alpha * x0 + sigma * eps, t, alpha * eps - sigma * x0
+
+    def export(self, folder: Path, networks: Networks, vae: AutoencoderKL) -> None:
+        export_pipeline(folder, vae, networks, self.tokenizer)
+
+
+RECIPES: dict[str, type[SDRecipe] | type[Flux2Recipe]] = {"sd": SDRecipe, "flux2": Flux2Recipe}
+
+
 class Trainer:
     """State of one training; a step is a pure function of it and of the images seen."""
 
-    def __init__(self, args: argparse.Namespace, tokenizer: CLIPTokenizer, vae: AutoencoderKL) -> None:
+    def __init__(self, args: argparse.Namespace, recipe: SDRecipe | Flux2Recipe, vae: AutoencoderKL) -> None:
         torch.manual_seed(0)
-        self.args, self.tokenizer, self.vae = args, tokenizer, vae
-        self.networks, self.ema = Networks(tokenizer), Networks(tokenizer)
+        self.args, self.recipe, self.vae = args, recipe, vae
+        self.networks, self.ema = recipe.networks(), recipe.networks()
         self.ema.load_state_dict(self.networks.state_dict())
         self.ema.requires_grad_(False).eval()
-        self.optimizer = MuonAdamW(self.networks, args.lr, weight_decay=0.01)
+        self.optimizer = MuonAdamW(self.networks, args.lr, 0.01, recipe.outside)
         self.forward = torch.compile(self.networks) if args.compile else self.networks
-        abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
-        self.alpha, self.sigma = abar.sqrt().float(), (1 - abar).sqrt().float()
         self.images, self.step, self.seconds = 0, 0, 0.0
         self.checkpoint = args.out / "teacher.pt"
         if self.checkpoint.exists():
@@ -151,33 +185,32 @@ class Trainer:
         self.checkpoint.with_suffix(".tmp").rename(self.checkpoint)
 
     def batch(self, latents: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Keyed x_t, t, token ids and target v of the next batch."""
+        """Keyed x_t, t, token ids and target of the next batch."""
         size, count = self.args.batch_size, len(latents)
         epoch, offset = divmod(self.images, count - count % size)
         rows = torch.from_numpy(permutation(0, "teacher", count, epoch)[offset : offset + size])
         rng = Stream(0, "teacher", "noise").generator(self.images)
-        # Stratified t: one draw per bin of the batch, uniform over 0..999 as a whole.
-        t = torch.from_numpy(((np.arange(size) + rng.random(size)) / size * 1000).astype(np.int64))
-        eps = torch.from_numpy(rng.standard_normal((size, 8, 8, 8), dtype=np.float32))
+        # Stratified t: one draw per bin of the batch, uniform as a whole.
+        uniform = torch.from_numpy((np.arange(size) + rng.random(size)) / size)
+        eps = torch.from_numpy(rng.standard_normal((size, *latents.shape[1:]), dtype=np.float32))
         tokens = ids[rows].clone()
         tokens[torch.from_numpy(rng.random(size) < DROPOUT)] = ids[-1]
-        alpha, sigma = (table[t].view(-1, 1, 1, 1) for table in (self.alpha, self.sigma))
-        x0 = latents[rows].float()
-        return alpha * x0 + sigma * eps, t, tokens, alpha * eps - sigma * x0
+        x_t, t, target = self.recipe.noised(latents[rows].float(), eps, uniform)
+        return x_t, t, tokens, target
 
     def update(self, latents: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        x_t, t, tokens, v = self.batch(latents, ids)
-        loss = F.mse_loss(self.forward(x_t, t, tokens), v)
+        x_t, t, tokens, target = self.batch(latents, ids)
+        loss = F.mse_loss(self.forward(x_t, t, tokens), target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
         self.optimizer.step(learning_rate(self.seconds / (60 * self.args.minutes), self.args.lr))
         self.step += 1
-        self.images += len(v)
+        self.images += len(target)
         ema_update(self.ema, self.networks, self.step, decay=0.9985)
         return loss.detach()
 
     def export(self, folder: Path) -> None:
-        export_pipeline(folder, self.vae, self.ema, self.tokenizer)
+        self.recipe.export(folder, self.ema, self.vae)
         print(f"exported {folder} at {self.images} images", flush=True)
 
 
@@ -207,6 +240,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=[*RECIPES], default="sd")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -219,12 +253,13 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     examples = list(open_dataset(args.data, "train"))
-    tokenizer = train_tokenizer(examples, args.out / "tokenizer")
+    recipe = RECIPES[args.family](examples, args.out)
     vae = AutoencoderKL.from_pretrained(args.vae)
     latents, captions = cache_latents(vae, examples, args.views, args.out / "latents.pt")
+    latents = recipe.latents(latents, vae)
     print("latents", tuple(latents.shape), "std", float(latents.float().std()), flush=True)
-    ids = tokenize(tokenizer, captions)
-    trainer = Trainer(args, tokenizer, vae)
+    ids = recipe.ids(captions)
+    trainer = Trainer(args, recipe, vae)
     print({name: sum(p.numel() for p in m.parameters()) for name, m in trainer.networks.named_children()}, flush=True)
     exported, losses, mark = time.monotonic(), [], time.monotonic()
     while trainer.seconds < 60 * args.minutes:

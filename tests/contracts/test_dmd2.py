@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from core.config import UserError
+from core.data.solutions import SolutionStore
 from core.diffusion.solvers import few_step_sample
 from core.methods.base import Rollout
+from core.methods.teacher import teacher_sample
 from core.training.loop import Trainer, warmup_factor
 from tests import worlds
 
@@ -136,6 +138,41 @@ def test_without_a_fake_score_of_its_own_the_student_has_every_turn(
     trained._iteration()
     assert set(trained.players) == {"student"} and trained.clock.student_images == 8
     assert dict(trained.clock.evaluations) == {"student": 2 * evaluations, "teacher": 16}
+
+
+def test_pairs_teach_the_teachers_solutions_in_one_step(tmp_path: Path) -> None:
+    """Alone in the first part of the budget, beside the other terms later; only where the student has its turn."""
+    options = ["method.regression_init=0.5", "method.regression_weight=0.25", "method.regression_steps=4"]
+    trained = dmd2(tmp_path, options)
+    method, early = trained.method, one_rollout(trained)
+    noise = early.tensors["pair_noise"]
+    expected = teacher_sample(method.backbone, noise, early.batch.cond, early.batch.null, 4, 8.0, "dpmpp_2m")
+    torch.testing.assert_close(early.tensors["pair_x0"], expected)
+    terms = method.losses("student", early, trained.clock)
+    x0 = method.backbone.predict("student", noise, torch.full((4,), 999), early.batch.cond)
+    assert set(terms) == {"regression"}
+    assert terms["regression"].item() == pytest.approx((x0 - expected).square().mean().item(), rel=1e-4)
+    trained.clock.iteration, trained.clock.images = 4, 16
+    assert set(method.losses("student", one_rollout(trained), trained.clock)) == {"regression", "dmd", "adversarial"}
+    assert method.weights("student", trained.clock)["regression"] == 0.25
+    trained.clock.iteration = 5
+    assert "pair_x0" not in one_rollout(trained).tensors
+    trained.clock.iteration = 0
+    assert dmd2(tmp_path / "b").method.config.problem_fields == () != method.config.problem_fields
+
+
+def test_pairs_are_stored_and_shared(tmp_path: Path) -> None:
+    def cell(name: str, lr: str) -> Trainer:
+        store = SolutionStore(tmp_path / "store", {"problem": 1}, 32, (4, 8, 8))
+        options = ["method.regression_weight=0.25", "method.regression_steps=4", "method.gan=off", lr]
+        trained = worlds.trainer(tmp_path / name, options, experiment="dmd2/tiny", solutions=store)
+        trained.train()
+        return trained
+
+    first, second = cell("a", "method.fake_score_lr=1e-4"), cell("b", "method.fake_score_lr=1e-3")
+    solved = 4 * 4 * 2 * 4  # turns of the student, images, guidance, steps
+    assert (first.clock.stored, second.clock.stored) == (0, solved)
+    assert first.clock.evaluations["teacher"] - second.clock.evaluations["teacher"] == solved
 
 
 def test_resume_is_bit_exact_between_two_turns_of_the_student(tmp_path: Path) -> None:

@@ -1,0 +1,243 @@
+"""What a training step costs: ``python -m experiments.bench EXPERIMENT [key=value ...]``.
+
+Efficiency is the time of the network evaluations that a period of the method needs, replayed alone, over the time of
+its whole iterations; both are measured in turn in one run, since machines are noisy. The data are noise: only sizes
+matter. ``--memory``: the peak of what one process holds with adapters and with copies, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.backbones.base import Backbone, Cond
+from core.config import ExperimentConfig, UserError, compose, resolve
+from core.data.batches import LatentData
+from core.methods.base import Method
+from core.run import Run
+from core.training.loop import Trainer
+from experiments.build import build_backbone, build_clock, build_method, device_of
+from experiments.cli import parse
+
+ITEMS = 64
+MEMORY = [
+    "dmd2/tiny", "backbone.path=random:sd-50m", "backbone.lora_rank=16", "backbone.lora_alpha=16", "train.batch_size=2",
+    "execution.activation_checkpointing=true",
+]  # fmt: skip
+
+
+@dataclass
+class Call:
+    """One evaluation of a network as the method made it."""
+
+    function: Callable[..., Tensor]
+    role: str
+    x_t: Tensor
+    t: Tensor
+    cond: Cond
+    grad: bool
+    through: bool  # the gradient goes on to x_t: the role only judges
+
+
+class Recorder:
+    """Notes the calls of a backbone's networks between ``start`` and ``stop``."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone, self.calls, self.on = backbone, [], False
+        for name in ("network", "network_features"):
+            setattr(backbone, name, self._noting(getattr(backbone, name)))
+
+    def _noting(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+            if self.on:
+                grad = torch.is_grad_enabled()
+                self.calls.append(Call(function, role, x_t.detach(), t, cond, grad, grad and x_t.requires_grad))
+            return function(role, x_t, t, cond)
+
+        return call
+
+    def replay(self) -> None:
+        """The noted evaluations alone, with the backward passes that they had."""
+        for call in self.calls:
+            x_t = call.x_t.clone().requires_grad_(call.through)
+            with torch.set_grad_enabled(call.grad), self.backbone._autocast(x_t):
+                out = call.function(call.role, x_t, call.t, call.cond)
+            if call.grad:
+                inputs = [x_t] if call.through else list(self.backbone.role_parameters(call.role).values())
+                trained = [value for value in inputs if value.requires_grad]
+                out.float().square().mean().backward(inputs=trained)
+                for value in trained:
+                    value.grad = None
+
+
+def noise_data(backbone: Backbone, config: ExperimentConfig) -> LatentData:
+    """Latents of noise, and the conditioning of a few prompts."""
+    rng = np.random.default_rng(0)
+    prompts = ["", "red apple", "blue heart", "a dog"]
+    cond = {name: value.cpu().numpy() for name, value in backbone.encode_text(prompts).tensors.items()}
+    cache = SimpleNamespace(
+        latents=rng.standard_normal((ITEMS, *backbone.latent_shape), dtype=np.float32),
+        caption_index=np.arange(ITEMS) % len(prompts),
+        cond=cond,
+        content_hash="noise",
+    )
+    return LatentData(cache, config.seed, device_of(config))
+
+
+def build(config: ExperimentConfig, folder: Path) -> Trainer:
+    config.execution.runs_dir, config.execution.use_solution_store = str(folder), False
+    config.train.budget.amount = 10**9  # the stage is the first one's unless a test says otherwise
+    backbone = build_backbone(config)
+    method = build_method(config, backbone)
+    run = Run.create(resolve(config))
+    return Trainer(config, method, noise_data(backbone, config), run, build_clock(config), run.begin_attempt())
+
+
+def period(method: Method) -> int:
+    """Iterations after which the turns repeat."""
+    return getattr(method.config, "ttur", 1)
+
+
+def measure(config: ExperimentConfig, repeats: int, stage: float) -> dict[str, Any]:
+    """Images/s, evaluations an image by role, efficiency and peak memory, after one period to warm up."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build(config, Path(folder))
+        clock, backbone = trainer.clock, trainer.method.backbone
+        clock.budget, clock.unit = 10**6, "iterations"
+        recorder, length = Recorder(backbone), period(trainer.method)
+        start = int(stage * clock.budget) // length * length
+        steps, networks, counted = [], [], Counter[str]()
+        for repeat in range(repeats + 1):
+            clock.iteration, clock.images = start, start * clock.batch_size
+            recorder.calls, recorder.on = [], True
+            before = Counter(backbone.evaluations)
+            seconds = _timed(lambda: [trainer._iteration() for _ in range(length)], backbone.device)
+            recorder.on = False
+            alone = _timed(recorder.replay, backbone.device)
+            if repeat:
+                steps.append(seconds)
+                networks.append(alone)
+                counted = backbone.evaluations - before
+    images = length * config.train.batch_size
+    return {
+        "experiment": config.name,
+        "device": _device_name(backbone.device),
+        "batch_size": config.train.batch_size,
+        "images_per_s": images / median(steps),
+        "evaluations_per_image": {role: count / images for role, count in sorted(counted.items())},
+        "efficiency": median(n / s for n, s in zip(networks, steps, strict=True)),
+        "peak_gb": peak_gb(backbone.device),
+    }
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def peak_gb(device: torch.device) -> float:
+    """Most memory so far: what the allocator gave out on CUDA, what the process held on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def held_gb() -> float:
+    """What the process holds now; where the system does not tell, the most that it has held."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return peak_gb(torch.device("cpu"))
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024 / 1e9
+
+
+def peak_of_two_iterations(words: Sequence[str]) -> float:
+    """GB that a training takes beside what the process held before it was built."""
+    config = resolve(compose(words[0], words[1:]))
+    before = held_gb() if device_of(config).type == "cpu" else 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build(config, Path(folder))
+        trainer._iteration()
+        trainer._iteration()
+    return peak_gb(trainer.method.backbone.device) - before
+
+
+def compare_memory(words: Sequence[str]) -> dict[str, float]:
+    """Peak GB by ``backbone.sharing``, each measured in a process of its own."""
+    out = {}
+    for sharing in ("lora", "full"):
+        command = [sys.executable, "-m", "experiments.bench", "--peak", *words, f"backbone.sharing={sharing}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{' '.join(command[3:])}: {done.stderr.strip().splitlines()[-1]}")
+        out[sharing] = float(done.stdout.split()[-1])
+    return out | {"ratio": out["lora"] / out["full"]}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", nargs="?", help="default: flash/emoji; with --memory a UNet of 50M parameters")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="measured periods; default: 3")
+    parser.add_argument("--stage", type=float, default=0.9, metavar="X", help="fraction of the budget; default: 0.9")
+    parser.add_argument("--memory", action="store_true", help="compare backbone.sharing=lora and full")
+    parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the numbers as JSON, too")
+    arguments = parse(parser, argv)
+    words = [*(MEMORY if arguments.memory else ["flash/emoji"]), *arguments.overrides]
+    if arguments.experiment:
+        words = [arguments.experiment, *arguments.overrides]
+    logging.getLogger("fewstep").setLevel(logging.WARNING)
+    try:
+        if arguments.peak:
+            print(peak_of_two_iterations(words))
+            return 0
+        found = (
+            compare_memory(words)
+            if arguments.memory
+            else measure(resolve(compose(words[0], words[1:])), arguments.repeats, arguments.stage)
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for key, value in found.items():
+        print(f"{key:<24}{_text(value)}")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{key} {_text(one)}" for key, one in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The benchmark: what it counts, and the memory that one shared backbone saves."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.config import compose, resolve
+from experiments import bench
+from experiments.bench import Recorder
+from tests import worlds
+
+
+def test_replayed_are_the_evaluations_of_one_period(tmp_path: Path) -> None:
+    trained = worlds.trainer(tmp_path, ["method.ttur=2", "method.gan=off"], experiment="dmd2/tiny")
+    recorder = Recorder(trained.method.backbone)
+    recorder.on = True
+    trained._iteration()
+    trained._iteration()
+    recorder.on = False
+    counted = {role: 0 for role in trained.clock.evaluations}
+    for call in recorder.calls:
+        counted[call.role] += len(call.x_t)
+    assert counted == dict(trained.clock.evaluations)
+    graphs = [call.role for call in recorder.calls if call.grad]
+    assert graphs == ["student", "fake_score", "fake_score"], "one turn of the student in two iterations"
+    before = worlds.parameters(trained)
+    recorder.replay()
+    assert worlds.equal(before, worlds.parameters(trained))
+    assert all(p.grad is None for p in trained.players["fake_score"].trained)
+
+
+def test_a_judging_networks_gradient_goes_to_its_input(tmp_path: Path) -> None:
+    trained = worlds.trainer(tmp_path, experiment="dmd2/tiny")
+    recorder = Recorder(trained.method.backbone)
+    recorder.on = True
+    trained._iteration()
+    through = [(call.role, call.function.__name__) for call in recorder.calls if call.through]
+    assert through == [("fake_score", "network_features")]
+
+
+@pytest.mark.parametrize("experiment", ["flash/tiny", "dmd2/tiny"])
+def test_numbers_of_a_tiny_run(tmp_path: Path, capsys: pytest.CaptureFixture, experiment: str) -> None:
+    words = [experiment, f"execution.cache_dir={tmp_path}/cache"]
+    assert bench.main([*words, "--repeats", "1", "--out", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert 0.2 < found["efficiency"] < 1.3 and found["images_per_s"] > 0 and found["peak_gb"] > 0.1
+    counts = found["evaluations_per_image"]
+    assert (
+        (counts["teacher"], counts["fake_score"]) == (1.0, 1.5) if experiment == "dmd2/tiny" else counts["student"] >= 1
+    )
+    assert "efficiency" in capsys.readouterr().out
+
+
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    assert bench.main(["flash/nothing"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown experiment 'flash/nothing'")
+
+
+@pytest.mark.distributed
+def test_one_shared_backbone_needs_at_most_45_percent_of_three_copies(tmp_path: Path) -> None:
+    """DMD2 on a UNet of 50M parameters, 16x16 latents, batch 2, activations checkpointed; peaks in one run."""
+    words = [*bench.MEMORY, f"execution.cache_dir={tmp_path}/cache"]
+    backbone = bench.build_backbone(resolve(compose(words[0], words[1:])))
+    assert 45e6 < sum(p.numel() for p in backbone.role_parameters("teacher").values()) < 55e6
+    assert backbone.latent_shape == (4, 16, 16)
+    found = bench.compare_memory(words)
+    assert found["ratio"] < 0.45 and found["lora"] > 0.2, found
