@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import hashlib
 import importlib.util
 import json
+import math
+import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +51,10 @@ __all__ = [
 ]  # fmt: skip
 
 T = TypeVar("T")
+
+REMEMBERED = (
+    Path(".cache") / "composed"
+)  # compositions of the configuration files, which are read again if these change
 
 # The field of each group's YAML that names its schema when a stored configuration is read back.
 _SCHEMA_KEY = {"method": "name", "backbone": "family", "task": "name"}
@@ -105,8 +112,9 @@ def _changed(experiment: str, groups: tuple[str, ...], values: Sequence[tuple[st
         text = json.dumps(_rows_of_floats(value))
         if "${" in text or value == MISSING:
             return None
-        if type(value) in (int, str) and type(getattr(owner, leaf)) is type(value):
-            setattr(owner, leaf, value)  # OmegaConf would take it as it is
+        plain = _plain(value, getattr(owner, leaf))
+        if plain is not None:
+            setattr(owner, leaf, plain)
             continue
         try:
             setattr(owner, leaf, _own(_converted(experiment, groups, key, text)))
@@ -116,13 +124,68 @@ def _changed(experiment: str, groups: tuple[str, ...], values: Sequence[tuple[st
     return config
 
 
+def _plain(value: Any, current: Any) -> Any:
+    """``value`` where OmegaConf would take it as it is in place of ``current``, or as floats; otherwise None."""
+    if isinstance(value, list) and isinstance(current, list) and value and current:
+        given, held = {type(x) for x in value}, {type(x) for x in current}
+        if held == {float} and given <= {int, float}:
+            return [float(x) for x in value] if all(math.isfinite(x) for x in value) else None
+        return list(value) if given == held and held < {int, str} else None
+    if type(value) is not type(current):
+        return None
+    if type(value) is float:
+        return value if math.isfinite(value) else None
+    return value if type(value) in (int, str) else None
+
+
 @functools.lru_cache(maxsize=256)
 def _base_object(experiment: str, groups: tuple[str, ...]) -> bytes | None:
-    """The composed tree as a pickled object; None as long as one of its values is missing."""
+    """The composed tree as a pickled object; None as long as one of its values is missing.
+
+    Remembered on disk: Hydra's import and one composition take a second, as much as the rest of ``grid status``.
+    """
+    file = (
+        REMEMBERED / f"{_sources_hash()}-{hashlib.blake2b(repr((experiment, groups)).encode()).hexdigest()[:16]}.json"
+    )
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        discover_schemas()
+        return pickle.dumps(_rebuilt(ExperimentConfig, json.loads(file.read_text())))
     from omegaconf import OmegaConf
 
     tree = _compose_groups(experiment, groups)
-    return None if OmegaConf.missing_keys(tree) else pickle.dumps(OmegaConf.to_object(tree))
+    if OmegaConf.missing_keys(tree):
+        return None
+    config = OmegaConf.to_object(tree)
+    with contextlib.suppress(OSError):  # a folder that cannot be written: composed again next time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(asdict(config)))
+        temporary.replace(file)
+    return pickle.dumps(config)
+
+
+@functools.cache
+def _sources_hash() -> str:
+    """Of everything that a composition is made from: the YAML files and the schemas."""
+    core = Path(__file__).parent
+    files = [*config_dir().rglob("*.yaml"), core / "schema.py", *(core / "methods").glob("*_config.py")]
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(files):
+        digest.update(f"{file.name}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _rebuilt(schema: type, values: Mapping[str, Any]) -> Any:
+    """The inverse of ``asdict``; KeyError or TypeError for what it has not written."""
+    parts = {}
+    for item in fields(schema):
+        value = values[item.name]
+        if item.name == "method" and schema is ExperimentConfig:
+            value = _rebuilt(SCHEMAS["method"][value["name"]], value)
+        elif is_dataclass(item.default_factory):
+            value = _rebuilt(item.default_factory, value)
+        parts[item.name] = value
+    return schema(**parts)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -241,15 +304,36 @@ def _own(value: Any) -> Any:
     return copy.deepcopy(value) if isinstance(value, list | dict) else value
 
 
-_PLAIN = re.compile(r'(?P<key>[a-z_][a-z0-9_.]*)=(?:(?P<int>-?(?:0|[1-9]\d{0,14}))|"(?P<quoted>[^"\\$]*)")')
+_KEY = re.compile(r"(?P<key>[a-z_][a-z0-9_.]*)=(?P<value>.*)", re.DOTALL)
+_INT = re.compile(r"-?(?:0|[1-9]\d{0,14})")
+_FLOAT = re.compile(r"-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)")
+_QUOTED = re.compile(r'"([^"\\$]*)"')
+_WORD = re.compile(r"[a-zA-Z_]\w*")
+_NO_WORDS = ("true", "false", "null", "nan", "inf")
+
+
+def _plain_value(text: str) -> Any:
+    """A number, a quoted text, or a list of numbers and words; None for what Hydra's grammar is needed for."""
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    if quoted := _QUOTED.fullmatch(text):
+        return quoted[1]
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    parts = [part.strip(" ") for part in text[1:-1].split(",")]
+    values = [part if _WORD.fullmatch(part) and part.lower() not in _NO_WORDS else _plain_value(part) for part in parts]
+    return values if all(type(value) in (int, float, str) for value in values) else None
 
 
 @functools.lru_cache(maxsize=4096)
 def _parse(text: str) -> tuple[str, Any]:
     """Key and value of an override in Hydra's grammar, whose parser needs a millisecond; UserError for any other."""
-    plain = _PLAIN.fullmatch(text)
-    if plain:
-        return plain["key"], int(plain["int"]) if plain["int"] else plain["quoted"]
+    found = _KEY.fullmatch(text)
+    value = _plain_value(found["value"]) if found else None
+    if value is not None:
+        return found["key"], value
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
