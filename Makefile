@@ -16,7 +16,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo results test test-distributed test-slurm lint install lock clean clean-runs clean-all
+.PHONY: help demo results test test-slow test-slurm lint install lock clean clean-runs clean-all
 
 help:
 	@echo "fewstep: few-step distillation of diffusion models"
@@ -25,7 +25,7 @@ help:
 	@echo "                   (SLOTS=$(SLOTS) cells at a time)"
 	@echo "  make results     rebuild every table and figure from the committed records, to out/results"
 	@echo "  make test        run the test suite (WORKERS=$(WORKERS) processes)"
-	@echo "  make test-distributed  run the tests that train with several processes"
+	@echo "  make test-slow   run the tests that take half a minute or more each"
 	@echo "  make test-slurm  run the tests that need a SLURM; installs it from Debian's packages (as root)"
 	@echo "  make lint        check style and layering"
 	@echo "  make install     create $(VENV) and install the locked requirements (the targets above do it themselves)"
@@ -69,8 +69,8 @@ results: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-test-distributed: $(STAMP)
-	@$(BIN)/python -m pytest -m distributed
+test-slow: $(STAMP)
+	@$(BIN)/python -m pytest -m slow
 
 SLURM_PACKAGES := slurm-wlm munge slurmdbd mariadb-server
 

@@ -57,7 +57,7 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().err.startswith("error: unknown experiment 'flash/nothing'")
 
 
-@pytest.mark.distributed
+@pytest.mark.slow
 def test_one_shared_backbone_needs_at_most_45_percent_of_three_copies(tmp_path: Path) -> None:
     """DMD2 on a UNet of 50M parameters, 16x16 latents, batch 2, activations checkpointed; peaks in one run."""
     words = [*bench.MEMORY, f"execution.cache_dir={tmp_path}/cache"]

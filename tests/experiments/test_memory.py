@@ -73,6 +73,7 @@ def test_what_lives_is_counted_once_and_no_longer() -> None:
     assert live.now == 0
 
 
+@pytest.mark.slow
 def test_checkpointing_saves_activations(tmp_path: Path) -> None:
     rows = plan("dmd2/tiny", f"backbone.path={write_tiny_sd(tmp_path / 'tiny-sd')}", "train.batch_size=8")
     kept, checkpointed = (rows["all", f"activations, {how}"].each for how in ("all kept", "checkpointed"))

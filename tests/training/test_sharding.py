@@ -69,7 +69,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run_in(folder)
 
 
-@pytest.mark.distributed
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[FSDP], [FSDP, "execution.micro_batch=1"], ["execution.micro_batch=1"]],
                          ids=["fsdp", "fsdp, 4 micro-batches", "replicated, 4 micro-batches"])  # fmt: skip
 def test_two_processes_give_the_curve_of_one(alone: Run, tmp_path: Path, options: list[str]) -> None:
@@ -80,7 +80,7 @@ def test_two_processes_give_the_curve_of_one(alone: Run, tmp_path: Path, options
     agree(run, alone)
 
 
-@pytest.mark.distributed
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["lora", "full"])
 def test_critics_and_teacher_solutions_are_sharded_too(tmp_path: Path, sharing: str) -> None:
     """Half a network's forward (features), active sets of the teacher's solver of unequal lengths."""
@@ -92,7 +92,7 @@ def test_critics_and_teacher_solutions_are_sharded_too(tmp_path: Path, sharing: 
     agree(run_in(tmp_path / "two"), run_in(tmp_path / "one"), rtol=1e-4)
 
 
-@pytest.mark.distributed
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(alone: Run, tmp_path: Path) -> None:
     """Two processes in parts, then one that holds everything, then two in parts again: one curve."""
     pair = [*DMD2, FSDP]
@@ -107,7 +107,7 @@ def test_a_run_goes_on_with_another_number_of_processes(alone: Run, tmp_path: Pa
     agree(run, alone)
 
 
-@pytest.mark.distributed
+@pytest.mark.slow
 def test_a_part_that_is_damaged_falls_back_to_the_state_before(alone: Run, tmp_path: Path) -> None:
     pair = [*DMD2, FSDP, "execution.checkpoint_every_images=80"]
     worlds.together(tmp_path, training(tmp_path, *pair, "execution.stop_after_images=160"))
@@ -159,8 +159,7 @@ def gradients(folder: Path, family: str, sharing: str, *options: str, world: Wor
     return {name: whole(gradient) for name, gradient in found.items()}
 
 
-@pytest.mark.parametrize("sharing", ["lora", "full"])
-@pytest.mark.parametrize("family", ["unet", "flux2"])
+@pytest.mark.parametrize(("family", "sharing"), [("flux2", "lora"), ("unet", "full")])
 def test_checkpointed_activations_give_the_same_gradients(tmp_path: Path, family: str, sharing: str) -> None:
     """The loss goes through two roles (the student's sample, the fake score's features), on one process and on two."""
     plain = gradients(tmp_path / "plain", family, sharing)
