@@ -12,16 +12,15 @@ import functools
 import hashlib
 import importlib.util
 import json
-import math
 import os
 import pickle
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from core.identity import fill_hashes, identity_dict, locate, run_id
+from core.overrides import own, plain, split
 from core.schema import (
     METRICS,
     MISSING,
@@ -80,7 +79,7 @@ def compose(experiment: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
         known = experiments()
         close = nearest(experiment, known)
         raise UserError(f"unknown experiment '{experiment}'{close}; all: {', '.join(known)}")
-    groups, values = _split_overrides(overrides)
+    groups, values = split(overrides)
     config = _changed(experiment, tuple(groups), values)
     return config or compose_in_full(experiment, groups, values)
 
@@ -112,30 +111,16 @@ def _changed(experiment: str, groups: tuple[str, ...], values: Sequence[tuple[st
         text = json.dumps(_rows_of_floats(value))
         if "${" in text or value == MISSING:
             return None
-        plain = _plain(value, getattr(owner, leaf))
-        if plain is not None:
-            setattr(owner, leaf, plain)
+        taken = plain(value, getattr(owner, leaf))
+        if taken is not None:
+            setattr(owner, leaf, taken)
             continue
         try:
-            setattr(owner, leaf, _own(_converted(experiment, groups, key, text)))
+            setattr(owner, leaf, own(_converted(experiment, groups, key, text)))
         except Exception:
             return None
     config.validate()
     return config
-
-
-def _plain(value: Any, current: Any) -> Any:
-    """``value`` where OmegaConf would take it as it is in place of ``current``, or as floats; otherwise None."""
-    if isinstance(value, list) and isinstance(current, list) and value and current:
-        given, held = {type(x) for x in value}, {type(x) for x in current}
-        if held == {float} and given <= {int, float}:
-            return [float(x) for x in value] if all(math.isfinite(x) for x in value) else None
-        return list(value) if given == held and held < {int, str} else None
-    if type(value) is not type(current):
-        return None
-    if type(value) is float:
-        return value if math.isfinite(value) else None
-    return value if type(value) in (int, str) else None
 
 
 @functools.lru_cache(maxsize=256)
@@ -284,68 +269,6 @@ def _store_schemas() -> None:
     for group, schemas in SCHEMAS.items():
         for name, schema in schemas.items():
             store.store(group=group, name=name, node=schema)
-
-
-def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
-    """Choices of a group (``method=flash``) for Hydra, and values by dotted key."""
-    groups: list[str] = []
-    values: list[tuple[str, Any]] = []
-    for text in overrides:
-        key, value = _parse(text)
-        if key in SCHEMAS:
-            groups.append(text)
-        else:
-            values.append((key, _own(value)))
-    return groups, values
-
-
-def _own(value: Any) -> Any:
-    """A copy of what is remembered, where it can be changed."""
-    return copy.deepcopy(value) if isinstance(value, list | dict) else value
-
-
-_KEY = re.compile(r"(?P<key>[a-z_][a-z0-9_.]*)=(?P<value>.*)", re.DOTALL)
-_INT = re.compile(r"-?(?:0|[1-9]\d{0,14})")
-_FLOAT = re.compile(r"-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)")
-_QUOTED = re.compile(r'"([^"\\$]*)"')
-_WORD = re.compile(r"[a-zA-Z_]\w*")
-_NO_WORDS = ("true", "false", "null", "nan", "inf")
-
-
-def _plain_value(text: str) -> Any:
-    """A number, a quoted text, or a list of numbers and words; None for what Hydra's grammar is needed for."""
-    if _INT.fullmatch(text):
-        return int(text)
-    if _FLOAT.fullmatch(text):
-        return float(text)
-    if quoted := _QUOTED.fullmatch(text):
-        return quoted[1]
-    if not (text.startswith("[") and text.endswith("]")):
-        return None
-    parts = [part.strip(" ") for part in text[1:-1].split(",")]
-    values = [part if _WORD.fullmatch(part) and part.lower() not in _NO_WORDS else _plain_value(part) for part in parts]
-    return values if all(type(value) in (int, float, str) for value in values) else None
-
-
-@functools.lru_cache(maxsize=4096)
-def _parse(text: str) -> tuple[str, Any]:
-    """Key and value of an override in Hydra's grammar, whose parser needs a millisecond; UserError for any other."""
-    found = _KEY.fullmatch(text)
-    value = _plain_value(found["value"]) if found else None
-    if value is not None:
-        return found["key"], value
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        override = OverridesParser.create().parse_override(text)
-    except HydraException:
-        raise UserError(f"'{text}' is not an override; write key=value, e.g. seed=1") from None
-    if override.type is None or override.type.name != "CHANGE":
-        raise UserError(f"'{text}': keys are neither added nor deleted; write key=value")
-    if override.is_sweep_override():
-        raise UserError(f"'{text}' gives several values; one is allowed (several belong in a grid)")
-    return override.key_or_group, override.value()
 
 
 def _apply(tree: Any, key: str, value: Any) -> None:

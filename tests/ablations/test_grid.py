@@ -9,6 +9,7 @@ import pytest
 from ablations.grid import Grid, load, names
 from core import config
 from core.config import UserError, compose, resolve, run_id
+from core.overrides import split
 
 HEAD = """
 title: T
@@ -147,7 +148,7 @@ def test_a_grid_composes_once_and_every_cell_equals_the_full_way(name: str, monk
     monkeypatch.setattr(config, "compose_in_full", lambda *arguments: composed.append(arguments) or in_full(*arguments))
     for scale in grid.base:
         for cell in grid.expand(scale):
-            groups, values = config._split_overrides(cell.overrides)
+            groups, values = split(cell.overrides)
             assert not composed, f"{cell.row}: the fast way was not taken"
             assert cell.config == resolve(in_full(cell.experiment, groups, values))
 
@@ -163,7 +164,7 @@ def test_a_grid_composes_once_and_every_cell_equals_the_full_way(name: str, monk
     ],
 )  # fmt: skip
 def test_one_value_equals_the_full_way(override: str) -> None:
-    groups, values = config._split_overrides([override])
+    groups, values = split([override])
     fast = compose("flash/tiny", [override])
     assert fast == config.compose_in_full("flash/tiny", groups, values) != compose("flash/tiny")
 

@@ -11,7 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from core.config import _base_object, _plain, _plain_value, compose, config_dir, experiments, from_yaml, to_yaml
+from core.config import _base_object, compose, config_dir, experiments, from_yaml, to_yaml
+from core.overrides import plain, plain_value
 
 OVERRIDES = [
     "method.num_timesteps=16",
@@ -89,7 +90,7 @@ def test_what_is_damaged_or_of_other_sources_is_composed_again(monkeypatch: pyte
     ],
 )  # fmt: skip
 def test_only_what_omegaconf_takes_as_it_is_skips_it(value: object, current: object, taken: object) -> None:
-    assert repr(_plain(value, current)) == repr(taken)
+    assert repr(plain(value, current)) == repr(taken)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_only_what_omegaconf_takes_as_it_is_skips_it(value: object, current: obj
     ],
 )  # fmt: skip
 def test_plain_values_are_what_hydras_grammar_makes_of_them(text: str) -> None:
-    ours = _plain_value(text)
+    ours = plain_value(text)
     try:
         theirs = OverridesParser.create().parse_override(f"key={text}").value()
     except HydraException:
