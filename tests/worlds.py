@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import cloudpickle
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -99,8 +100,10 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 def together(folder: Path, work: Callable[[World], object], processes: int = 2) -> None:
     """Call ``work`` in as many gloo processes; a failure of one of them is the caller's."""
     folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("fork")  # what is imported need not be imported again
-    children = [context.Process(target=_join, args=(folder, work, rank, processes)) for rank in range(processes)]
+    context = multiprocessing.get_context("forkserver")  # a process that has run a backward pass cannot be forked
+    context.set_forkserver_preload([__name__])
+    pickled = cloudpickle.dumps(work)
+    children = [context.Process(target=_join, args=(folder, pickled, rank, processes)) for rank in range(processes)]
     for child in children:
         child.start()
     for child in children:
@@ -110,8 +113,9 @@ def together(folder: Path, work: Callable[[World], object], processes: int = 2) 
     assert not left and all(child.exitcode == 0 for child in children), errors or "the processes wait for one another"
 
 
-def _join(folder: Path, work: Callable[[World], object], rank: int, processes: int) -> None:
+def _join(folder: Path, pickled: bytes, rank: int, processes: int) -> None:
     try:
+        work: Callable[[World], object] = cloudpickle.loads(pickled)
         dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=processes)
         work(World(rank, processes))
         dist.destroy_process_group()
