@@ -12,7 +12,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 
 from core.identity import fill_hashes, identity_dict, locate, run_id
 from core.overrides import own, plain, split
+from core.remembered import recall, remember
 from core.schema import (
     METRICS,
     MISSING,
@@ -132,20 +132,16 @@ def _base_object(experiment: str, groups: tuple[str, ...]) -> bytes | None:
     file = (
         REMEMBERED / f"{_sources_hash()}-{hashlib.blake2b(repr((experiment, groups)).encode()).hexdigest()[:16]}.json"
     )
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(KeyError, TypeError):
         discover_schemas()
-        return pickle.dumps(_rebuilt(ExperimentConfig, json.loads(file.read_text())))
+        return pickle.dumps(_rebuilt(ExperimentConfig, recall(file)))
     from omegaconf import OmegaConf
 
     tree = _compose_groups(experiment, groups)
     if OmegaConf.missing_keys(tree):
         return None
     config = OmegaConf.to_object(tree)
-    with contextlib.suppress(OSError):  # a folder that cannot be written: composed again next time
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(asdict(config)))
-        temporary.replace(file)
+    remember(file, asdict(config))
     return pickle.dumps(config)
 
 

@@ -10,11 +10,11 @@ import functools
 import hashlib
 import importlib.util
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
+from core.remembered import recall, remember
 from core.schema import REVISIONS, ExperimentConfig, UserError
 
 SCHEMA_VERSION = 1  # raised when the meaning of an existing field changes
@@ -135,7 +135,7 @@ def folder_hash(folder: Path, cache_dir: Path, ignored: set[str] = frozenset()) 
     if not files:
         raise UserError(f"{folder}: the folder is empty")
     memory = cache_dir / "file_hashes.json"
-    known = _read_memory(memory)
+    known = recall(memory)
     fresh = {}
     digest = hashlib.blake2b(digest_size=8)
     for file in files:
@@ -144,27 +144,10 @@ def folder_hash(folder: Path, cache_dir: Path, ignored: set[str] = frozenset()) 
         fresh[key] = known.get(key) or _file_hash(file)
         digest.update(f"{file.relative_to(folder).as_posix()}\0{fresh[key]}\0".encode())
     if not fresh.keys() <= known.keys():
-        _write_memory(memory, known | fresh)
+        remember(memory, known | fresh)
     return digest.hexdigest()
 
 
 def _file_hash(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-
-
-def _read_memory(path: Path) -> dict[str, str]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):  # absent or damaged: only a speed-up is lost
-        return {}
-
-
-def _write_memory(path: Path, memory: dict[str, str]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(memory))
-        temporary.replace(path)
-    except OSError:  # a read-only cache: hash again next time
-        return
