@@ -12,6 +12,7 @@ import cloudpickle
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor
 
 from core.backbones.flux2 import Flux2Backbone
@@ -49,6 +50,16 @@ def data(seed: int = 0, items: int = 24, family: str = "unet", device: str = "cp
         content_hash="synthetic",
     )
     return LatentData(cache, seed, device)
+
+
+def pictures(folder: Path, count: int = 8) -> Path:
+    """A folder of one-coloured pictures with captions, as a user would bring it."""
+    target = folder / "pictures"
+    target.mkdir()
+    for index in range(count):
+        Image.new("RGB", (80, 64), (30 * index, 90, 120)).save(target / f"{index}.png")
+        (target / f"{index}.txt").write_text(f"colour {index}")
+    return target
 
 
 def config(folder: Path, *overrides: str, sharing: str = "lora", experiment: str = "flash/tiny") -> ExperimentConfig:

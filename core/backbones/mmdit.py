@@ -85,7 +85,7 @@ class SD3Backbone(PipelineBackbone):
     def encode_text(self, prompts: Sequence[str]) -> Cond:
         states, pooled = [], []
         for tokenizer, encoder in self.clip:
-            ids = self._ids(tokenizer, prompts, tokenizer.model_max_length)
+            ids = self._tokens(tokenizer, prompts)
             found = encoder(ids, output_hidden_states=True)
             states.append(found.hidden_states[-2])
             pooled.append(found[0])
@@ -100,8 +100,4 @@ class SD3Backbone(PipelineBackbone):
         if self.t5 is None:
             return torch.zeros(len(prompts), T5_TOKENS, width, device=self.device)
         tokenizer, encoder = self.t5
-        return encoder(self._ids(tokenizer, prompts, T5_TOKENS))[0]
-
-    def _ids(self, tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
-        tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return tokens.input_ids.to(self.device)
+        return encoder(self._tokens(tokenizer, prompts, T5_TOKENS))[0]

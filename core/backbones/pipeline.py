@@ -7,7 +7,8 @@ load at first use: training reads cached latents and embeddings and never touche
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MethodType
@@ -57,18 +58,18 @@ class PipelineBackbone(Backbone):
         size = network.config.sample_size
         return network.config.in_channels, size, size
 
+    @abstractmethod
     def _process(self, scheduler: Mapping[str, Any]) -> tuple[Process, str]:
         """The noising process of the scheduler's config, and what the network predicts."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def half_forward(network: nn.Module, **inputs: Any) -> Tensor:
         """The first half of ``network`` on ``_half_inputs``: its bottleneck (B, F, h, w)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _half_inputs(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> dict[str, Any]:
         """What ``half_forward`` reads, as the network stores numbers."""
-        raise NotImplementedError
 
     def _from_vae(self, latents: Tensor) -> Tensor:
         """The VAE's latents scaled as the network reads them."""
@@ -145,6 +146,12 @@ class PipelineBackbone(Backbone):
             return kind.from_pretrained(self.source, subfolder=name, revision=self.revision or "main")
         except OSError as error:
             raise UserError(f"{self.source}/{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
+
+    def _tokens(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int | None = None) -> Tensor:
+        """Token ids (B, length), padded and cut; ``length``: the tokenizer's own by default."""
+        length = length or tokenizer.model_max_length
+        tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return tokens.input_ids.to(self.device)
 
     @cached_property
     def vae(self) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +40,40 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789-:,.'&!"
 
 
-def write_tiny_sd(folder: Path) -> Path:
+def _written_once(name: str) -> Callable[[Callable[..., None]], Callable[..., Path]]:
+    """A folder that is there is left alone; otherwise it appears whole, with numbers that ``name`` alone decides."""
+
+    def decorate(write: Callable[..., None]) -> Callable[..., Path]:
+        @functools.wraps(write)
+        def once(folder: Path, **options: Any) -> Path:
+            folder = Path(folder)
+            if not folder.exists():
+                with keyed_init(name), atomic_folder(folder) as target:
+                    write(target, **options)
+            return folder
+
+        return once
+
+    return decorate
+
+
+@_written_once("tiny-sd")
+def write_tiny_sd(target: Path) -> None:
     """A Stable-Diffusion-class pipeline of about 60k parameters: 64x64 images, 4-channel 8x8 latents."""
-    folder = Path(folder)
-    if folder.exists():
-        return folder
-    with keyed_init("tiny-sd"), atomic_folder(folder) as target:
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            cross_attention_dim=16,
-            attention_head_dim=2,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        )
-        tokenizer = _character_tokenizer()
-        _write_sd(target, unet, _tiny_vae(), CLIPTextModel(_text_config(tokenizer, 16)), tokenizer)
-    return folder
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    tokenizer = _character_tokenizer()
+    _write_sd(target, unet, _tiny_vae(), CLIPTextModel(_text_config(tokenizer, 16)), tokenizer)
 
 
 def _write_sd(
@@ -76,139 +91,123 @@ def _write_sd(
     ).save_pretrained(target)
 
 
-def write_random_sd(folder: Path) -> Path:
+@_written_once("random-sd")
+def write_random_sd(target: Path) -> None:
     """A Stable-Diffusion-class pipeline with a UNet of 50M parameters, for measurements: 16x16 latents."""
-    folder = Path(folder)
-    if folder.exists():
-        return folder
-    with keyed_init("random-sd"), atomic_folder(folder) as target:
-        tokenizer = _character_tokenizer()
-        _write_sd(
-            target,
-            UNet2DConditionModel(
-                sample_size=16,
-                in_channels=4,
-                out_channels=4,
-                block_out_channels=(128, 256, 384),
-                layers_per_block=2,
-                cross_attention_dim=256,
-                attention_head_dim=8,
-                down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-            ),
-            _tiny_vae(),
-            CLIPTextModel(_text_config(tokenizer, 256)),
-            tokenizer,
-        )
-    return folder
-
-
-def write_tiny_sdxl(folder: Path) -> Path:
-    """An SDXL-class pipeline: two text encoders of different widths, 64x64 images, 4-channel 8x8 latents."""
-    folder = Path(folder)
-    if folder.exists():
-        return folder
-    with keyed_init("tiny-sdxl"), atomic_folder(folder) as target:
-        tokenizer = _character_tokenizer()
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            cross_attention_dim=16 + 24,
-            attention_head_dim=(2, 4),
-            use_linear_projection=True,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            addition_embed_type="text_time",
-            addition_time_embed_dim=4,
-            projection_class_embeddings_input_dim=12 + 6 * 4,
-        )
-        StableDiffusionXLPipeline(
-            vae=_tiny_vae(),
-            text_encoder=CLIPTextModel(_text_config(tokenizer, 16)),
-            text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, 24, projection_dim=12)),
-            tokenizer=tokenizer,
-            tokenizer_2=tokenizer,
-            unet=unet,
-            scheduler=_tiny_scheduler(),
-            force_zeros_for_empty_prompt=True,
-            add_watermarker=False,
-        ).save_pretrained(target)
-    return folder
-
-
-def write_tiny_sd3(folder: Path) -> Path:
-    """A Stable-Diffusion-3-class pipeline with all three text encoders: 64x64 images, 4-channel 8x8 latents."""
-    folder = Path(folder)
-    if folder.exists():
-        return folder
-    with keyed_init("tiny-sd3"), atomic_folder(folder) as target:
-        tokenizer, long_tokenizer = _character_tokenizer(), _character_t5_tokenizer()
-        transformer = SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=2,
+    tokenizer = _character_tokenizer()
+    _write_sd(
+        target,
+        UNet2DConditionModel(
+            sample_size=16,
             in_channels=4,
             out_channels=4,
-            num_layers=4,
+            block_out_channels=(128, 256, 384),
+            layers_per_block=2,
+            cross_attention_dim=256,
             attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=32,
-            caption_projection_dim=16,
-            pooled_projection_dim=12 + 8,
-            pos_embed_max_size=8,
-        )
-        t5 = T5Config(
-            vocab_size=len(long_tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
-            feed_forward_proj="gated-gelu",
-        )  # fmt: skip
-        StableDiffusion3Pipeline(
-            transformer=transformer,
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=AutoencoderKL(**TINY_VAE, shift_factor=0.1, scaling_factor=1.5),
-            text_encoder=CLIPTextModelWithProjection(_text_config(tokenizer, 16, projection_dim=12)),
-            tokenizer=tokenizer,
-            text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, 8, projection_dim=8)),
-            tokenizer_2=tokenizer,
-            text_encoder_3=T5EncoderModel(t5),
-            tokenizer_3=long_tokenizer,
-        ).save_pretrained(target)
-    return folder
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        ),
+        _tiny_vae(),
+        CLIPTextModel(_text_config(tokenizer, 256)),
+        tokenizer,
+    )
 
 
-def write_tiny_flux2(folder: Path, guidance_embeds: bool = False) -> Path:
+@_written_once("tiny-sdxl")
+def write_tiny_sdxl(target: Path) -> None:
+    """An SDXL-class pipeline: two text encoders of different widths, 64x64 images, 4-channel 8x8 latents."""
+    tokenizer = _character_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=16 + 24,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=12 + 6 * 4,
+    )
+    StableDiffusionXLPipeline(
+        vae=_tiny_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, 16)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, 24, projection_dim=12)),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=_tiny_scheduler(),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    ).save_pretrained(target)
+
+
+@_written_once("tiny-sd3")
+def write_tiny_sd3(target: Path) -> None:
+    """A Stable-Diffusion-3-class pipeline with all three text encoders: 64x64 images, 4-channel 8x8 latents."""
+    tokenizer, long_tokenizer = _character_tokenizer(), _character_t5_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=12 + 8,
+        pos_embed_max_size=8,
+    )
+    t5 = T5Config(
+        vocab_size=len(long_tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=AutoencoderKL(**TINY_VAE, shift_factor=0.1, scaling_factor=1.5),
+        text_encoder=CLIPTextModelWithProjection(_text_config(tokenizer, 16, projection_dim=12)),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, 8, projection_dim=8)),
+        tokenizer_2=tokenizer,
+        text_encoder_3=T5EncoderModel(t5),
+        tokenizer_3=long_tokenizer,
+    ).save_pretrained(target)
+
+
+@_written_once("tiny-flux2")
+def write_tiny_flux2(target: Path, guidance_embeds: bool = False) -> None:
     """A FLUX.2-klein-class pipeline: 64x64 images, 16-channel 4x4 latents of patches, a language model of 4 layers."""
-    folder = Path(folder)
-    if folder.exists():
-        return folder
-    with keyed_init("tiny-flux2"), atomic_folder(folder) as target:
-        tokenizer = _character_chat_tokenizer()
-        transformer = Flux2Transformer2DModel(
-            in_channels=16,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=3 * 16,
-            timestep_guidance_channels=16,
-            axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=guidance_embeds,
-        )
-        vae = AutoencoderKLFlux2(**TINY_VAE)
-        vae.bn.running_mean.normal_()
-        vae.bn.running_var.uniform_(0.5, 2)
-        text = Qwen3Config(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
-            num_key_value_heads=2, head_dim=8, tie_word_embeddings=True, max_position_embeddings=64,
-        )  # fmt: skip
-        Flux2KleinPipeline(
-            transformer=transformer,
-            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-            vae=vae,
-            text_encoder=Qwen3ForCausalLM(text),
-            tokenizer=tokenizer,
-        ).save_pretrained(target)
-    return folder
+    tokenizer = _character_chat_tokenizer()
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 16,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=guidance_embeds,
+    )
+    vae = AutoencoderKLFlux2(**TINY_VAE)
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
+    text = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, tie_word_embeddings=True, max_position_embeddings=64,
+    )  # fmt: skip
+    Flux2KleinPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=Qwen3ForCausalLM(text),
+        tokenizer=tokenizer,
+    ).save_pretrained(target)
 
 
 TINY_VAE: dict[str, Any] = {

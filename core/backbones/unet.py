@@ -80,9 +80,3 @@ class UNetBackbone(PipelineBackbone):
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Cond:
         return Cond({"text": self.text_encoder(self._tokens(self.tokenizer, prompts))[0]})
-
-    def _tokens(self, tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
-        """Token ids (B, L), padded and cut to the tokenizer's length."""
-        length = tokenizer.model_max_length
-        tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return tokens.input_ids.to(self.device)

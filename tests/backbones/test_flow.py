@@ -10,7 +10,6 @@ import pytest
 import torch
 from diffusers import Flux2KleinPipeline, StableDiffusion3Pipeline
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
-from PIL import Image
 
 from core.backbones.base import TEACHER
 from core.backbones.flux2 import Flux2Backbone
@@ -22,6 +21,7 @@ from core.config import UserError, compose, resolve
 from core.methods.teacher import teacher_sample
 from core.run import Run
 from experiments.train import train_config
+from tests import worlds
 
 PROMPTS = ["red apple", ""]
 SHARING = Sharing("lora", 4, 4, ("to_q", "to_k", "to_v"))
@@ -139,13 +139,8 @@ def test_a_guidance_distilled_network_takes_guidance_in_one_pass(tmp_path: Path)
 @pytest.mark.parametrize("family", ["tiny_sd3", "tiny_flux2"])
 @pytest.mark.parametrize("experiment", ["dmd2/tiny", "flash/tiny"])
 def test_the_tiny_twins_train_through_the_same_code(tmp_path: Path, family: str, experiment: str) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for index in range(8):
-        Image.new("RGB", (80, 64), (30 * index, 90, 120)).save(pictures / f"{index}.png")
-        (pictures / f"{index}.txt").write_text(f"colour {index}")
     small = [
-        f"backbone={family}", f"data.path={pictures}", "data.view=plain", "train.budget.amount=2",
+        f"backbone={family}", f"data.path={worlds.pictures(tmp_path)}", "data.view=plain", "train.budget.amount=2",
         "train.budget.unit=iterations", f"execution.runs_dir={tmp_path}/runs", "data.split=train",
     ]  # fmt: skip
     config = resolve(compose(experiment, small))

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
-from PIL import Image
 
 from core.backbones.base import TEACHER
 from core.backbones.roles import Sharing
@@ -15,6 +14,7 @@ from core.config import compose, resolve
 from core.methods.teacher import teacher_sample
 from core.run import Run
 from experiments.train import train_config
+from tests import worlds
 
 PROMPTS = ["red apple", ""]
 SDXL = {
@@ -84,15 +84,11 @@ def test_features_are_the_encoder_half(backbone: SDXLBackbone) -> None:
 
 
 def test_sdxl_trains_through_the_same_code(folder: str, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for index in range(8):
-        Image.new("RGB", (80, 64), (30 * index, 90, 120)).save(pictures / f"{index}.png")
-        (pictures / f"{index}.txt").write_text(f"colour {index}")
     small = [
-        f"backbone.path={folder}", f"data.path={pictures}", "data.image_size=64", "method.distill_loss=mse",
-        "train.budget.amount=2", "train.batch_size=4", "train.precision=fp32", "backbone.lora_rank=4",
-        "backbone.lora_alpha=4", "method.num_timesteps=8", f"execution.runs_dir={tmp_path}/runs",
+        f"backbone.path={folder}", f"data.path={worlds.pictures(tmp_path)}", "data.image_size=64",
+        "method.distill_loss=mse", "train.budget.amount=2", "train.batch_size=4", "train.precision=fp32",
+        "backbone.lora_rank=4", "backbone.lora_alpha=4", "method.num_timesteps=8",
+        f"execution.runs_dir={tmp_path}/runs",
     ]  # fmt: skip
     config = resolve(compose("flash/sdxl", small))
     assert train_config(config) == 0
