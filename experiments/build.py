@@ -73,7 +73,6 @@ def view_function(data: DataConfig) -> View:
 def build_backbone(config: ExperimentConfig) -> Backbone:
     """The teacher's pipeline with its roles still to be added."""
     spec = config.backbone
-    sharing = Sharing(spec.sharing, spec.lora_rank, spec.lora_alpha, tuple(spec.lora_targets))
     source = str(locate(spec.path))
     if spec.path.startswith("random:"):
         name = spec.path.removeprefix("random:")
@@ -85,14 +84,25 @@ def build_backbone(config: ExperimentConfig) -> Backbone:
         raise UserError(f"backbone.family={spec.family} is unknown; allowed: {', '.join(FAMILIES)}")
     backbone = FAMILIES[spec.family].load(
         source,
-        sharing,
+        sharing_of(config),
         revision=spec.revision,
         device=device_of(config),
         dtype=storage_dtype(config),
         image_size=config.data.image_size,
     )
-    backbone.compute_dtype = None if config.train.precision == "fp32" else DTYPES[config.train.precision]
+    backbone.compute_dtype = compute_dtype(config)
     return backbone
+
+
+def sharing_of(config: ExperimentConfig) -> Sharing:
+    """How the roles share one network."""
+    spec = config.backbone
+    return Sharing(spec.sharing, spec.lora_rank, spec.lora_alpha, tuple(spec.lora_targets))
+
+
+def compute_dtype(config: ExperimentConfig) -> torch.dtype | None:
+    """Of autocast; None: as stored."""
+    return None if config.train.precision == "fp32" else DTYPES[config.train.precision]
 
 
 def build_data(config: ExperimentConfig, backbone: Backbone) -> LatentData:

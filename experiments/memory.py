@@ -2,8 +2,8 @@
 
 Networks are built without numbers. Bytes of parameters, gradients, moments and averages follow from shapes; those of
 activations from counting what lives during one micro-batch of every turn on fake tensors (torch's own MemTracker takes
-neither frozen parameters nor a network that is called several times). Not counted: what the CUDA
-context and the allocator take, and a critic on decoded images with the VAE's decoder that it needs.
+neither frozen parameters nor a network that is called several times). Not counted: what the CUDA context and the
+allocator take, and a critic on decoded images with the VAE's decoder that it needs.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from core.backbones.base import FAKE_SCORE, STUDENT, STUDENT_EMA, TEACHER, Cond
 from core.backbones.pipeline import PipelineBackbone, read_json
-from core.backbones.roles import Sharing
 from core.config import ExperimentConfig, UserError, compose
 from core.critics.image import IMAGE_FEATURES
 from core.data.batches import Batch
 from core.identity import locate
 from core.methods.base import Method, total
-from experiments.build import DTYPES, FAMILIES, METHODS, build_clock, place_players, storage_dtype
+from experiments.build import FAMILIES, METHODS, build_clock, compute_dtype, place_players, sharing_of, storage_dtype
 
 FILE = Path(__file__).parent / "architectures.yaml"
 GB = 1e9
@@ -94,14 +93,12 @@ def _build(config: ExperimentConfig) -> tuple[Method, dict[str, list[int]]]:
             "scheduler": read_json(str(folder), "scheduler/scheduler_config.json", None),
             "cond": _cond_sizes(network),
         }
-    sharing = Sharing(spec.sharing, spec.lora_rank, spec.lora_alpha, tuple(spec.lora_targets))
     with torch.device("meta"):
-        backbone = family.from_architecture(known["network"], known["scheduler"], sharing)
-        for (
-            parameter
-        ) in backbone.roles.base.parameters():  # not `.to`: diffusers warns of modules that it keeps in fp32
+        backbone = family.from_architecture(known["network"], known["scheduler"], sharing_of(config))
+        # Not `.to`: diffusers warns of modules that it keeps in fp32
+        for parameter in backbone.roles.base.parameters():
             parameter.data = parameter.data.to(storage_dtype(config))
-        backbone.compute_dtype = None if config.train.precision == "fp32" else DTYPES[config.train.precision]
+        backbone.compute_dtype = compute_dtype(config)
         method = METHODS[config.method.name](config.method, backbone, config.seed, ema=config.train.ema_decay > 0)
         backbone.device = torch.device("meta")
         place_players(method, config)
