@@ -124,6 +124,7 @@ def test_a_damaged_submission_is_named(grid: str, tmp_path: Path, capsys: pytest
     assert str(folder) in said and "is damaged" in said
 
 
+@pytest.mark.slow
 def test_this_machine_as_a_cluster(grid: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Submitted to the background, told as running there, and cancelled; what is saved goes on later."""
     runs = tmp_path / "runs"
@@ -143,6 +144,7 @@ def test_this_machine_as_a_cluster(grid: str, tmp_path: Path, capsys: pytest.Cap
     wait(lambda: [Run.open(path).state() for path in find_runs(runs)] == ["planned"] * 2, 60)
 
 
+@pytest.mark.slow
 def test_inside_this_process(grid: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = tmp_path / "runs"
     assert main([*submit(grid, "--cluster", "debug"), "--runs-dir", str(runs), "--budget", "quick"]) == 0

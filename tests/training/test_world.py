@@ -16,6 +16,7 @@ from core.config import UserError, compose
 from core.run import Run, find_runs
 from core.training.loop import micro_batch
 from core.training.world import World
+from experiments.cli import main
 
 SETTINGS = [
     "train.budget.amount=32", "train.batch_size=8", "execution.log_every_images=8", "execution.num_threads=1",
@@ -23,16 +24,11 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def start(folder: Path, processes: int, *overrides: str) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = ["-m", "experiments.train", "flash/tiny", *SETTINGS, f"execution.runs_dir={folder}/runs", *overrides]
-    words = [*launcher, *command] if processes > 1 else [sys.executable, *command]
-    return subprocess.run(words, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def words(folder: Path, *overrides: str) -> list[str]:
+    return ["flash/tiny", *SETTINGS, f"execution.runs_dir={folder}/runs", *overrides]
 
 
-def trained(folder: Path, processes: int, *overrides: str) -> Run:
-    done = start(folder, processes, *overrides)
-    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "rror" in line)
+def run_in(folder: Path) -> Run:
     return Run.open(next(iter(find_runs(folder / "runs"))))
 
 
@@ -40,17 +36,26 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(next(run.path.glob("snapshots/*/student.safetensors")))
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return trained(tmp_path_factory.mktemp("alone"), 1)
-
-
-def test_two_processes_give_the_curve_of_one(alone: Run, tmp_path: Path) -> None:
-    pair = trained(tmp_path, 2, "execution.use_solution_store=false")
-    assert pair.id == alone.id
-    ours, theirs = pair.metrics(), alone.metrics()
-    assert [line["images"] for line in ours] == [8, 16, 24, 32] == [line["images"] for line in theirs]
-    for one, other in zip(ours, theirs, strict=True):
+def test_two_processes_give_the_curve_of_one_and_one_goes_on_with_it(tmp_path: Path) -> None:
+    """Started by torchrun with two processes, stopped at half of the budget, ended by one: the curve of one alone."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    pair = [*launch, "-m", "experiments.train", *words(tmp_path / "pair", "execution.use_solution_store=false")]
+    stopped = subprocess.run(
+        [*pair, "execution.stop_after_images=16"],
+        capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    ours = run_in(tmp_path / "pair")
+    assert stopped.returncode != 0, "torchrun makes 75 a failure"
+    assert ours.state() == "planned" and ours.metrics()[-1]["images"] == 16, stopped.stderr[-3000:]
+    assert ours.noted("processes") == 2 and len(list(ours.path.glob("attempts/*"))) == 1
+    assert main(["train", *words(tmp_path / "pair", "execution.use_solution_store=false")]) == 0
+    assert main(["train", *words(tmp_path / "alone")]) == 0
+    alone = run_in(tmp_path / "alone")
+    assert ours.id == alone.id and ours.state() == "done"
+    assert (
+        [line["images"] for line in ours.metrics()] == [8, 16, 24, 32] == [line["images"] for line in alone.metrics()]
+    )
+    for one, other in zip(ours.metrics(), alone.metrics(), strict=True):
         curves = [key for key in other if "/" in key]
         assert len(curves) >= 6
         np.testing.assert_allclose([one[k] for k in curves], [other[k] for k in curves], rtol=1e-4, atol=1e-6)
@@ -58,19 +63,7 @@ def test_two_processes_give_the_curve_of_one(alone: Run, tmp_path: Path) -> None
         whole = [line["evaluations"].get("teacher", 0) + line["stored_evaluations"] for line in (one, other)]
         assert whole[0] == whole[1]
     for name, value in weights(alone).items():
-        torch.testing.assert_close(weights(pair)[name], value, atol=1e-4, rtol=1e-3)
-    assert pair.noted("processes") == 2 and len(list(pair.path.glob("attempts/*"))) == 1
-
-
-def test_a_run_goes_on_with_another_number_of_processes(alone: Run, tmp_path: Path) -> None:
-    assert start(tmp_path, 2, "execution.stop_after_images=16").returncode != 0  # torchrun makes 75 a failure
-    stopped = Run.open(next(iter(find_runs(tmp_path / "runs"))))
-    assert stopped.state() == "planned" and stopped.metrics()[-1]["images"] == 16
-    resumed = trained(tmp_path, 1)
-    assert resumed.state() == "done"
-    assert resumed.metrics()[-1]["evaluations"]["student"] == alone.metrics()[-1]["evaluations"]["student"]
-    for name, value in weights(alone).items():
-        torch.testing.assert_close(weights(resumed)[name], value, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(weights(ours)[name], value, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
