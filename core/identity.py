@@ -55,7 +55,8 @@ def _identity_fields(schema: type) -> list[tuple[str, Any]]:
 def teacher_problem(config: ExperimentConfig) -> dict[str, Any] | None:
     """What decides the teacher's problems, so that runs that agree in it share solutions; None: none are stored.
 
-    Everything downstream of the teacher is absent. A budget in evaluations has none: its stages end at positions that
+    Everything downstream of the teacher is absent; of batch size and budget only what decides a sample's problem: how
+    many are drawn, and at which each stage begins. A budget in evaluations has none: its stages end at positions that
     depend on the loss terms.
     """
     method, budget, batch = identity_dict(config.method), config.train.budget, config.train.batch_size
@@ -66,11 +67,16 @@ def teacher_problem(config: ExperimentConfig) -> dict[str, Any] | None:
         return None
     if budget.unit == "evaluations":
         return None
-    iterations = budget.amount
-    if budget.unit == "images":  # the student's: with an update ratio more iterations draw samples
-        iterations = -(-budget.amount // batch) * method.get("ttur", 1)
-    common = {"seed": config.seed, "precision": config.train.precision, "batch_size": batch, "iterations": iterations}
-    return {key: method[key] for key in fields} | common
+    # The student's turns; with an update ratio more iterations draw samples
+    turn, ratio = (batch, method.get("ttur", 1)) if budget.unit == "images" else (1, 1)
+    problem = {key: method[key] for key in fields}
+    stages = len(problem.get("stage_weights", [None]))
+    return problem | {
+        "seed": config.seed,
+        "precision": config.train.precision,
+        "samples": -(-budget.amount // turn) * ratio * batch,
+        "stages": [-(-k * budget.amount // (stages * turn)) * batch for k in range(stages)],
+    }
 
 
 def run_id(config: ExperimentConfig) -> str:

@@ -179,7 +179,7 @@ def _solutions(config: ExperimentConfig, backbone: Backbone, data: LatentData) -
         return None
     key = problem | {"teacher": config.backbone.weights_hash, "data": data.content_hash}
     root = Path(config.execution.cache_dir) / "solutions"
-    return SolutionStore(root, key, key["iterations"] * key["batch_size"], backbone.latent_shape)
+    return SolutionStore(root, key, key["samples"], backbone.latent_shape)
 
 
 def _parent_weights(config: ExperimentConfig) -> Path:

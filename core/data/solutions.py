@@ -2,8 +2,8 @@
 
 Solving the teacher's ODE is most of Flash Diffusion's cost. Draws are keyed, so cells of a grid that differ only
 downstream of the teacher pose identical problems: problem p of a store is a pure function of the store's key (teacher,
-data, seed, K, pi(t), guidance, solver, budget). The file is memory-mapped; a row is read only once its flag is set,
-and the flag is set after the row. Using the store is execution, never identity.
+data, seed, K, pi(t), guidance, solver, number of samples, where stages begin). The file is memory-mapped; a row is read
+only once its flag is set, and the flag is set after the row. Using the store is execution, never identity.
 
 Two processes that need the same rows do not both solve them: the rows' bytes of the flag file are locked (fcntl), and
 the second is told that they are ``Busy``. The trainer then solves rows that lie ahead instead of waiting.
@@ -72,19 +72,19 @@ class SolutionStore:
                 fcntl.lockf(file, fcntl.LOCK_UN, count, start)
 
     def fetch(self, positions: np.ndarray, compute: Callable[[], Tensor]) -> tuple[Tensor, bool]:
-        """Rows of consecutive ``positions`` and whether they were stored; all of them are solved, or none; or Busy.
+        """Rows of consecutive ``positions`` and whether all were stored; otherwise they are solved together; or Busy.
 
-        All or none: the floating-point result of a solve depends on what shares its batch, so a mixture of stored and
-        fresh rows would not resume bit-exactly.
+        The floating-point result of a solve depends on what shares its batch. So a row that is there stays as it is
+        (a run with another batch size has used it), and what is returned is what a resumed run will read.
         """
         start, count = int(positions[0]), len(positions)
         assert np.array_equal(positions, np.arange(start, start + count)), "positions must be consecutive"
         if not self.has(positions):
             with self._locked(start, count):
                 if not self.has(positions):
-                    solved = compute()
-                    self.rows[start : start + count] = solved.float().cpu().numpy()
-                    self.flags[start : start + count] = 1
-                    return solved, False
+                    solved, missing = compute(), positions[self.flags[positions] == 0]
+                    self.rows[missing] = solved.float().cpu().numpy()[missing - start]
+                    self.flags[missing] = 1
+                    return torch.from_numpy(self.rows[start : start + count]).to(solved, copy=True), False
         self.read += count
         return torch.from_numpy(self.rows[start : start + count].copy()), True

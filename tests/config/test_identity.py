@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from core.config import added, compose, from_yaml, resolve, run_id, to_yaml
-from core.identity import folder_hash
+from core.identity import folder_hash, teacher_problem
+from core.methods.clock import Clock
 from core.methods.flash_config import FlashConfig
 from core.schema import REVISIONS, SCHEMAS
 
@@ -41,6 +42,26 @@ def test_execution_does_not_change_the_id(override: str) -> None:
 )
 def test_what_is_computed_changes_the_id(override: str) -> None:
     assert identity(override) != identity()
+
+
+@pytest.mark.parametrize(("unit", "amount"), [("images", 128), ("images", 100), ("iterations", 16), ("iterations", 10)])
+def test_the_teachers_problems_say_where_the_clock_changes_stages(unit: str, amount: int) -> None:
+    settings = [f"train.budget.unit={unit}", f"train.budget.amount={amount}", "train.batch_size=8"]
+    problem, clock = teacher_problem(compose("flash/tiny", settings)), Clock(amount, unit, 8)
+    stages = {}
+    while not clock.done:
+        stages.setdefault(clock.stage(4), clock.images)
+        clock.advance()
+    assert problem["stages"] == list(stages.values()) and problem["samples"] == clock.images
+
+
+def test_batch_sizes_that_pose_the_same_problems_share_them() -> None:
+    def problem(batch: int, amount: int) -> dict:
+        settings = ["train.budget.unit=images", f"train.budget.amount={amount}", f"train.batch_size={batch}"]
+        return teacher_problem(compose("flash/tiny", settings))
+
+    assert problem(8, 128) == problem(32, 128)
+    assert problem(8, 112) != problem(16, 112), "the third stage begins at 56 images, or with the batch at 64"
 
 
 def test_a_default_written_out_is_the_same_run() -> None:

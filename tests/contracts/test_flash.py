@@ -123,6 +123,11 @@ def test_a_second_cell_spends_no_teacher_solves(tmp_path: Path) -> None:
     without = worlds.trainer(tmp_path / "c", [NO_GAN, NO_DMD])
     without.train()
     assert worlds.equal(worlds.parameters(first), worlds.parameters(without))
+    larger = ["train.batch_size=8", "train.budget.amount=32"]
+    third, alone = cell("d", [NO_GAN, NO_DMD, *larger]), worlds.trainer(tmp_path / "e", [NO_GAN, NO_DMD, *larger])
+    alone.train()
+    assert "teacher" not in third.clock.evaluations and third.clock.images == first.clock.images
+    assert worlds.distance(worlds.parameters(third), worlds.parameters(alone)) < 1e-5, "the problems are the same"
 
 
 def test_wgan_clips_the_critic_after_each_update_and_nobody_else(tmp_path: Path) -> None:

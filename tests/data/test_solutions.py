@@ -27,3 +27,12 @@ def test_rows_that_another_process_solves_are_busy(tmp_path: Path) -> None:
         assert not stored and rows.tolist() == [[2.0]] * 4
         other.communicate("\n")
     assert store.fetch(np.arange(4), lambda: torch.zeros(4, 1))[0].tolist() == [[1.0]] * 4
+
+
+def test_a_row_that_is_there_stays(tmp_path: Path) -> None:
+    """A run with smaller batches has used it; what a larger batch gets is what it will read when it resumes."""
+    store = SolutionStore(tmp_path, {}, 8, (1,))
+    store.fetch(np.arange(2, 4), lambda: torch.ones(2, 1))
+    rows, stored = store.fetch(np.arange(4), lambda: torch.full((4, 1), 2.0))
+    assert not stored and rows.flatten().tolist() == [2, 2, 1, 1]
+    assert store.fetch(np.arange(4), lambda: torch.zeros(4, 1))[0].equal(rows)

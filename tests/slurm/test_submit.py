@@ -178,7 +178,8 @@ def test_clean_keeps_what_resumes_and_what_is_used(grid: str, tmp_path: Path) ->
         (store / name).mkdir(parents=True)
         problem = {"num_timesteps": 8, "timestep_distribution": "mixture", "mixture_variance": 0.5, "guidance_min": 3.0}
         problem |= {"guidance_max": 13.0, "solver": "dpmpp_2m", "stage_weights": cells[0].config.method.stage_weights}
-        problem |= {"seed": seed, "precision": "fp32", "batch_size": 4, "iterations": 8, "teacher": "t", "data": "d"}
+        problem |= {"seed": seed, "precision": "fp32", "samples": 32, "stages": [0, 8, 16, 24]}
+        problem |= {"teacher": "t", "data": "d"}
         (store / name / "key.json").write_text(json.dumps(problem))
     assert going_on.config.seed == 1
     kept = {path for path, _ in superfluous(tmp_path / "runs", tmp_path / "cache")}
