@@ -3,6 +3,8 @@
 Efficiency is the time of the network evaluations that a period of the method needs, replayed alone, over the time of
 its whole iterations; both are measured in turn in one run, since machines are noisy. The data are noise: only sizes
 matter. ``--memory``: the peak of what one process holds with adapters and with copies, each in a process of its own.
+``--versus``: both settings, each in processes of its own. ``--sampling``: pictures from prompts to pixels, teacher and
+student.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -32,11 +35,13 @@ from core.config import ExperimentConfig, UserError, compose, resolve
 from core.data.batches import LatentData
 from core.methods.base import Method
 from core.run import Run
+from core.schema import check_range
 from core.training.loop import Trainer
-from experiments.build import build_backbone, build_clock, build_method, device_of
+from experiments.build import Session, Setting, build_backbone, build_clock, build_method, device_of
 from experiments.cli import parse
 
 ITEMS = 64
+ROUNDS = 2  # of processes, for each of two settings that are compared
 MEMORY = [
     "dmd2/tiny", "backbone.path=random:sd-50m", "backbone.lora_rank=16", "backbone.lora_alpha=16", "train.batch_size=2",
     "execution.activation_checkpointing=true",
@@ -188,16 +193,67 @@ def peak_of_two_iterations(words: Sequence[str]) -> float:
     return peak_gb(trainer.method.backbone.device) - before
 
 
+def _alone(words: Sequence[str]) -> str:
+    """What this benchmark prints in a process of its own."""
+    command = [sys.executable, "-m", "experiments.bench", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{' '.join(words)}: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout
+
+
 def compare_memory(words: Sequence[str]) -> dict[str, float]:
     """Peak GB by ``backbone.sharing``, each measured in a process of its own."""
-    out = {}
-    for sharing in ("lora", "full"):
-        command = [sys.executable, "-m", "experiments.bench", "--peak", *words, f"backbone.sharing={sharing}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"{' '.join(command[3:])}: {done.stderr.strip().splitlines()[-1]}")
-        out[sharing] = float(done.stdout.split()[-1])
-    return out | {"ratio": out["lora"] / out["full"]}
+    peaks = {
+        sharing: float(_alone(["--peak", *words, f"backbone.sharing={sharing}"]).split()[-1])
+        for sharing in ("lora", "full")
+    }
+    return peaks | {"ratio": peaks["lora"] / peaks["full"]}
+
+
+def versus(words: Sequence[str], others: Sequence[str], repeats: int, stage: float) -> dict[str, Any]:
+    """Images/s and peak GB of both settings, and the second's over the first's: medians of processes in turn."""
+    settings = {"first": list(words), "second": [*words, *others]}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in settings}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "out.json"
+        for _ in range(ROUNDS):
+            for name, setting in settings.items():
+                _alone([*setting, "--repeats", str(repeats), "--stage", str(stage), "--out", str(file)])
+                found[name].append(json.loads(file.read_text()))
+    keys = ("images_per_s", "peak_gb")
+    medians = {name: {key: median(one[key] for one in runs) for key in keys} for name, runs in found.items()}
+    ratio = {key: medians["second"][key] / medians["first"][key] for key in keys}
+    return {"experiment": found["first"][0]["experiment"], "versus": " ".join(others), **medians, "ratio": ratio} | {
+        "device": found["first"][0]["device"]
+    }
+
+
+def sampling(config: ExperimentConfig, steps: Sequence[int], teacher_steps: int, repeats: int) -> dict[str, Any]:
+    """Seconds for an image, text encoder and VAE included, one batch of ``eval.batch_size`` at a time."""
+    backbone = build_backbone(config)
+    session = Session(config, build_method(config, backbone, training=False), 0)
+    settings = [
+        Setting("teacher", "dpmpp_2m", teacher_steps, config.method.teacher_guidance),
+        *(Setting("student", config.eval.sampler, n, eta=config.eval.eta) for n in steps),
+    ]
+    prompts = ["red apple"] * config.eval.batch_size
+    times: dict[Setting, list[float]] = {setting: [] for setting in settings}
+    for repeat in range(repeats + 1):
+        for setting in settings:  # in turn: machines are noisy
+            seconds = _timed(partial(session.sample, prompts, setting), backbone.device)
+            times[setting] += [seconds / len(prompts)] * bool(repeat)
+    found = {setting: median(seconds) for setting, seconds in times.items()}
+    teacher = found[settings[0]]
+    return {
+        "experiment": config.name,
+        "device": _device_name(backbone.device),
+        "batch_size": len(prompts),
+        **{
+            f"{how.weights}, {how.steps} steps": {"nfe": how.nfe, "seconds": seconds, "speedup": teacher / seconds}
+            for how, seconds in found.items()
+        },
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -207,6 +263,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="measured periods; default: 3")
     parser.add_argument("--stage", type=float, default=0.9, metavar="X", help="fraction of the budget; default: 0.9")
     parser.add_argument("--memory", action="store_true", help="compare backbone.sharing=lora and full")
+    parser.add_argument("--versus", nargs="+", metavar="key=value", help="compare with this setting")
+    parser.add_argument("--sampling", nargs="+", type=int, metavar="STEPS", help="time the student's pictures")
+    parser.add_argument("--teacher-steps", type=int, default=20, metavar="N", help="beside --sampling; default: 20")
     parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the numbers as JSON, too")
     arguments = parse(parser, argv)
@@ -218,11 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.peak:
             print(peak_of_two_iterations(words))
             return 0
-        found = (
-            compare_memory(words)
-            if arguments.memory
-            else measure(resolve(compose(words[0], words[1:])), arguments.repeats, arguments.stage)
-        )
+        found = _measured(arguments, words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -231,6 +286,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     return 0
+
+
+def _measured(arguments: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+    if arguments.memory:
+        return compare_memory(words)
+    if arguments.versus:
+        return versus(words, arguments.versus, arguments.repeats, arguments.stage)
+    config = resolve(compose(words[0], words[1:]))
+    if arguments.sampling:
+        for steps in (*arguments.sampling, arguments.teacher_steps):
+            check_range("steps", steps, 1)
+        return sampling(config, arguments.sampling, arguments.teacher_steps, arguments.repeats)
+    return measure(config, arguments.repeats, arguments.stage)
 
 
 def _text(value: object) -> str:

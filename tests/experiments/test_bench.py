@@ -57,6 +57,28 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().err.startswith("error: unknown experiment 'flash/nothing'")
 
 
+def test_a_students_pictures_cost_its_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Text encoder and VAE are included; more steps take longer, and the teacher's guided ones most."""
+    words = ["dmd2/tiny", f"execution.cache_dir={tmp_path}/cache", "--sampling", "1", "40", "--teacher-steps", "80"]
+    assert bench.main([*words, "--repeats", "2", "--out", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    teacher, one, many = (found[name] for name in ("teacher, 80 steps", "student, 1 steps", "student, 40 steps"))
+    assert (teacher["nfe"], one["nfe"], many["nfe"]) == (160, 1, 40) and teacher["speedup"] == 1
+    assert one["seconds"] < many["seconds"] < teacher["seconds"]
+    assert one["speedup"] == pytest.approx(teacher["seconds"] / one["seconds"])
+    assert bench.main([*words[:3], "0"]) == 2 and "steps=0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_settings_are_compared_in_one_run(tmp_path: Path) -> None:
+    """Each in processes of its own; the ratio is of their medians."""
+    words = ["dmd2/tiny", f"execution.cache_dir={tmp_path}/cache", "train.batch_size=64", "method.gan=off"]
+    found = bench.versus(words, ["execution.activation_checkpointing=true"], 2, 0.9)
+    assert found["versus"] == "execution.activation_checkpointing=true" and found["experiment"] == "dmd2/tiny"
+    for key in ("images_per_s", "peak_gb"):
+        assert found["ratio"][key] == pytest.approx(found["second"][key] / found["first"][key])
+
+
 @pytest.mark.slow
 def test_one_shared_backbone_needs_at_most_45_percent_of_three_copies(tmp_path: Path) -> None:
     """DMD2 on a UNet of 50M parameters, 16x16 latents, batch 2, activations checkpointed; peaks in one run."""
