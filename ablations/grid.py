@@ -154,6 +154,7 @@ class Grid:
             "eval.metrics": list(self.metrics),
             "eval.splits": list(self.layout.splits),
             "eval.steps": list(self.evaluate.steps),
+            **({} if reference else {"eval.at": list(self.evaluate.at)}),
             **row.set,
             **row.at.get(scale, {}),
             "seed": seed,

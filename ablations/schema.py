@@ -44,9 +44,10 @@ class Layout:
 
 @dataclass
 class Evaluate:
-    """Sampling steps of the students that are measured."""
+    """Sampling steps of the students that are measured, and when: at fractions of the training budget."""
 
     steps: list[int] = listing(1, 2, 4)
+    at: list[float] = listing(1.0)
 
 
 @dataclass
@@ -89,6 +90,10 @@ class GridSpec:
                 check_choice("layout.best", direction, ("min", "max"))
             for steps in getattr(scaled, "steps", ()):
                 check_range("evaluate.steps", steps, 1)
+        for fraction in self.evaluate.at:
+            check_range("evaluate.at", fraction, 0.0, 1.0)
+        if 1.0 not in self.evaluate.at:
+            raise UserError("evaluate.at lacks 1.0: tables show what is measured at the end")
         for scale in self.at:
             check_choice("at", scale, self.base)
         for scale in self.base:
@@ -109,6 +114,8 @@ class GridSpec:
         for name in ids:
             if ids.count(name) > 1:
                 raise UserError(f"row id '{name}' is used {ids.count(name)} times; ids are unique")
+            if name in ("True", "False"):
+                raise UserError(f"row id {name}: YAML reads on, off, yes and no as such; choose another id")
             if "/" in name or not name:
                 raise UserError(f"row id '{name}' is a part of a folder's name: not empty, without '/'")
         row_ids = [row.id for row in self.rows]

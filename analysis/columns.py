@@ -74,6 +74,14 @@ _KNOWN = {
             0,
             "sd / mean of the student's gradient norm, second half of the training",
         ),
+        Column(
+            "loss_variation",
+            "Loss variation",
+            "Loss variation",
+            "min",
+            0,
+            "sd / mean of the student's distribution matching loss, second half of the training",
+        ),
     )
 }
 

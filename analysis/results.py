@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from analysis.artefacts import cost, figure_5, grids, samples, timesteps
+from analysis.artefacts import budgets, cost, figure_5, grids, samples, timesteps
 from analysis.artefacts.context import Context
 from analysis.collect import RECORDS
 from core.run import atomic_write
 
-ARTEFACTS = (timesteps, samples, figure_5, cost, grids)
+ARTEFACTS = (timesteps, samples, figure_5, cost, budgets, grids)
 
 
 def write_results(out: Path, runs_dir: Path | None = None) -> Iterator[Path]:

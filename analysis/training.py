@@ -25,8 +25,27 @@ def student_evaluations(run: Run) -> float:
 
 def gradient_variation(run: Run) -> float:
     """Standard deviation over mean of the student's logged gradient norms, second half of the training."""
-    norms = [line["student/grad_norm"] for line in run.metrics() if line.get("student/grad_norm") is not None]
-    found = summarize(norms[len(norms) // 2 :])
+    return _late_variation(run, "student/grad_norm")
+
+
+def loss_variation(run: Run) -> float:
+    """The same of the student's logged distribution matching loss."""
+    return _late_variation(run, "student/dmd")
+
+
+def _late_variation(run: Run, key: str) -> float:
+    values = logged(run, key)
+    return variation(values[len(values) // 2 :])
+
+
+def logged(run: Run, key: str) -> list[float]:
+    """What the log has of ``key``, in the order of training."""
+    return [line[key] for line in run.metrics() if line.get(key) is not None]
+
+
+def variation(values: Sequence[float]) -> float:
+    """Standard deviation over mean."""
+    found = summarize(values)
     return found.sd / found.mean if found.mean else math.nan
 
 
@@ -46,6 +65,7 @@ TRAINING: Mapping[str, Callable[[Run], float]] = {
     "teacher_evaluations": teacher_evaluations,
     "student_evaluations": student_evaluations,
     "gradient_variation": gradient_variation,
+    "loss_variation": loss_variation,
     "trainable_parameters": trainable_parameters,
     "device_hours": device_hours,
 }

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ablations.grid import load
-from analysis.artefacts import cost, figure_5, samples, timesteps
+from analysis.artefacts import budgets, cost, figure_5, samples, timesteps
 from analysis.artefacts.context import Context
 from analysis.collect import Results, results
 
@@ -110,6 +110,25 @@ def test_cost_of_each_row_stands_beside_its_quality(full) -> None:
     axes = cost.draw({"influence": of}).axes
     points = [(ax.containers[0][0].get_xdata()[0], ax.containers[0][0].get_ydata()[0]) for ax in axes]
     assert points == [(10.0, 4.0), (2.0, 4.0), (2.0, 4.0)]
+
+
+def test_quality_stands_on_the_three_axes_of_a_budget(full) -> None:
+    for seed in (0, 1, 2):
+        run = full.run(full.cells()["plain", seed])
+        for step in range(1, 17):  # two student images in a line, three iterations, ten evaluations
+            counts = {"iteration": 3 * step, "student_images": 2 * step, "evaluations": {"teacher": 10 * step}}
+            loss = 1.0 + (step > 8 and step % 2)
+            run.append_metrics({"attempt": 1, "images": 4 * step, "device_hours": 0.0, "student/dmd": loss} | counts)
+        for images, value in ((30, 4.0), (64, 2.0)):
+            full.measure(run, "kd_effnet", value + seed, images=images)
+    of = results(dataclasses.replace(full.grid, metrics=("kd_effnet",)), "tiny", "full", [full.runs])
+    *quality, steadiness = budgets.draw(of).axes
+    lines = [ax.containers[0][0].get_data() for ax in quality]
+    for (x, y), last in zip(lines, (48, 32, 160), strict=True):
+        assert x * 1000 == pytest.approx([last * 30 / 64, last]) and y == pytest.approx([5.0, 3.0])
+    x, y = steadiness.containers[0][0].get_data()
+    assert x == pytest.approx(np.arange(0.5, 8) / 8)
+    assert y == pytest.approx([0] * 4 + [np.sqrt(0.5) / 1.5] * 4)
 
 
 def test_figure_4_lays_out_what_was_sampled(tmp_path: Path) -> None:

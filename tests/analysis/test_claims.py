@@ -103,8 +103,10 @@ def test_claims_fit_the_grids() -> None:
     for claim in load_claims(FILE):
         grid = load(claim.grid)
         claims._check_rows(claim, grid)
-        assert grid.layout.nfe[0] == 2, "Figure 5 is evaluated at 2 NFE"
-        assert claim.source.startswith(grid.source.partition(",")[0])
+        if claim.source.startswith("Flash Diffusion"):
+            assert grid.layout.nfe[0] == 2, "Figure 5 is evaluated at 2 NFE"
+        papers = [part.partition(",")[0] for part in grid.source.split("; ")]
+        assert any(claim.source.startswith(paper) for paper in papers), claim.id
     ids = [claim.id for claim in load_claims(FILE)]
     assert len(ids) == len(set(ids)) >= 16
 

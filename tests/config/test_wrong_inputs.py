@@ -65,6 +65,8 @@ ROWS = "rows: [{id: a, set: {data.path: 'random:x'}}]\n"
     [
         ("rows: [{id: a, set: {method.num_timestep: 4}}]", ("g.yaml: row a", "method.num_timesteps")),
         ("rows: [{id: a, set: {method.num_timesteps: 6}}]", ("g.yaml: row a", "multiple of 4")),
+        ("rows: [{id: off}]", ("g.yaml", "row id False", "YAML reads on, off, yes and no")),
+        ("rows: [{id: a}]\nevaluate: {at: [0.5]}", ("g.yaml", "evaluate.at lacks 1.0")),
         ("rows: [{id: a}, {id: a}]", ("g.yaml", "row id 'a' is used 2 times")),
         ("rows: [{id: a, parent: b}]", ("g.yaml: row a: parent=b", "allowed: a")),
         ("rows: [{id: a, parent: b}, {id: b, parent: a}]", ("g.yaml", "a -> b -> a")),

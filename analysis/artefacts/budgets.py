@@ -1,0 +1,121 @@
+"""Two time scales over training: quality on the three axes of a budget, and how steady the student's loss is.
+
+At equal iterations a larger ratio leaves the student fewer updates; on the axis of the student's images it gets more
+work of the fake score for free; evaluations of networks are what is paid.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.artefacts.context import Context, File, figure_files
+from analysis.artefacts.grids import has_students
+from analysis.captions import notes
+from analysis.collect import CellRun, Results, comparable
+from analysis.columns import shown_column
+from analysis.figures import look, style
+from analysis.labels import mathtext
+from analysis.stats import Summary, summarize
+from analysis.training import logged, variation
+from core.metrics.protocol import comparable_id
+from core.run import Run
+
+GRID, METRIC, SPLIT, LOSS = "dmd2_ttur", "kd_effnet", "train", "student/dmd"
+WINDOWS = 8  # parts of the training, in each of which the loss's variation is taken
+AXES = {"iteration": "Iterations", "student_images": "Student images", "evaluations": "Network evaluations"}
+
+
+def build(context: Context) -> Iterator[File]:
+    """The figure; nothing as long as no run of the grid has been measured."""
+    of = context.grids[GRID]
+    if not has_students(of):
+        return
+    frame = comparable(of.frame)
+    shown = frame[(frame["metric"] == METRIC) & (frame["split"] == SPLIT)]
+    text = (
+        f"{of.grid.title} (after {of.grid.source}): kernel distance at {of.grid.layout.nfe[0]} NFE over the training, "
+        "at equal iterations, at equal images that the student has learned from, and at equal network evaluations of "
+        f"all roles (in thousands); right: standard deviation over mean of the student's loss in {WINDOWS} parts of "
+        "the training. Means and standard deviations over seeds."
+    )
+    yield from figure_files("budgets", draw(of), " ".join([text, *notes(shown, (shown_column(of.grid, METRIC),))]))
+
+
+def draw(of: Results) -> Figure:
+    """7.0 x 2.4 inches: four panels across a page."""
+    frame = comparable(of.frame)
+    judged = set(frame.loc[(frame["metric"] == METRIC) & (frame["split"] == SPLIT), "comparable"].dropna())
+    with style():
+        figure = Figure(figsize=(7.0, 2.4))
+        *quality, steadiness = figure.subplots(1, len(AXES) + 1)
+        for index, row in enumerate(of.grid.rows):
+            runs = [item for item in of.items if item.cell.row == row.id and item.state == "done"]
+            points = _points(runs, of.grid.layout.nfe[0], judged)
+            for ax, axis in zip(quality, AXES, strict=True):
+                _line(ax, {at[axis] / 1000: found for at, found in points}, index, mathtext(row.label))
+            _line(steadiness, _steadiness([item.first.run for item in runs]), index, mathtext(row.label))
+        for ax, name in zip(quality, AXES.values(), strict=True):
+            ax.set_xlabel(f"{name} (thousands)")
+            ax.sharey(quality[0])
+        for ax in quality[1:]:
+            ax.tick_params(labelleft=False)
+        quality[0].set_ylabel(shown_column(of.grid, METRIC).axis)
+        steadiness.set(xlabel="Fraction of the budget", ylabel="Variation of the loss", ylim=(0, None))
+        handles, labels = quality[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    return figure
+
+
+def _line(ax: Any, points: dict[float, Summary], index: int, label: str) -> None:
+    spread = [s.sd if s.n > 1 else 0.0 for s in points.values()]
+    ax.errorbar(list(points), [s.mean for s in points.values()], yerr=spread, label=label, **look(index))
+
+
+def _points(runs: list[CellRun], nfe: int, judged: set[str]) -> list[tuple[dict[str, float], Summary]]:
+    """(place on every axis, quality over seeds) of each moment at which the runs were measured."""
+    places: dict[int, dict[str, float]] = {}
+    values: dict[int, dict[int, float]] = defaultdict(dict)
+    for item in runs:
+        run, weights = item.first.run, item.cell.config.eval.weights
+        for line in run.evals():
+            asked = (METRIC, SPLIT, nfe, weights)
+            if (line["metric"], line["split"], line["nfe"], line["weights"]) != asked:
+                continue
+            if comparable_id(line["protocol_fields"]) not in judged:
+                continue
+            values[line["images"]][item.cell.seed] = line["value"]
+            places[line["images"]] = _place(run, line["images"])
+    return [(places[images], summarize(list(values[images].values()))) for images in sorted(values)]
+
+
+def _place(run: Run, images: int) -> dict[str, float]:
+    """Counters of the log where ``images`` samples had been drawn, between its two nearest lines."""
+    log = pd.DataFrame(
+        [{"images": 0, "iteration": 0, "student_images": 0, "evaluations": 0}, *map(_flat, run.metrics())]
+    )
+    log = log.drop_duplicates("images", keep="last").set_index("images").sort_index()
+    if images not in log.index:
+        log = log.reindex(log.index.union([images])).interpolate("index")
+    return log.loc[images].to_dict()
+
+
+def _flat(line: dict[str, Any]) -> dict[str, float]:
+    evaluations = sum(line["evaluations"].values()) + line.get("stored_evaluations", 0)
+    return {key: line[key] for key in ("images", "iteration", "student_images")} | {"evaluations": evaluations}
+
+
+def _steadiness(runs: list[Run]) -> dict[float, Summary]:
+    """By the middle of each of WINDOWS parts: the loss's variation there, over seeds."""
+    found: dict[float, list[float]] = defaultdict(list)
+    for run in runs:
+        losses = logged(run, LOSS)
+        for window in range(WINDOWS):
+            part = losses[window * len(losses) // WINDOWS : (window + 1) * len(losses) // WINDOWS]
+            if len(part) > 1:
+                found[(window + 0.5) / WINDOWS].append(variation(part))
+    return {at: summarize(values) for at, values in found.items()}
