@@ -113,7 +113,7 @@ class TrainConfig:
 class BackboneConfig:
     """The teacher's pipeline and how the roles share it."""
 
-    family: str = MISSING  # unet (Stable Diffusion 1) | unet_sdxl | mmdit (Stable Diffusion 3) | flux2
+    family: str = MISSING  # unet (Stable Diffusion 1) | unet_sdxl | pixart | mmdit (Stable Diffusion 3) | flux2
     path: str = execution(MISSING)  # folder, package:..., random:..., or hub id; its content is weights_hash
     revision: str | None = execution(None)  # of a hub id; enters weights_hash
     weights_hash: str = ""  # filled by resolve
@@ -267,7 +267,7 @@ def register_schema(group: str, name: str, schema: type, revision: int | None = 
         REVISIONS[name] = revision
 
 
-for _family in ("unet", "unet_sdxl", "mmdit", "flux2"):
+for _family in ("unet", "unet_sdxl", "pixart", "mmdit", "flux2"):
     register_schema("backbone", _family, BackboneConfig)
 register_schema("task", "text_to_image", TaskConfig)
 register_schema("data", "images", DataConfig)

@@ -21,9 +21,17 @@ from core.backbones.base import STUDENT, STUDENT_EMA, Backbone, Cond
 from core.backbones.flux2 import Flux2Backbone
 from core.backbones.mmdit import SD3Backbone
 from core.backbones.pipeline import PipelineBackbone
+from core.backbones.pixart import PixArtBackbone
 from core.backbones.roles import Sharing
 from core.backbones.sdxl import SDXLBackbone
-from core.backbones.tiny import write_random_sd, write_tiny_flux2, write_tiny_sd, write_tiny_sd3, write_tiny_sdxl
+from core.backbones.tiny import (
+    write_random_sd,
+    write_tiny_flux2,
+    write_tiny_pixart,
+    write_tiny_sd,
+    write_tiny_sd3,
+    write_tiny_sdxl,
+)
 from core.backbones.unet import UNetBackbone
 from core.config import DataConfig, ExperimentConfig, UserError, resolve
 from core.data.batches import LatentData
@@ -45,12 +53,13 @@ from core.training.checkpoint import latest_snapshot
 from experiments.emoji.views import view as emoji_view
 
 FAMILIES: dict[str, type[PipelineBackbone]] = {
-    "unet": UNetBackbone, "unet_sdxl": SDXLBackbone, "mmdit": SD3Backbone, "flux2": Flux2Backbone
+    "unet": UNetBackbone, "unet_sdxl": SDXLBackbone, "pixart": PixArtBackbone, "mmdit": SD3Backbone,
+    "flux2": Flux2Backbone,
 }  # fmt: skip
 METHODS: dict[str, type[Method]] = {"flash": Flash, "dmd2": Dmd2, "teacher": Teacher}
 RANDOM_PIPELINES = {
-    "tiny-sd": write_tiny_sd, "tiny-sdxl": write_tiny_sdxl, "tiny-sd3": write_tiny_sd3, "tiny-flux2": write_tiny_flux2,
-    "sd-50m": write_random_sd,
+    "tiny-sd": write_tiny_sd, "tiny-sdxl": write_tiny_sdxl, "tiny-pixart": write_tiny_pixart,
+    "tiny-sd3": write_tiny_sd3, "tiny-flux2": write_tiny_flux2, "sd-50m": write_random_sd,
 }  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHTS = {"student": STUDENT, "ema": STUDENT_EMA}

@@ -1,9 +1,10 @@
 """Export a trained student for diffusers: its weights and a scheduler that samples exactly as we do.
 
 LoRA students become ``pytorch_lora_weights.safetensors``, which ``load_lora_weights`` of the base pipeline
-reads; fully fine-tuned ones a ``unet/`` or ``transformer/`` folder. ``scheduler/`` holds the run's sampler
-(``eval.sampler``), whose timesteps are the student's own: an LCMScheduler's default of 50 original steps would give
-999, 759, ... instead of 999, 749, 499, 249. A flow's pipeline is told them as ``sigmas``.
+reads; fully fine-tuned ones, and those of pipelines that read no LoRA, a ``unet/`` or ``transformer/`` folder.
+``scheduler/`` holds the run's sampler (``eval.sampler``), whose timesteps are the student's own: an LCMScheduler's
+default of 50 original steps would give 999, 759, ... instead of 999, 749, 499, 249. A flow's pipeline is told them as
+``sigmas``.
 """
 
 from __future__ import annotations
@@ -58,18 +59,22 @@ def export(
     role = {"student": STUDENT, "ema": STUDENT_EMA}.get(weights)
     if role is None or role not in backbone.roles:
         raise UserError(f"weights={weights} cannot be exported from this run; allowed: student, ema (train.ema_decay)")
-    scheduler = few_step_scheduler(backbone, steps, sampler)
+    scheduler = few_step_scheduler(backbone, steps, sampler, eta)
     with atomic_folder(out) as folder:
-        if backbone.roles.sharing.kind == "lora":
+        if _as_lora(backbone):
             state = lora_state(backbone.role_parameters(role), backbone.roles.sharing)
             save = getattr(diffusers, backbone.pipeline).save_lora_weights
             save(folder, **{f"{backbone.network_folder}_lora_layers": state})
         else:
-            with backbone.roles.use(role) as network:
-                network.save_pretrained(folder / backbone.network_folder)
+            backbone.roles.merged(role).save_pretrained(folder / backbone.network_folder)
         scheduler.save_pretrained(folder / "scheduler")
         (folder / "README.md").write_text(_usage(backbone, out, steps, run, scheduler, eta))
     return out
+
+
+def _as_lora(backbone: PipelineBackbone) -> bool:
+    """Whether diffusers' pipeline reads the student as a LoRA."""
+    return backbone.roles.sharing.kind == "lora" and hasattr(getattr(diffusers, backbone.pipeline), "save_lora_weights")
 
 
 def lora_state(parameters: Mapping[str, Tensor], sharing: Sharing) -> dict[str, Tensor]:
@@ -85,15 +90,22 @@ def lora_state(parameters: Mapping[str, Tensor], sharing: Sharing) -> dict[str, 
     }
 
 
-def few_step_scheduler(backbone: PipelineBackbone, steps: int, sampler: str = "lcm") -> Scheduler:
+def few_step_scheduler(backbone: PipelineBackbone, steps: int, sampler: str = "lcm", eta: float = 0.0) -> Scheduler:
     """The student's sampler: the teacher's noise schedule, timesteps of a ``steps``-step trailing grid."""
+    if steps < 1:
+        raise UserError(f"steps={steps} cannot be exported; allowed: at least 1")
     assert backbone.source is not None
     options = {"revision": backbone.revision} if backbone.revision else {}
     teacher = LCMScheduler.load_config(backbone.source, subfolder="scheduler", **options)
-    if isinstance(backbone.process, FlowProcess):  # ddim without new noise is Euler's method
+    if isinstance(backbone.process, FlowProcess):
+        if sampler == "ddim" and eta > 0:
+            raise UserError(
+                f"eval.eta={eta:g} cannot be exported: diffusers' sampler of a flow adds no noise; allowed: 0"
+            )
+        # ddim without new noise is Euler's method
         return (FlowMatchLCMScheduler if sampler == "lcm" else FlowMatchEulerDiscreteScheduler).from_config(teacher)
     total = backbone.process.num_train_timesteps
-    if steps < 1 or total % steps:
+    if total % steps:
         raise UserError(
             f"steps={steps} cannot be exported: diffusers' timesteps are equally spaced for divisors of {total}"
         )
@@ -116,7 +128,7 @@ def run_command(arguments: Namespace) -> int:
 
 
 def _usage(backbone: PipelineBackbone, out: Path, steps: int, run: str, scheduler: Scheduler, eta: float) -> str:
-    lora, folder = backbone.roles.sharing.kind == "lora", backbone.network_folder
+    lora, folder = _as_lora(backbone), backbone.network_folder
     network = backbone.network_class.__name__
     load = f'pipe.load_lora_weights("{out}")'
     copy = f'pipe.{folder} = {network}.from_pretrained("{out}", subfolder="{folder}")'

@@ -3,7 +3,7 @@
 Networks are built without numbers. Bytes of parameters, gradients, moments and averages follow from shapes; those of
 activations from counting what lives during one micro-batch of every turn on fake tensors (torch's own MemTracker takes
 neither frozen parameters nor a network that is called several times). Not counted: what the CUDA context and the
-allocator take, and a critic on decoded images with the VAE's decoder that it needs.
+allocator take, and what judges decoded images (a critic, a perceptual loss) with the VAE's decoder that it needs.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from core.config import ExperimentConfig, UserError, compose
 from core.critics.image import IMAGE_FEATURES
 from core.data.batches import Batch
 from core.identity import locate
+from core.losses.perceptual import PERCEPTUAL_LOSSES
 from core.methods.base import Method, total
 from experiments.build import FAMILIES, METHODS, build_clock, compute_dtype, place_players, sharing_of, storage_dtype
 
@@ -77,6 +78,8 @@ def _build(config: ExperimentConfig) -> tuple[Method, dict[str, list[int]]]:
     config = copy.deepcopy(config)
     if getattr(config.method, "gan", None) in IMAGE_FEATURES:
         config.method.gan = "off"
+    if getattr(config.method, "distill_loss", None) in PERCEPTUAL_LOSSES:
+        config.method.distill_loss = "mse"
     spec = config.backbone
     family = FAMILIES[spec.family]
     known = architectures().get(spec.path)
@@ -103,6 +106,17 @@ def _build(config: ExperimentConfig) -> tuple[Method, dict[str, list[int]]]:
         backbone.device = torch.device("meta")
         place_players(method, config)
     return method, known["cond"]
+
+
+class SolvedBefore:
+    """In place of the store of teacher solutions: how many steps a solve takes depends on numbers, which fake tensors
+    have not; it keeps no activations, so that its peak lies below that of any turn."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def fetch(self, positions: np.ndarray, compute: object) -> tuple[Tensor, bool]:
+        return torch.zeros(len(positions), *self.shape), True
 
 
 def _modules(method: Method) -> list[nn.Module]:
@@ -172,6 +186,7 @@ def _activations(config: ExperimentConfig, num_devices: int, checkpointing: bool
     clock = build_clock(config)
     size = config.execution.micro_batch or max(config.train.batch_size // num_devices, 1)
     method, sizes = _build(config)
+    method.solutions = SolvedBefore(method.backbone.latent_shape)
     if checkpointing:
         method.backbone.enable_activation_checkpointing()
     with FakeTensorMode(allow_non_fake_inputs=True):

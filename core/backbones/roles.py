@@ -108,6 +108,18 @@ class Roles:
             if any(mark in name for mark in marks)
         }
 
+    def merged(self, role: str) -> nn.Module:
+        """A plain network with the role's weights: its copy, or one of the base to which its adapter is added."""
+        if role in self._copies:
+            return self._copies[role]
+        network = copy.deepcopy(self.base)
+        for name, layer in list(network.named_modules()):
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge(adapter_names=[role])
+                owner, _, leaf = name.rpartition(".")
+                setattr(network.get_submodule(owner), leaf, layer.base_layer)
+        return network
+
     @contextmanager
     def use(self, role: str) -> Iterator[nn.Module]:
         """The module to call for ``role``; nothing but the forward's choice of weights changes."""

@@ -11,9 +11,12 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -145,6 +148,29 @@ def write_tiny_sdxl(target: Path) -> None:
     ).save_pretrained(target)
 
 
+@_written_once("tiny-pixart")
+def write_tiny_pixart(target: Path) -> None:
+    """A PixArt-alpha-class pipeline: 64x64 images, 4-channel 8x8 latents, noise and variance predicted."""
+    tokenizer = _character_t5_tokenizer()
+    transformer = PixArtTransformer2DModel(
+        sample_size=8,
+        num_layers=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        cross_attention_dim=24,
+        caption_channels=32,
+        norm_num_groups=4,
+        use_additional_conditions=False,
+    )
+    PixArtAlphaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=T5EncoderModel(_t5_config(tokenizer)),
+        vae=_tiny_vae(),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+    ).save_pretrained(target)
+
+
 @_written_once("tiny-sd3")
 def write_tiny_sd3(target: Path) -> None:
     """A Stable-Diffusion-3-class pipeline with all three text encoders: 64x64 images, 4-channel 8x8 latents."""
@@ -162,10 +188,6 @@ def write_tiny_sd3(target: Path) -> None:
         pooled_projection_dim=12 + 8,
         pos_embed_max_size=8,
     )
-    t5 = T5Config(
-        vocab_size=len(long_tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
-        feed_forward_proj="gated-gelu",
-    )  # fmt: skip
     StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -174,7 +196,7 @@ def write_tiny_sd3(target: Path) -> None:
         tokenizer=tokenizer,
         text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, 8, projection_dim=8)),
         tokenizer_2=tokenizer,
-        text_encoder_3=T5EncoderModel(t5),
+        text_encoder_3=T5EncoderModel(_t5_config(long_tokenizer)),
         tokenizer_3=long_tokenizer,
     ).save_pretrained(target)
 
@@ -232,6 +254,13 @@ def _text_config(tokenizer: CLIPTokenizer, width: int, **more: int) -> CLIPTextC
         eos_token_id=tokenizer.eos_token_id,
         **more,
     )
+
+
+def _t5_config(tokenizer: T5TokenizerFast) -> T5Config:
+    return T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
 
 
 def _tiny_scheduler() -> DDIMScheduler:

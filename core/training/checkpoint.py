@@ -76,7 +76,8 @@ class Checkpoints:
 
     def _write_parts(self, parts: Path, tensors: Mapping[str, Tensor]) -> None:
         if self.world.is_main:
-            shutil.rmtree(parts, ignore_errors=True)
+            for left in self.root.glob(".parts-*"):  # by processes that died while they wrote
+                shutil.rmtree(left)
             parts.mkdir(parents=True)
         self.world.barrier()
         # numbers of updates have no dimension, which the format of parts cannot cut

@@ -197,6 +197,15 @@ def test_exported_flow_students_give_our_samples(tmp_path: Path, monkeypatch: py
     assert np.abs(ours.clip(0, 1) - theirs).max() < 1e-3
 
 
+def test_new_noise_of_a_flows_ddim_cannot_be_exported(tmp_path: Path) -> None:
+    backbone = SD3Backbone.load(str(write_tiny_sd3(tmp_path / "sd3")), LORA)
+    with pytest.raises(UserError, match="eval.eta=0.3 cannot be exported.*allowed: 0"):
+        few_step_scheduler(backbone, 4, "ddim", 0.3)
+    for sampler in ("lcm", "ddim"):
+        with pytest.raises(UserError, match="steps=0 cannot be exported; allowed: at least 1"):
+            few_step_scheduler(backbone, 0, sampler)
+
+
 def test_missing_ema_is_one_clear_line(teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="weights=ema cannot be exported from this run; allowed: student, ema"):
         export(_student(teacher, LORA), tmp_path / "out", weights="ema")

@@ -95,3 +95,11 @@ def test_the_flux2_recipe_needs_more_than_500_gb() -> None:
 def test_an_unknown_architecture_is_told_in_one_line() -> None:
     with pytest.raises(UserError, match="neither a folder with unet/config.json nor one of stable-diffusion-v1-5/"):
         plan("dmd2/tiny", "backbone.path=somebody/else")
+
+
+def test_flash_diffusion_is_planned_without_solving_the_teachers_ode(tmp_path: Path) -> None:
+    """Nor does the plan ask for the files of a perceptual loss."""
+    folder = write_tiny_sd(tmp_path / "tiny-sd")
+    rows = plan("flash/tiny", f"backbone.path={folder}", "method.distill_loss=effnet_lite1")
+    kept, checkpointed = (rows["all", f"activations, {how}"].each for how in ("all kept", "checkpointed"))
+    assert kept > checkpointed > 0 and rows["critic", "parameters"].each > 0

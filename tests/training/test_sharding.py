@@ -114,9 +114,10 @@ def test_a_part_that_is_damaged_falls_back_to_the_state_before(alone: Run, tmp_p
     newest = max(tmp_path.glob("runs/*/*/*/state/0*"))
     part = max(newest.glob("*.safetensors"))
     part.write_bytes(part.read_bytes()[:-1])
+    (newest.parent / ".parts-0000000040").mkdir()  # of processes that died while they wrote
     worlds.together(tmp_path / "again", training(tmp_path, *pair))
     agree(run_in(tmp_path), alone)
-    assert (newest.parent / f"corrupt-{newest.name}").is_dir()
+    assert (newest.parent / f"corrupt-{newest.name}").is_dir() and not list(newest.parent.glob(".parts-*"))
 
 
 def test_each_process_holds_its_part(tmp_path: Path) -> None:
