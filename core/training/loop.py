@@ -176,7 +176,7 @@ class Trainer:
     def save(self) -> None:
         """One state of all processes, whose counters are summed."""
         clock = self.clock.state(self.world.total)
-        self.checkpoints.save(self.clock.images, self._state(), {"clock": clock})
+        self.checkpoints.save(self.clock.images, self._state(), {"run": self.run.id, "clock": clock})
 
     def _state(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}
@@ -201,6 +201,8 @@ class Trainer:
             state = self.checkpoints.latest()
         if state is not None:
             folder, meta = state
+            if meta.get("run", self.run.id) != self.run.id:  # older states do not say
+                raise UserError(f"{folder} is a state of run {meta['run']}, not of {self.run.id}: move it away")
             self._load(folder)
             self.clock.load_state(meta["clock"], counts=self.world.is_main)
         self.method.backbone.evaluations = self.clock.evaluations

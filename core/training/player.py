@@ -109,7 +109,7 @@ class TrainedPlayer:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Exact inverse of ``state``; a missing or misshapen tensor is a KeyError or RuntimeError (corrupt state)."""
+        """Exact inverse of ``state``; a missing or misshapen tensor is a KeyError or RuntimeError (of another run)."""
         for (name, parameter), part in zip(self.parameters.items(), self.parts, strict=True):
             part.copy_(part_of(state[f"{self.name}/parameter/{name}"], parameter))
             for key in MOMENTS:

@@ -1,11 +1,13 @@
 """Invariances of the loop: resume, micro-batch, moving average, skipped and diverged updates, corrupt state."""
 
+import contextlib
 import json
 import logging
 import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -151,6 +153,19 @@ def test_corrupt_state_falls_back_to_the_previous_one_and_says_so(
     assert "0000000012 is corrupt (no completion marker)" in caplog.text
     assert "0000000008 is corrupt (hash mismatch)" in caplog.text
     assert (tmp_path / "corrupt-0000000008").is_dir()
+
+
+def test_a_state_of_another_run_is_one_line(tmp_path: Path) -> None:
+    """Of another sharing or method, which would fit in part or altogether."""
+    stop = ["execution.stop_after_images=8", "execution.checkpoint_every_images=8"]
+    ours = worlds.trainer(tmp_path / "ours", stop).run
+    for name, options in (("full", {"sharing": "full"}), ("dmd2", {"experiment": "dmd2/tiny"})):
+        other = worlds.trainer(tmp_path / name, stop, **options)
+        with contextlib.suppress(Preempted):
+            other.train()
+        shutil.copytree(other.run.path / "state", ours.path / "state", dirs_exist_ok=True)
+        with pytest.raises(UserError, match=f"0000000008 is a state of run {other.run.id}, not of {ours.id}: move"):
+            worlds.trainer(tmp_path / "ours", stop)
 
 
 def test_retention_keeps_the_newest_states(tmp_path: Path) -> None:
