@@ -274,9 +274,15 @@ class Session:
 
 
 def load_run(
-    path_or_id: Path | str, runs_dir: Path | str = "runs", overrides: dict[str, Any] | None = None
+    path_or_id: Path | str,
+    runs_dir: Path | str = "runs",
+    overrides: dict[str, Any] | None = None,
+    images: int | None = None,
 ) -> tuple[Session, Run]:
-    """A trained run's session at its newest snapshot; ``overrides`` are execution fields (device, cache_dir)."""
+    """A trained run's session at its newest snapshot, or at that of ``images``; 0: as its training began.
+
+    ``overrides`` are execution fields (device, cache_dir).
+    """
     run = Run.open(path_or_id, runs_dir)
     config = run.config
     for key, value in (overrides or {}).items():
@@ -285,18 +291,28 @@ def load_run(
     resolve(config)
     if config.backbone.weights_hash != stored:
         raise UserError(f"backbone.path={config.backbone.path} holds other weights than run {run.id} was trained with")
-    config.train.init_from = None  # the snapshot has the weights
-    method = build_method(config, build_backbone(config), training=False)
-    images = 0
-    if method.trains:
-        snapshot = latest_snapshot(run.path / "snapshots")
-        if snapshot is None:
-            raise UserError(f"run {run.id} has no snapshot yet ({run.state()}); train it first")
-        images = int(snapshot.name)
-        for file in snapshot.glob("*.safetensors"):
-            if file.stem in method.backbone.roles:
-                load_role(method.backbone, file.stem, file)
-    return Session(config, method, images), run
+    if images != 0:
+        config.train.init_from = None  # the snapshot has the weights
+    session = Session(config, build_method(config, build_backbone(config), training=False), 0)
+    if session.method.trains and images != 0:
+        load_snapshot(session, run, images)
+    return session, run
+
+
+def load_snapshot(session: Session, run: Run, images: int | None = None) -> None:
+    """The weights of a run's newest snapshot, or of that of ``images``."""
+    root = run.path / "snapshots"
+    newest = latest_snapshot(root)
+    if newest is None:
+        raise UserError(f"run {run.id} has no snapshot yet ({run.state()}); train it first")
+    snapshot = newest if images is None else root / f"{images:010d}"
+    if not snapshot.is_dir():
+        there = ", ".join(str(int(folder.name)) for folder in sorted(root.glob("[0-9]*")))
+        raise UserError(f"run {run.id} has no snapshot of {images} images; allowed: 0 (untrained), {there}")
+    for file in snapshot.glob("*.safetensors"):
+        if file.stem in session.backbone.roles:
+            load_role(session.backbone, file.stem, file)
+    session.images = int(snapshot.name)
 
 
 @contextmanager

@@ -41,6 +41,7 @@ def _register_sample(subparsers: _SubParsersAction) -> None:
     sample.add_argument("--weights", choices=["student", "ema"], help="default: eval.weights")
     sample.add_argument("--teacher-steps", nargs="+", type=int, default=[50], metavar="N", help="0: no teacher")
     sample.add_argument("--teacher-guidance", type=float, default=4.0, metavar="W")
+    sample.add_argument("--at", nargs="+", type=int, default=[], metavar="IMAGES", help="of training; default: its end")
     sample.add_argument("--out", metavar="DIR", help="default: samples/prompts-HASH in the run's folder")
     sample.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="key=value")
     sample.set_defaults(run=_sample)

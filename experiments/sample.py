@@ -15,8 +15,8 @@ from PIL import Image
 from core.config import UserError
 from core.data.prompts import PromptList, parse_prompts
 from core.provenance import provenance
-from core.run import atomic_folder
-from experiments.build import Session, Setting
+from core.run import Run, atomic_folder
+from experiments.build import Session, Setting, load_snapshot
 from experiments.evaluate import Split, settings
 from experiments.sheet import contact_sheet, label
 from experiments.target import load_target
@@ -25,12 +25,24 @@ NUM_DEFAULT_PROMPTS = 8
 
 
 @dataclass(frozen=True)
+class Column:
+    """One way of sampling, and after how many training images; None: those of the session."""
+
+    setting: Setting
+    images: int | None = None
+
+    @property
+    def label(self) -> str:
+        return label(self.setting) + ("" if self.images is None else f" after {self.images:,} images")
+
+
+@dataclass(frozen=True)
 class Request:
-    """What to draw: every prompt with every seed, at every setting."""
+    """What to draw: every prompt with every seed, in every column."""
 
     prompts: PromptList
     seeds: tuple[int, ...]
-    settings: tuple[Setting, ...]
+    columns: tuple[Column, ...]
 
 
 def default_prompts(session: Session) -> PromptList:
@@ -39,55 +51,64 @@ def default_prompts(session: Session) -> PromptList:
     return split.prompts.distinct(NUM_DEFAULT_PROMPTS)
 
 
-def default_settings(
-    session: Session, steps: Sequence[int] | None, weights: str | None, teachers: Sequence[Setting]
-) -> tuple[Setting, ...]:
-    """The teacher first (as often as asked for), then the run's own weights at each number of steps."""
+def default_columns(
+    session: Session,
+    steps: Sequence[int] | None,
+    weights: str | None,
+    teachers: Sequence[Setting],
+    moments: Sequence[int] = (),
+) -> tuple[Column, ...]:
+    """The teacher first (as often as asked for), then the run's own weights at each number of steps, at each moment of
+    its training."""
     own = settings(session.config)
     if steps:
         own = [replace(own[0], steps=k) for k in steps]
     if weights and session.config.method.trains:
         own = [replace(setting, weights=weights) for setting in own]
-    return (*teachers, *own)
+    return (
+        *(Column(setting) for setting in teachers),
+        *(Column(setting, images) for images in sorted(moments) or [None] for setting in own),
+    )
 
 
-def sample(session: Session, request: Request, out: Path, run_id: str) -> Path:
+def sample(session: Session, request: Request, out: Path, run: Run) -> Path:
     """Write ``sheet.png``, one PNG per sample and ``samples.json`` to ``out``; returns the sheet's path.
 
     samples.json: the run, its training images, the commit, and of every picture how it was made.
     """
-    images = draw(session, request)
+    images = draw(session, request, run)
     num_prompts, num_seeds = len(request.prompts), len(request.seeds)
     files = []
     with atomic_folder(out) as folder:
         for p, prompt in enumerate(request.prompts.prompts):
             for s, seed in enumerate(request.seeds):
-                for c, setting in enumerate(request.settings):
-                    name = f"{p:03d}-{_slug(prompt)}-seed{seed}-{setting.weights}-{setting.steps}.png"
+                for c, column in enumerate(request.columns):
+                    how = {"setting": column.label, **column.setting.__dict__}
+                    name = f"{p:03d}-{_slug(prompt)}-seed{seed}-{column.setting.weights}-{column.setting.steps}"
+                    if column.images is not None:
+                        how["images"] = column.images
+                        name += f"-{column.images}"
+                    name += ".png"
                     Image.fromarray(images[p, s, c]).save(folder / name)
-                    how = {"setting": label(setting), **setting.__dict__}
                     files.append({"file": name, "prompt": prompt, "seed": seed, **how})
         rows = [_row_label(text, seed, num_seeds) for text in request.prompts.prompts for seed in request.seeds]
-        columns = [label(setting) for setting in request.settings]
+        columns = [column.label for column in request.columns]
         grid = images.reshape(num_prompts * num_seeds, len(columns), *images.shape[3:])
         contact_sheet(rows, columns, grid).save(folder / "sheet.png")
-        facts = {"run": run_id, "images": session.images, "commit": provenance(session.config)["commit"]}
+        facts = {"run": run.id, "images": session.images, "commit": provenance(session.config)["commit"]}
         (folder / "samples.json").write_text(json.dumps(facts | {"files": files}, indent=1) + "\n")
     return out / "sheet.png"
 
 
-def draw(session: Session, request: Request) -> np.ndarray:
-    """Samples (prompts, seeds, settings, H, W, 3) uint8; one seed has the same noise in every setting."""
-    return np.stack(
-        [
-            np.stack(
-                [session.sample(request.prompts.prompts, setting, seed) for setting in request.settings],
-                axis=1,
-            )
-            for seed in request.seeds
-        ],
-        axis=1,
-    )
+def draw(session: Session, request: Request, run: Run) -> np.ndarray:
+    """Samples (prompts, seeds, columns, H, W, 3) uint8; one seed has the same noise in every column."""
+    columns = []
+    for column in request.columns:
+        if column.images not in (None, session.images):
+            load_snapshot(session, run, column.images)
+        drawn = [session.sample(request.prompts.prompts, column.setting, seed) for seed in request.seeds]
+        columns.append(np.stack(drawn, axis=1))
+    return np.stack(columns, axis=2)
 
 
 def _row_label(prompt: str, seed: int, num_seeds: int) -> str:
@@ -104,12 +125,16 @@ def run_command(arguments: Namespace) -> int:
     for option, values in (("--steps", arguments.steps or [1]), ("--teacher-steps", arguments.teacher_steps)):
         if min(values) < (option == "--steps"):
             raise UserError(f"{option} {min(values)} is not a number of steps; give at least 1")
-    session, run = load_target(arguments.target, arguments.overrides, arguments.runs_dir)
+    moments = sorted(arguments.at)
+    if moments and moments[0] < 0:
+        raise UserError(f"--at {moments[0]} is not a number of training images; give at least 0")
+    first = moments[0] if moments else None
+    session, run = load_target(arguments.target, arguments.overrides, arguments.runs_dir, first)
     prompts = prompts or default_prompts(session)
     guidance = arguments.teacher_guidance
     teachers = [Setting("teacher", "dpmpp_2m", steps, guidance) for steps in arguments.teacher_steps if steps]
-    chosen = default_settings(session, arguments.steps, arguments.weights, teachers)
+    chosen = default_columns(session, arguments.steps, arguments.weights, teachers, moments)
     request = Request(prompts, tuple(arguments.seeds), chosen)
     out = Path(arguments.out) if arguments.out else run.path / "samples" / f"prompts-{prompts.hash}"
-    print(sample(session, request, out, run.id))
+    print(sample(session, request, out, run))
     return 0

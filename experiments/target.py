@@ -29,8 +29,10 @@ def open_target(target: str, overrides: Sequence[str] = (), runs_dir: str | None
     return run
 
 
-def load_target(target: str, overrides: Sequence[str] = (), runs_dir: str | None = None) -> tuple[Session, Run]:
-    """The run and its session at its newest weights, evaluated and executed as ``overrides`` say."""
+def load_target(
+    target: str, overrides: Sequence[str] = (), runs_dir: str | None = None, images: int | None = None
+) -> tuple[Session, Run]:
+    """The run and its session, evaluated and executed as ``overrides`` say; ``images``: see ``load_run``."""
     import torch
 
     from experiments.build import load_run
@@ -38,7 +40,7 @@ def load_target(target: str, overrides: Sequence[str] = (), runs_dir: str | None
     run = open_target(target, overrides, runs_dir)
     if run.config.execution.num_threads:
         torch.set_num_threads(run.config.execution.num_threads)
-    session, _ = load_run(run.path, overrides=vars(run.config.execution))
+    session, _ = load_run(run.path, overrides=vars(run.config.execution), images=images)
     session.config.eval = run.config.eval
     return session, run
 

@@ -1,7 +1,7 @@
-"""Figure 4 of Flash Diffusion: the student's samples at 1, 2 and 4 NFE beside the teacher's at 4 and at full steps.
+"""Samples side by side: of one student at 1, 2 and 4 NFE (Flash Diffusion, Figure 4), and over its training.
 
-The pictures are committed (analysis/records/figure_4, written by ``fewstep sample``, whose samples.json says from which
-run and how); here they are only laid out.
+The pictures are committed (analysis/records/figure_4 and checkpoints, written by ``fewstep sample``, whose samples.json
+says from which run and how); here they are only laid out.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from analysis.artefacts.context import Context, File, figure_files
 from analysis.collect import RECORDS
 from analysis.figures import style
 
-FOLDER = RECORDS / "figure_4"
+TEXTS = {
+    "figure_4": "Samples of one student at 1, 2 and 4 network evaluations beside its teacher's (after Flash Diffusion, "
+    "Figure 4): same prompts and noise in every column, one seed, no picture exchanged.",
+    "checkpoints": "Samples of one student over its training beside its teacher's (after FLUX.2 timestep distillation):"
+    " same prompts and noise in every column, one seed, no picture exchanged.",
+}
 
 
 def build(context: Context, folder: Path | None = None) -> Iterator[File]:
-    """The figure; nothing as long as no pictures are committed."""
-    file = (folder or FOLDER) / "samples.json"
-    if not file.exists():
-        return
-    facts = json.loads(file.read_text())
-    text = (
-        "Samples of one student at 1, 2 and 4 network evaluations beside its teacher's (after Flash Diffusion, Figure "
-        "4): same prompts and noise in every column, one seed, no picture exchanged. "
-        f"Run {facts['run']} after {facts['images']:,} images, commit {str(facts['commit'])[:12]}."
-    )
-    yield from figure_files("figure_4", draw(file.parent, facts["files"]), text)
+    """The figures; nothing as long as no pictures are committed."""
+    for name, text in TEXTS.items():
+        file = (folder or RECORDS) / name / "samples.json"
+        if not file.exists():
+            continue
+        facts = json.loads(file.read_text())
+        source = f"Run {facts['run']} after {facts['images']:,} images, commit {str(facts['commit'])[:12]}."
+        yield from figure_files(name, draw(file.parent, facts["files"]), f"{text} {source}")
 
 
 def draw(folder: Path, entries: list[dict[str, Any]]) -> Figure:

@@ -131,19 +131,22 @@ def test_quality_stands_on_the_three_axes_of_a_budget(full) -> None:
     assert y == pytest.approx([0] * 4 + [np.sqrt(0.5) / 1.5] * 4)
 
 
-def test_figure_4_lays_out_what_was_sampled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["figure_4", "checkpoints"])
+def test_samples_are_laid_out(tmp_path: Path, name: str) -> None:
     assert dict(samples.build(Context(()), tmp_path)) == {}
-    entries = []
+    folder, entries = tmp_path / name, []
+    folder.mkdir()
     for p, prompt in enumerate(("red apple", "a very long caption of a picture")):
         for s, setting in enumerate(("teacher 50 steps", "ema 1 step")):
-            name = f"{p}{s}.png"
-            Image.new("RGB", (8, 8), (100 * p, 100 * s, 0)).save(tmp_path / name)
-            entries.append({"file": name, "prompt": prompt, "setting": setting})
+            file = f"{p}{s}.png"
+            Image.new("RGB", (8, 8), (100 * p, 100 * s, 0)).save(folder / file)
+            entries.append({"file": file, "prompt": prompt, "setting": setting})
     facts = {"run": "0123456789", "images": 5, "commit": "abcdef0123456789", "files": entries}
-    (tmp_path / "samples.json").write_text(json.dumps(facts))
+    (folder / "samples.json").write_text(json.dumps(facts))
     files = dict(samples.build(Context(()), tmp_path))
-    assert "Run 0123456789 after 5 images, commit abcdef012345." in files["figure_4.txt"]
-    axes = np.array(samples.draw(tmp_path, entries).axes).reshape(2, 2)
+    assert files.keys() == {f"{name}.{kind}" for kind in ("png", "pdf", "txt")}
+    assert "Run 0123456789 after 5 images, commit abcdef012345." in files[f"{name}.txt"]
+    axes = np.array(samples.draw(folder, entries).axes).reshape(2, 2)
     shown = [[tuple(ax.images[0].get_array()[0, 0]) for ax in row] for row in axes]
     assert shown == [[(0, 0, 0), (0, 100, 0)], [(100, 0, 0), (100, 100, 0)]]
     assert axes[1][0].get_ylabel() == "a very long\ncaption of a\npicture"

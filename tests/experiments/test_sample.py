@@ -53,6 +53,27 @@ def test_sample_writes_every_image_and_a_sheet(run: Run, tmp_path: Path, capsys:
     }  # fmt: skip
 
 
+def test_sample_shows_a_training_at_several_moments(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """0: the student as it begins, which computes what the teacher computes."""
+    out = tmp_path / "out"
+    options = ["--steps", "1", "--teacher-steps", "0", "--at", "32", "0", "--out", str(out)]
+    assert main(["sample", str(run.path), *PROMPTS, *options]) == 0
+    entries = json.loads((out / "samples.json").read_text())["files"]
+    assert [entry["setting"] for entry in entries[:2]] == [f"student 1 step after {n} images" for n in (0, 32)]
+    begun, ended = (np.asarray(Image.open(out / entry["file"])) for entry in entries[:2])
+    session, _ = load_run(run.path)
+    setting = Setting("student", "lcm", 1)
+    np.testing.assert_array_equal(ended, session.sample(PROMPTS, setting)[0])
+    for name, parameter in session.backbone.role_parameters("student").items():
+        if "lora_B" in name:
+            parameter.data.zero_()
+    np.testing.assert_array_equal(begun, session.sample(PROMPTS, setting)[0])
+    assert (begun != ended).any()
+    capsys.readouterr()
+    assert main(["sample", str(run.path), "a", "--at", "16"]) == 2
+    assert "has no snapshot of 16 images; allowed: 0 (untrained), 32" in capsys.readouterr().err
+
+
 def test_evaluate_and_export_commands(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["evaluate", str(run.path), "eval.splits=[heldout]", "eval.num_images=4"]) == 0
     lines = Run.open(run.path).evals()
