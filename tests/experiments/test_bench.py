@@ -44,7 +44,7 @@ def test_numbers_of_a_tiny_run(tmp_path: Path, capsys: pytest.CaptureFixture, ex
     words = [experiment, f"execution.cache_dir={tmp_path}/cache"]
     assert bench.main([*words, "--repeats", "1", "--out", str(tmp_path / "out.json")]) == 0
     found = json.loads((tmp_path / "out.json").read_text())
-    assert 0.2 < found["efficiency"] < 1.3 and found["images_per_s"] > 0 and found["peak_gb"] > 0.1
+    assert found["efficiency"] > 0 and found["images_per_s"] > 0 and found["peak_gb"] > 0.1
     counts = found["evaluations_per_image"]
     assert (
         (counts["teacher"], counts["fake_score"]) == (1.0, 1.5) if experiment == "dmd2/tiny" else counts["student"] >= 1
@@ -57,16 +57,24 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().err.startswith("error: unknown experiment 'flash/nothing'")
 
 
-def test_a_students_pictures_cost_its_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Text encoder and VAE are included; more steps take longer, and the teacher's guided ones most."""
-    words = ["dmd2/tiny", f"execution.cache_dir={tmp_path}/cache", "--sampling", "1", "40", "--teacher-steps", "80"]
-    assert bench.main([*words, "--repeats", "2", "--out", str(tmp_path / "out.json")]) == 0
+def test_pictures_are_timed_in_turn(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, sample = [], bench.Session.sample
+
+    def noting(self: bench.Session, prompts: list[str], setting: bench.Setting) -> object:
+        drawn.append((setting.weights, setting.steps, len(prompts)))
+        return sample(self, prompts, setting)
+
+    monkeypatch.setattr(bench.Session, "sample", noting)
+    words = ["dmd2/tiny", f"execution.cache_dir={tmp_path}/cache", "eval.batch_size=3", "--sampling", "1", "4"]
+    assert bench.main([*words, "--teacher-steps", "8", "--repeats", "2", "--out", str(tmp_path / "out.json")]) == 0
+    assert drawn == [("teacher", 8, 3), ("student", 1, 3), ("student", 4, 3)] * 3, "the first round warms up"
     found = json.loads((tmp_path / "out.json").read_text())
-    teacher, one, many = (found[name] for name in ("teacher, 80 steps", "student, 1 steps", "student, 40 steps"))
-    assert (teacher["nfe"], one["nfe"], many["nfe"]) == (160, 1, 40) and teacher["speedup"] == 1
-    assert one["seconds"] < many["seconds"] < teacher["seconds"]
+    teacher, one, four = (found[name] for name in ("teacher, 8 steps", "student, 1 steps", "student, 4 steps"))
+    assert (teacher["nfe"], one["nfe"], four["nfe"]) == (16, 1, 4) and teacher["speedup"] == 1
     assert one["speedup"] == pytest.approx(teacher["seconds"] / one["seconds"])
-    assert bench.main([*words[:3], "0"]) == 2 and "steps=0" in capsys.readouterr().err
+    assert bench.main([*words[:-1], "0"]) == 2 and "steps=0" in capsys.readouterr().err
 
 
 @pytest.mark.slow
