@@ -37,8 +37,9 @@ from core.methods.base import Method
 from core.run import Run
 from core.schema import check_range
 from core.training.loop import Trainer
-from experiments.build import Session, Setting, build_backbone, build_clock, build_method, device_of
+from experiments.build import Session, Setting, build_backbone, build_clock, build_method, device_of, source_of
 from experiments.cli import parse
+from experiments.memory import GB, planned_bytes
 
 ITEMS = 64
 ROUNDS = 2  # of processes, for each of two settings that are compared
@@ -202,13 +203,19 @@ def _alone(words: Sequence[str]) -> str:
     return done.stdout
 
 
-def compare_memory(words: Sequence[str]) -> dict[str, float]:
-    """Peak GB by ``backbone.sharing``, each measured in a process of its own."""
-    peaks = {
-        sharing: float(_alone(["--peak", *words, f"backbone.sharing={sharing}"]).split()[-1])
-        for sharing in ("lora", "full")
-    }
-    return peaks | {"ratio": peaks["lora"] / peaks["full"]}
+def compare_memory(words: Sequence[str]) -> dict[str, Any]:
+    """Peak GB by ``backbone.sharing``, each measured in a process of its own, beside what ``plan-memory`` says."""
+    found: dict[str, dict[str, float]] = {}
+    for sharing in ("lora", "full"):
+        setting = [*words, f"backbone.sharing={sharing}"]
+        config = compose(setting[0], setting[1:])
+        config.backbone.path = source_of(config)
+        found[sharing] = {
+            "measured_gb": float(_alone(["--peak", *setting]).split()[-1]),
+            "planned_gb": planned_bytes(config, 1)[1] / GB,
+        }
+    ratio = {key: found["lora"][key] / found["full"][key] for key in found["lora"]}
+    return found | {"ratio": ratio}
 
 
 def versus(words: Sequence[str], others: Sequence[str], repeats: int, stage: float) -> dict[str, Any]:

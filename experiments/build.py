@@ -82,17 +82,10 @@ def view_function(data: DataConfig) -> View:
 def build_backbone(config: ExperimentConfig) -> Backbone:
     """The teacher's pipeline with its roles still to be added."""
     spec = config.backbone
-    source = str(locate(spec.path))
-    if spec.path.startswith("random:"):
-        name = spec.path.removeprefix("random:")
-        if name not in RANDOM_PIPELINES:
-            raise UserError(f"backbone.path={spec.path} is unknown; allowed: {', '.join(RANDOM_PIPELINES)}")
-        with _locked(Path(config.execution.cache_dir) / "random" / f"{name}.lock"):
-            source = str(RANDOM_PIPELINES[name](Path(config.execution.cache_dir) / "random" / name))
     if spec.family not in FAMILIES:
         raise UserError(f"backbone.family={spec.family} is unknown; allowed: {', '.join(FAMILIES)}")
     backbone = FAMILIES[spec.family].load(
-        source,
+        source_of(config),
         sharing_of(config),
         revision=spec.revision,
         device=device_of(config),
@@ -101,6 +94,18 @@ def build_backbone(config: ExperimentConfig) -> Backbone:
     )
     backbone.compute_dtype = compute_dtype(config)
     return backbone
+
+
+def source_of(config: ExperimentConfig) -> str:
+    """The pipeline's folder or hub id; a random pipeline is written to the cache first."""
+    path = config.backbone.path
+    if not path.startswith("random:"):
+        return str(locate(path))
+    name, root = path.removeprefix("random:"), Path(config.execution.cache_dir) / "random"
+    if name not in RANDOM_PIPELINES:
+        raise UserError(f"backbone.path={path} is unknown; allowed: {', '.join(RANDOM_PIPELINES)}")
+    with _locked(root / f"{name}.lock"):
+        return str(RANDOM_PIPELINES[name](root / name))
 
 
 def sharing_of(config: ExperimentConfig) -> Sharing:

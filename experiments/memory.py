@@ -261,11 +261,16 @@ def run_command(arguments: Namespace) -> int:
     print(_table(plan_memory(config, arguments.gpus), arguments.gpus, config))
     other = copy.deepcopy(config)
     other.backbone.sharing = "lora" if config.backbone.sharing == "full" else "full"
-    theirs = _sum(plan_memory(other, arguments.gpus), config.execution.activation_checkpointing)
+    theirs = planned_bytes(other, arguments.gpus)
     print(
         f"with backbone.sharing={other.backbone.sharing}: {theirs[0] / GB:,.1f} GB, {theirs[1] / GB:,.1f} GB a device"
     )
     return 0
+
+
+def planned_bytes(config: ExperimentConfig, num_devices: int) -> tuple[int, int]:
+    """What the plan adds up to: on all devices together, and on each."""
+    return _sum(plan_memory(config, num_devices), config.execution.activation_checkpointing)
 
 
 def _sum(rows: list[Row], checkpointing: bool) -> tuple[int, int]:

@@ -95,4 +95,6 @@ def test_one_shared_backbone_needs_at_most_45_percent_of_three_copies(tmp_path: 
     assert 45e6 < sum(p.numel() for p in backbone.role_parameters("teacher").values()) < 55e6
     assert backbone.latent_shape == (4, 16, 16)
     found = bench.compare_memory(words)
-    assert found["ratio"] < 0.45 and found["lora"] > 0.2, found
+    assert found["ratio"]["measured_gb"] < 0.45 and found["lora"]["measured_gb"] > 0.2, found
+    for sharing in ("lora", "full"):  # beside the plan a process holds buffers of its libraries
+        assert found[sharing]["planned_gb"] < found[sharing]["measured_gb"] < 2 * found[sharing]["planned_gb"], found
