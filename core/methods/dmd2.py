@@ -15,17 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.backbones.base import FAKE_SCORE, STUDENT, TEACHER, Cond
+from core.backbones.base import FAKE_SCORE, STUDENT, Cond
 from core.backbones.roles import keyed_init
 from core.critics.image import IMAGE_FEATURES, ImageCritic
 from core.critics.latent import LatentCritic
 from core.data.batches import Batch
-from core.diffusion.solvers import simulate, solve
+from core.diffusion.solvers import simulate
 from core.losses.adversarial import GAN_LOSSES
 from core.losses.distill import mse
 from core.methods.base import Method, Optimizer, Player, Rollout, draw
 from core.methods.clock import Clock
 from core.methods.matching import distribution_matching
+from core.methods.teacher import teacher_sample
 
 CRITIC = "critic"
 FAKE_ROLES = {"network": FAKE_SCORE, "student": STUDENT, "none": None}
@@ -123,19 +124,14 @@ class Dmd2(Method):
 
     def _add_pairs(self, rollout: Rollout) -> None:
         """Noise, and where the teacher's guided ODE takes it."""
-        batch, grid = rollout.batch, self.backbone.process.timesteps(self.config.regression_steps)
+        batch, steps, guidance = rollout.batch, self.config.regression_steps, self.config.guidance
         draws = self.stream(STUDENT, "regression noise").normal(batch.positions, batch.x0.shape[1:])
         noise = draw(draws, batch.x0)
 
-        def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-            return self.backbone.guided(TEACHER, x, t, batch.cond[rows], batch.null, self.config.guidance)
-
         def compute() -> Tensor:
-            start = np.zeros(len(noise), dtype=np.int64)
-            return solve(denoise, noise, start, grid, self.backbone.process, self.config.solver)[0]
+            return teacher_sample(self.backbone, noise, batch.cond, batch.null, steps, guidance, self.config.solver)
 
-        passes = 1 if self.config.guidance == 1 else 2
-        cost = passes * len(noise) * len(grid)
+        cost = (1 if guidance == 1 else 2) * steps * len(noise)
         target, rollout.stored = self.teacher_solution(batch.positions, compute, cost)
         rollout.tensors |= {"pair_noise": noise, "pair_x0": target.to(noise.device)}
 
