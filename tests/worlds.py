@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -20,14 +21,20 @@ from core.backbones.pipeline import PipelineBackbone
 from core.backbones.roles import Sharing
 from core.backbones.tiny import write_tiny_flux2, write_tiny_sd
 from core.backbones.unet import UNetBackbone
-from core.config import ExperimentConfig, compose
+from core.config import ExperimentConfig, compose, resolve
 from core.data.batches import LatentData
 from core.data.solutions import SolutionStore
 from core.run import Run
 from core.training.loop import Trainer
 from core.training.world import ALONE, World
 from experiments.build import METHODS, build_clock, place_players
+from experiments.train import train_config
 
+# Two iterations of a paper's experiment on a tiny pipeline
+MINIATURE = [
+    "data.image_size=64", "method.distill_loss=mse", "train.budget.amount=2", "train.batch_size=4",
+    "train.precision=fp32", "backbone.lora_rank=4", "backbone.lora_alpha=4", "method.num_timesteps=8",
+]  # fmt: skip
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -60,6 +67,14 @@ def pictures(folder: Path, count: int = 8) -> Path:
         Image.new("RGB", (80, 64), (30 * index, 90, 120)).save(target / f"{index}.png")
         (target / f"{index}.txt").write_text(f"colour {index}")
     return target
+
+
+def trained_on_pictures(folder: Path, experiment: str, *overrides: str) -> dict[str, Any]:
+    """The last line of the log of a training, on ``pictures``, through the command's own code."""
+    paths = [f"data.path={pictures(folder)}", f"execution.runs_dir={folder}/runs"]
+    settings = resolve(compose(experiment, [*paths, *overrides]))
+    assert train_config(settings) == 0
+    return Run.create(settings).metrics()[-1]
 
 
 def config(folder: Path, *overrides: str, sharing: str = "lora", experiment: str = "flash/tiny") -> ExperimentConfig:

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from core.backbones.base import Cond
-from core.backbones.pipeline import PipelineBackbone, call_block, cast, read_json
+from core.backbones.pipeline import TransformerBackbone, as_map, call_block, cast, read_json
 from core.diffusion.process import FlowProcess, Process
 
 T5_TOKENS = 256  # as diffusers' pipeline
 
 
-class SD3Backbone(PipelineBackbone):
-    """See ``PipelineBackbone``. Conditioning: ``text`` (B, L, D), CLIP's last but one states, then T5's; ``pooled``
+class SD3Backbone(TransformerBackbone):
+    """See ``TransformerBackbone``. Conditioning: ``text`` (B, L, D), CLIP's last but one states, then T5's; ``pooled``
     (B, P), both CLIP projections."""
 
     pipeline = "StableDiffusion3Pipeline"
-    network_folder, network_class, vae_class = "transformer", SD3Transformer2DModel, AutoencoderKL
+    network_class, vae_class = SD3Transformer2DModel, AutoencoderKL
     parts = "transformer/, vae/, text_encoder/, text_encoder_2/, tokenizer/, tokenizer_2/, scheduler/"
 
     def _process(self, scheduler: Mapping[str, Any]) -> tuple[Process, str]:
@@ -45,22 +45,14 @@ class SD3Backbone(PipelineBackbone):
     def half_forward(network: SD3Transformer2DModel, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
         """The image's tokens after half of the blocks, as a map."""
         embedding, image = network.time_text_embed(t, pooled), network.pos_embed(x_t)
-        text, patch = network.context_embedder(text), network.config.patch_size
+        text = network.context_embedder(text)
         for block in network.transformer_blocks[: len(network.transformer_blocks) // 2]:
             text, image = call_block(network, block, image, text, embedding)
-        return image.mT.unflatten(2, (x_t.shape[2] // patch, x_t.shape[3] // patch))
+        return as_map(network, image, x_t)
 
     def _half_inputs(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> dict[str, Any]:
         text, pooled = (cast(cond.tensors[name], network) for name in ("text", "pooled"))
         return {"x_t": cast(x_t, network), "t": cast(t, network), "text": text, "pooled": pooled}
-
-    @property
-    def feature_shape(self) -> tuple[int, int, int]:
-        size = self.latent_shape[1] // self.roles.base.config.patch_size
-        return self.roles.base.inner_dim, size, size
-
-    def shard_units(self) -> list[nn.Module]:
-        return [block for net in self.roles.modules() for block in net.transformer_blocks]
 
     @cached_property
     def clip(self) -> list[tuple[CLIPTokenizer, CLIPTextModelWithProjection]]:
@@ -85,7 +77,7 @@ class SD3Backbone(PipelineBackbone):
     def encode_text(self, prompts: Sequence[str]) -> Cond:
         states, pooled = [], []
         for tokenizer, encoder in self.clip:
-            ids = self._tokens(tokenizer, prompts)
+            ids, _ = self._tokens(tokenizer, prompts)
             found = encoder(ids, output_hidden_states=True)
             states.append(found.hidden_states[-2])
             pooled.append(found[0])
@@ -100,4 +92,4 @@ class SD3Backbone(PipelineBackbone):
         if self.t5 is None:
             return torch.zeros(len(prompts), T5_TOKENS, width, device=self.device)
         tokenizer, encoder = self.t5
-        return encoder(self._tokens(tokenizer, prompts, T5_TOKENS))[0]
+        return encoder(self._tokens(tokenizer, prompts, T5_TOKENS)[0])[0]

@@ -147,11 +147,21 @@ class PipelineBackbone(Backbone):
         except OSError as error:
             raise UserError(f"{self.source}/{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
 
-    def _tokens(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int | None = None) -> Tensor:
-        """Token ids (B, length), padded and cut; ``length``: the tokenizer's own by default."""
+    def _tokens(
+        self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Token ids and where there is one, both (B, length), padded and cut; ``length``: by default the tokenizer's
+        own."""
         length = length or tokenizer.model_max_length
         tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return tokens.input_ids.to(self.device)
+        return tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
+
+    @cached_property
+    def vae_scale(self) -> int:
+        """Pixels of an image for each position of its latent."""
+        if self.source is None:  # built from its config alone: the released models
+            return 8
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @cached_property
     def vae(self) -> nn.Module:
@@ -164,6 +174,26 @@ class PipelineBackbone(Backbone):
 
     def pixels(self, latents: Tensor) -> Tensor:
         return self.vae.decode(self._to_vae(latents.to(self.device).float())).sample
+
+
+class TransformerBackbone(PipelineBackbone):
+    """A transformer whose tokens are patches of the latent, in one list of blocks."""
+
+    network_folder = "transformer"
+
+    @property
+    def feature_shape(self) -> tuple[int, int, int]:
+        size = self.latent_shape[1] // self.roles.base.config.patch_size
+        return self.roles.base.inner_dim, size, size
+
+    def shard_units(self) -> list[nn.Module]:
+        return [block for net in self.roles.modules() for block in net.transformer_blocks]
+
+
+def as_map(network: nn.Module, tokens: Tensor, x_t: Tensor) -> Tensor:
+    """Tokens (B, h w, F) of the patches of ``x_t`` as (B, F, h, w)."""
+    patch = network.config.patch_size
+    return tokens.mT.unflatten(2, (x_t.shape[2] // patch, x_t.shape[3] // patch))
 
 
 def call_block(network: nn.Module, block: nn.Module, *inputs: Any) -> Any:

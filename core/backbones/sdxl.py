@@ -27,13 +27,6 @@ class SDXLBackbone(UNetBackbone):
         return {"text_embeds": pooled, "time_ids": time_ids.expand(len(pooled), -1)}
 
     @cached_property
-    def vae_scale(self) -> int:
-        """Pixels of an image for each position of its latent."""
-        if self.source is None:  # built from its config alone: the released SDXL
-            return 8
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    @cached_property
     def text_encoder_2(self) -> CLIPTextModelWithProjection:
         return self._component(CLIPTextModelWithProjection, "text_encoder_2")
 
@@ -52,7 +45,7 @@ class SDXLBackbone(UNetBackbone):
     def encode_text(self, prompts: Sequence[str]) -> Cond:
         states, pooled = [], None
         for tokenizer, encoder in ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)):
-            found = encoder(self._tokens(tokenizer, prompts), output_hidden_states=True)
+            found = encoder(self._tokens(tokenizer, prompts)[0], output_hidden_states=True)
             states.append(found.hidden_states[-2])
             pooled = found[0]  # of the second encoder: the projected state of the end token
         text = torch.cat(states, dim=-1)

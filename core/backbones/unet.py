@@ -79,4 +79,4 @@ class UNetBackbone(PipelineBackbone):
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Cond:
-        return Cond({"text": self.text_encoder(self._tokens(self.tokenizer, prompts))[0]})
+        return Cond({"text": self.text_encoder(self._tokens(self.tokenizer, prompts)[0])[0]})

@@ -17,10 +17,8 @@ from core.backbones.mmdit import SD3Backbone
 from core.backbones.pipeline import PipelineBackbone
 from core.backbones.roles import Sharing
 from core.backbones.tiny import write_tiny_flux2, write_tiny_sd3
-from core.config import UserError, compose, resolve
+from core.config import UserError, compose
 from core.methods.teacher import teacher_sample
-from core.run import Run
-from experiments.train import train_config
 from tests import worlds
 
 PROMPTS = ["red apple", ""]
@@ -139,13 +137,8 @@ def test_a_guidance_distilled_network_takes_guidance_in_one_pass(tmp_path: Path)
 @pytest.mark.parametrize("family", ["tiny_sd3", "tiny_flux2"])
 @pytest.mark.parametrize("experiment", ["dmd2/tiny", "flash/tiny"])
 def test_the_tiny_twins_train_through_the_same_code(tmp_path: Path, family: str, experiment: str) -> None:
-    small = [
-        f"backbone={family}", f"data.path={worlds.pictures(tmp_path)}", "data.view=plain", "train.budget.amount=2",
-        "train.budget.unit=iterations", f"execution.runs_dir={tmp_path}/runs", "data.split=train",
-    ]  # fmt: skip
-    config = resolve(compose(experiment, small))
-    assert train_config(config) == 0
-    last = Run.create(config).metrics()[-1]
+    short = ["data.view=plain", "data.split=train", "train.budget.amount=2", "train.budget.unit=iterations"]
+    last = worlds.trained_on_pictures(tmp_path, experiment, f"backbone={family}", *short)
     assert last["images"] == 8 and all(math.isfinite(value) for key, value in last.items() if "/" in key)
 
 

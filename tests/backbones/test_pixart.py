@@ -10,13 +10,11 @@ from core.backbones.base import STUDENT, TEACHER, Cond
 from core.backbones.pixart import PixArtBackbone
 from core.backbones.roles import Sharing
 from core.backbones.tiny import write_tiny_pixart
-from core.config import compose, resolve
+from core.config import compose
 from core.diffusion.solvers import few_step_sample
 from core.diffusion.timesteps import trailing_timesteps
 from core.methods.teacher import teacher_sample
-from core.run import Run
 from experiments.export import export
-from experiments.train import train_config
 from tests import worlds
 
 PROMPTS = ["Red apple ", ""]
@@ -140,12 +138,5 @@ def test_an_exported_student_is_a_whole_network(
 
 
 def test_pixart_trains_through_the_same_code(folder: str, tmp_path: Path) -> None:
-    small = [
-        f"backbone.path={folder}", f"data.path={worlds.pictures(tmp_path)}", "data.image_size=64",
-        "method.distill_loss=mse", "train.budget.amount=2", "train.batch_size=4", "train.precision=fp32",
-        "backbone.lora_rank=4", "backbone.lora_alpha=4", "method.num_timesteps=8",
-        f"execution.runs_dir={tmp_path}/runs",
-    ]  # fmt: skip
-    config = resolve(compose("flash/pixart", small))
-    assert train_config(config) == 0
-    assert Run.create(config).metrics()[-1]["images"] == 8
+    last = worlds.trained_on_pictures(tmp_path, "flash/pixart", f"backbone.path={folder}", *worlds.MINIATURE)
+    assert last["images"] == 8

@@ -10,10 +10,8 @@ from core.backbones.base import TEACHER
 from core.backbones.roles import Sharing
 from core.backbones.sdxl import SDXLBackbone
 from core.backbones.tiny import write_tiny_sdxl
-from core.config import compose, resolve
+from core.config import compose
 from core.methods.teacher import teacher_sample
-from core.run import Run
-from experiments.train import train_config
 from tests import worlds
 
 PROMPTS = ["red apple", ""]
@@ -84,12 +82,5 @@ def test_features_are_the_encoder_half(backbone: SDXLBackbone) -> None:
 
 
 def test_sdxl_trains_through_the_same_code(folder: str, tmp_path: Path) -> None:
-    small = [
-        f"backbone.path={folder}", f"data.path={worlds.pictures(tmp_path)}", "data.image_size=64",
-        "method.distill_loss=mse", "train.budget.amount=2", "train.batch_size=4", "train.precision=fp32",
-        "backbone.lora_rank=4", "backbone.lora_alpha=4", "method.num_timesteps=8",
-        f"execution.runs_dir={tmp_path}/runs",
-    ]  # fmt: skip
-    config = resolve(compose("flash/sdxl", small))
-    assert train_config(config) == 0
-    assert Run.create(config).metrics()[-1]["images"] == 8
+    last = worlds.trained_on_pictures(tmp_path, "flash/sdxl", f"backbone.path={folder}", *worlds.MINIATURE)
+    assert last["images"] == 8
