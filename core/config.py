@@ -51,9 +51,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-REMEMBERED = (
-    Path(".cache") / "composed"
-)  # compositions of the configuration files, which are read again if these change
+# Compositions of the configuration files, which are read again if these change
+REMEMBERED = Path(".cache") / "composed"
 
 # The field of each group's YAML that names its schema when a stored configuration is read back.
 _SCHEMA_KEY = {"method": "name", "backbone": "family", "task": "name"}

@@ -109,7 +109,7 @@ def noise_data(backbone: Backbone, config: ExperimentConfig) -> LatentData:
 
 def build(config: ExperimentConfig, folder: Path) -> Trainer:
     config.execution.runs_dir, config.execution.use_solution_store = str(folder), False
-    config.train.budget.amount = 10**9  # the stage is the first one's unless a test says otherwise
+    config.train.budget.amount = 10**9  # it never ends
     backbone = build_backbone(config)
     method = build_method(config, backbone)
     run = Run.create(resolve(config))
@@ -170,8 +170,8 @@ def _device_name(device: torch.device) -> str:
 def peak_gb(device: torch.device) -> float:
     """Most memory so far: what the allocator gave out on CUDA, what the process held on the CPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        return torch.cuda.max_memory_allocated(device) / GB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
 
 
 def held_gb() -> float:
@@ -180,7 +180,7 @@ def held_gb() -> float:
     if not status.exists():
         return peak_gb(torch.device("cpu"))
     line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) * 1024 / 1e9
+    return int(line.split()[1]) * 1024 / GB
 
 
 def peak_of_two_iterations(words: Sequence[str]) -> float:
@@ -231,9 +231,8 @@ def versus(words: Sequence[str], others: Sequence[str], repeats: int, stage: flo
     keys = ("images_per_s", "peak_gb")
     medians = {name: {key: median(one[key] for one in runs) for key in keys} for name, runs in found.items()}
     ratio = {key: medians["second"][key] / medians["first"][key] for key in keys}
-    return {"experiment": found["first"][0]["experiment"], "versus": " ".join(others), **medians, "ratio": ratio} | {
-        "device": found["first"][0]["device"]
-    }
+    facts = {key: found["first"][0][key] for key in ("experiment", "device")}
+    return {**facts, "versus": " ".join(others), **medians, "ratio": ratio}
 
 
 def sampling(config: ExperimentConfig, steps: Sequence[int], teacher_steps: int, repeats: int) -> dict[str, Any]:
@@ -249,7 +248,8 @@ def sampling(config: ExperimentConfig, steps: Sequence[int], teacher_steps: int,
     for repeat in range(repeats + 1):
         for setting in settings:  # in turn: machines are noisy
             seconds = _timed(partial(session.sample, prompts, setting), backbone.device)
-            times[setting] += [seconds / len(prompts)] * bool(repeat)
+            if repeat:
+                times[setting].append(seconds / len(prompts))
     found = {setting: median(seconds) for setting, seconds in times.items()}
     teacher = found[settings[0]]
     return {

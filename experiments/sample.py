@@ -67,7 +67,7 @@ def default_columns(
         own = [replace(setting, weights=weights) for setting in own]
     return (
         *(Column(setting) for setting in teachers),
-        *(Column(setting, images) for images in sorted(moments) or [None] for setting in own),
+        *(Column(setting, images) for images in moments or [None] for setting in own),
     )
 
 
