@@ -213,12 +213,15 @@ class ExecutionConfig:
     heartbeat_s: float = 30.0
     tensorboard: bool = False
     use_solution_store: bool = True
+    solve_batch: int | None = None  # samples for which the teacher is solved at once, also ahead; null: a micro-batch
     num_threads: int | None = None
     stop_after_images: int | None = None  # end this attempt early, resumable; null: run to the budget
 
     def validate(self) -> None:
         if self.micro_batch is not None:
             check_range("execution.micro_batch", self.micro_batch, 1)
+        if self.solve_batch is not None:
+            check_range("execution.solve_batch", self.solve_batch, 1)
         for key in ("checkpoint_every_images", "keep_checkpoints", "sample_every_images", "log_every_images"):
             check_range(f"execution.{key}", getattr(self, key), 1)
         check_choice("execution.sharding", self.sharding, ("none", "fsdp"))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core.config import UserError
 from core.diffusion.guidance import combine
@@ -142,10 +143,13 @@ class Backbone(ABC):
         with self._autocast(x_t):
             return self.network_features(role, x_t, t, cond).float()
 
-    def _autocast(self, like: Tensor) -> AbstractContextManager:
+    @contextmanager
+    def _autocast(self, like: Tensor) -> Iterator[None]:
         if self.compute_dtype is None:
-            return nullcontext()
-        return torch.autocast(like.device.type, dtype=self.compute_dtype)
+            yield
+            return
+        with torch.autocast(like.device.type, dtype=self.compute_dtype), attention_for(like):
+            yield
 
     @contextmanager
     def uncounted(self) -> Iterator[Counter[str]]:
@@ -162,6 +166,20 @@ class Backbone(ABC):
         with torch.no_grad():
             for name, parameter in self.role_parameters(target).items():
                 parameter.copy_(theirs[name])
+
+
+def attention_for(like: Tensor) -> AbstractContextManager:
+    """How attention is computed in 16 bit: by torch's fused kernel, but not where a CPU needs its gradient, which takes
+    ten times what it takes in fp32 and half of a training step; there by matrix products."""
+    if like.device.type == "cpu" and torch.is_grad_enabled():
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
+
+
+def attention_as_now() -> AbstractContextManager:
+    """To compute it the same way later: what is computed again must save what was saved."""
+    fused = torch.backends.cuda.flash_sdp_enabled()  # of every device, whatever its name says
+    return nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
 
 
 def freeze(parameters: Iterable[nn.Parameter]) -> None:

@@ -21,7 +21,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from core.backbones.base import TEACHER, freeze
+from core.backbones.base import TEACHER, attention_as_now, freeze
 from core.randomness import torch_seed
 
 
@@ -139,6 +139,11 @@ class Roles:
             if not off:
                 layer._active_adapter = [role]
 
+    @contextmanager
+    def _as_now(self, role: str, attention: AbstractContextManager) -> Iterator[None]:
+        with self.use(role), attention:
+            yield
+
     def checkpointing(self) -> Callable:
         """A gradient-checkpointing function that recomputes under the role of the forward."""
 
@@ -146,7 +151,7 @@ class Roles:
             role = self._current
 
             def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-                return nullcontext(), self.use(role)
+                return nullcontext(), self._as_now(role, attention_as_now())
 
             return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 

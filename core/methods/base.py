@@ -117,9 +117,10 @@ class Method(ABC):
         parameters = self.backbone.role_parameters(STUDENT)
         return Player(STUDENT, parameters, optimizer, STUDENT_EMA if self.ema else None)
 
-    def asks_teacher(self, clock: Clock) -> bool:
-        """Whether the rollout of this iteration reads teacher solutions, if it reads any."""
-        return True
+    def problem_stage(self, clock: Clock) -> int | None:
+        """What beside its samples decides the teacher problems of an iteration: those of one number may be solved in
+        one rollout. None: its rollout asks for none."""
+        return 0
 
     def teacher_solution(self, positions: np.ndarray, solve: Callable[[], Tensor], cost: int) -> tuple[Tensor, int]:
         """A solution of the teacher's ODE, stored or solved now, and the evaluations (of ``cost``) that were saved."""

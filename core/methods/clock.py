@@ -21,7 +21,7 @@ class Clock:
 
     ``evaluations`` are the network evaluations that the method asked for, by role. Teacher solutions read from the
     store count too (``stored``): whether a store is used is execution, and must not move a schedule. ``ahead`` are
-    evaluations spent on problems of later iterations while another process was solving this one's.
+    evaluations spent on problems of later iterations, which are read from the store when their turn comes.
     """
 
     budget: int

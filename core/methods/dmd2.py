@@ -115,12 +115,13 @@ class Dmd2(Method):
         rollout = Rollout(batch, {"x_t": x_t, "t": t})
         if STUDENT not in self.turns(clock):
             rollout.samples = self.student_x0(rollout)
-        if self.asks_teacher(clock):
+        if self.problem_stage(clock) is not None:
             self._add_pairs(rollout)
         return rollout
 
-    def asks_teacher(self, clock: Clock) -> bool:
-        return STUDENT in self.turns(clock) and self.weights(STUDENT, clock)["regression"] > 0
+    def problem_stage(self, clock: Clock) -> int | None:
+        asks = STUDENT in self.turns(clock) and self.weights(STUDENT, clock)["regression"] > 0
+        return 0 if asks else None
 
     def _add_pairs(self, rollout: Rollout) -> None:
         """Noise, and where the teacher's guided ODE takes it."""

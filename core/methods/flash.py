@@ -76,7 +76,7 @@ class Flash(Method):
         pmf = timestep_pmf(
             self.config.timestep_distribution,
             self.config.num_timesteps,
-            self.config.stage_weights[clock.stage(len(self.config.stage_weights))],
+            self.config.stage_weights[self.problem_stage(clock)],
             self.config.mixture_variance,
         )
         index, first_call = self._starts(batch.positions, pmf), None
@@ -92,6 +92,9 @@ class Flash(Method):
             rollout.tensors["target"] = target.to(x_t.device)
             rollout.stored = stored
         return rollout
+
+    def problem_stage(self, clock: Clock) -> int | None:
+        return clock.stage(len(self.config.stage_weights))
 
     def _starts(self, positions: np.ndarray, pmf: np.ndarray) -> np.ndarray:
         """Index of each sample's start point, 0 is full noise, int64 (B,)."""

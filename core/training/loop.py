@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -95,35 +96,64 @@ class Trainer:
     def _rollout(self, micro: Batch) -> Rollout:
         while True:
             try:
+                if self._should_solve_more_than(micro):
+                    self._solve_next(self.clock)
                 return self.method.rollout(micro, self.clock)
             except Busy:
-                if not self._solve_ahead():
+                later = copy.deepcopy(self.clock)
+                later.advance()
+                if not self._solve_next(later):
                     time.sleep(BUSY_POLL_S)
 
-    def _solve_ahead(self) -> bool:
-        """Solve the next micro-batch that nobody has or is solving; whether there was one.
+    def _should_solve_more_than(self, micro: Batch) -> bool:
+        """Whether its teacher solutions are missing and those of later iterations are to be solved with them."""
+        size, solutions = self.config.execution.solve_batch, self.method.solutions
+        if size is None or size <= self.micro_batch or solutions is None:
+            return False
+        return self.method.problem_stage(self.clock) is not None and not solutions.has(micro.positions)
+
+    def _solve_next(self, clock: Clock) -> bool:
+        """Solve the first problems from ``clock`` on that nobody has or is solving; whether there were any.
 
         A rollout is a pure function of batch and clock, so that of a later iteration can be asked for now.
         """
-        for micro, clock in self._unsolved_ahead():
+        for positions, then in self._unsolved(clock):
             try:
                 with self.method.backbone.uncounted() as evaluations:
-                    self.method.rollout(micro, clock)
+                    self.method.rollout(self.data.batch(positions), then)
             except Busy:
                 continue
             self.clock.ahead += evaluations.total()
             return True
         return False
 
-    def _unsolved_ahead(self) -> Iterator[tuple[Batch, Clock]]:
-        """Micro-batches of later iterations whose teacher solutions are not stored, with the clock of then."""
-        solutions, clock = self.method.solutions, copy.deepcopy(self.clock)
-        clock.advance()
+    def _unsolved(self, clock: Clock) -> Iterator[tuple[np.ndarray, Clock]]:
+        """Positions whose teacher solutions are not stored, with their clock: micro-batches, joined up to
+        ``execution.solve_batch`` samples where they follow each other and their problems are of one stage."""
+        size = max(self.config.execution.solve_batch or 0, self.micro_batch)
+        block: tuple[np.ndarray, Clock] | None = None
+        for positions, then in self._unsolved_micro_batches(clock):
+            if block is not None and len(block[0]) + len(positions) <= size and self._continues(block, positions, then):
+                block = np.concatenate([block[0], positions]), block[1]
+                continue
+            if block is not None:
+                yield block
+            block = positions, then
+        if block is not None:
+            yield block
+
+    def _continues(self, block: tuple[np.ndarray, Clock], positions: np.ndarray, clock: Clock) -> bool:
+        follows = positions[0] == block[0][-1] + 1
+        return follows and self.method.problem_stage(clock) == self.method.problem_stage(block[1])
+
+    def _unsolved_micro_batches(self, clock: Clock) -> Iterator[tuple[np.ndarray, Clock]]:
+        clock = copy.deepcopy(clock)
         while not clock.done:
             positions = self.world.share(clock.positions())
-            if self.method.asks_teacher(clock) and not solutions.has(positions):
-                micros = self.data.batch(positions).split(self.micro_batch)
-                yield from ((micro, clock) for micro in micros if not solutions.has(micro.positions))
+            if self.method.problem_stage(clock) is not None and not self.method.solutions.has(positions):
+                for micro in np.split(positions, len(positions) // self.micro_batch):
+                    if not self.method.solutions.has(micro):
+                        yield micro, copy.deepcopy(clock)
             clock.advance()
 
     def _turn(self, name: str, rollouts: list[Rollout]) -> None:

@@ -118,6 +118,32 @@ def test_checkpointed_gradients_are_exact_when_another_role_runs_in_between(tmp_
         torch.testing.assert_close(recomputed, plain, rtol=1e-6, atol=1e-8)
 
 
+def test_the_gradient_of_attention_in_16_bit_does_not_take_the_slow_kernel(tmp_path: Path) -> None:
+    """On a CPU; also where activations are computed again, which would fail if that chose another one."""
+
+    def step(checkpointing: bool) -> tuple[set[str], list[torch.Tensor]]:
+        backbone = worlds.backbone(tmp_path)
+        backbone.compute_dtype = torch.bfloat16
+        backbone.add_role("student", trainable=True)
+        if checkpointing:
+            backbone.enable_activation_checkpointing()
+        x_t, t, cond, _ = inputs()
+        loss = backbone.predict("student", x_t, t, cond).square().mean()
+        nodes, left = set(), [loss.grad_fn]
+        while left:
+            node = left.pop()
+            if node is not None and node not in nodes:
+                left += [following for following, _ in node.next_functions]
+                nodes.add(node)
+        loss.backward()
+        return {node.name() for node in nodes}, [p.grad for p in backbone.role_parameters("student").values()]
+
+    kernels, plain = step(False)
+    assert "BmmBackward0" in kernels and not any("FlashAttention" in name for name in kernels)
+    for once, again in zip(plain, step(True)[1], strict=True):
+        torch.testing.assert_close(again, once, rtol=1e-6, atol=1e-8)
+
+
 def test_critic_features_are_the_encoder_half(tmp_path: Path) -> None:
     """They equal what the whole network's mid block puts out, and cost no full evaluation."""
     backbone = worlds.backbone(tmp_path)
