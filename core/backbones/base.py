@@ -116,6 +116,11 @@ class Backbone(ABC):
         pixels = ((self.pixels(latents) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
+    def training_pixels(self, latents: Tensor) -> Tensor:
+        """``pixels`` as precisely as the networks are trained, float32: for losses, never for what is measured."""
+        with self._autocast(latents):
+            return self.pixels(latents).float()
+
     def predict(self, role: str, x_t: Tensor, t: Tensor, cond: Cond, as_: str = "x0") -> Tensor:
         """The role's prediction converted once, in fp32, to ``as_``: "x0", "eps", "v" or "flow"."""
         self.evaluations[role] += len(x_t)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.losses.imagenet import efficientnet_lite, normalised
+from core.losses.imagenet import channels_last, efficientnet_lite, normalised
 from core.schema import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -28,7 +28,7 @@ class EffnetFeatures(nn.Module):
         self.channels = [stage["num_chs"] for stage in self.network.feature_info[-3:]]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        images = normalised((pixels.float() + 1) * 127.5)
+        images = channels_last(normalised((pixels.float() + 1) * 127.5))
         return self.network.forward_intermediates(images, indices=3, intermediates_only=True)
 
 

@@ -43,3 +43,8 @@ def efficientnet_lite(variant: int, path: str | Path | None = None) -> tuple[nn.
 def normalised(pixels: Tensor) -> Tensor:
     """Pixels in [0, 255] as the checkpoints take them."""
     return (pixels - 127.0) / 128.0
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The layout in which these networks' gradient is a quarter faster on a CPU."""
+    return images.contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from core.losses.imagenet import efficientnet_lite, normalised
+from core.losses.imagenet import channels_last, efficientnet_lite, normalised
 from core.schema import UserError
 
 VGG_FILE = "vgg16-397923af.pth"  # torchvision's; the name holds the start of its sha256
@@ -44,7 +44,7 @@ class EffnetDistance(nn.Module):
         return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).sum(0)
 
     def _stages(self, pixels: Tensor) -> list[Tensor]:
-        images = normalised((pixels.float() + 1) * 127.5)
+        images = channels_last(normalised((pixels.float() + 1) * 127.5))
         return [unit_length(x) for x in self.network.forward_intermediates(images, intermediates_only=True)]
 
 

@@ -197,7 +197,7 @@ class Dmd2(Method):
     def _logits(self, x0: Tensor, batch: Batch) -> Tensor:
         """Of noised latents on the fake score's bottleneck, t' ~ U over all times; or of decoded images."""
         if not self.shares_bottleneck:
-            return self.critic(self.image_features(self.backbone.pixels(x0)))
+            return self.critic(self.image_features(self.backbone.training_pixels(x0)))
         process, p = self.backbone.process, batch.positions
         t = process.timestep(draw(self.stream(CRITIC, "timestep").uniform(p), x0))
         noise = draw(self.stream(CRITIC, "noise").normal(p, x0.shape[1:]), x0)

@@ -46,7 +46,7 @@ class Flash(Method):
         if name in DISTILL_LOSSES:
             return DISTILL_LOSSES[name]
         distance = PERCEPTUAL_LOSSES[name](self.config.lpips_path)
-        return PerceptualLoss(distance.to(self.backbone.device), self.backbone.pixels)
+        return PerceptualLoss(distance.to(self.backbone.device), self.backbone.training_pixels)
 
     def players(self) -> list[Player]:
         betas = tuple(self.config.adam_betas)
