@@ -148,13 +148,8 @@ class Backbone(ABC):
         with self._autocast(x_t):
             return self.network_features(role, x_t, t, cond).float()
 
-    @contextmanager
-    def _autocast(self, like: Tensor) -> Iterator[None]:
-        if self.compute_dtype is None:
-            yield
-            return
-        with torch.autocast(like.device.type, dtype=self.compute_dtype), attention_for(like):
-            yield
+    def _autocast(self, like: Tensor) -> AbstractContextManager:
+        return computing_in(self.compute_dtype, like)
 
     @contextmanager
     def uncounted(self) -> Iterator[Counter[str]]:
@@ -173,12 +168,19 @@ class Backbone(ABC):
                 parameter.copy_(theirs[name])
 
 
-def attention_for(like: Tensor) -> AbstractContextManager:
-    """How attention is computed in 16 bit: by torch's fused kernel, but not where a CPU needs its gradient, which takes
-    ten times what it takes in fp32 and half of a training step; there by matrix products."""
-    if like.device.type == "cpu" and torch.is_grad_enabled():
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
+@contextmanager
+def computing_in(dtype: torch.dtype | None, like: Tensor) -> Iterator[None]:
+    """Autocast to ``dtype`` on the device of ``like``; None: as it is stored.
+
+    torch's fused attention is left out where a CPU needs its gradient, which in 16 bit takes ten times what it takes in
+    fp32 and half of a training step: matrix products take its place.
+    """
+    if dtype is None:
+        yield
+        return
+    slow = like.device.type == "cpu" and torch.is_grad_enabled()
+    with torch.autocast(like.device.type, dtype=dtype), sdpa_kernel(SDPBackend.MATH) if slow else nullcontext():
+        yield
 
 
 def attention_as_now() -> AbstractContextManager:

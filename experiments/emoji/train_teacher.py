@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from core.backbones.base import computing_in
 from core.data.shards import Example, open_dataset
 from core.randomness import Stream, permutation
 from experiments.emoji.flux2_recipe import Flux2Recipe
@@ -200,7 +201,9 @@ class Trainer:
 
     def update(self, latents: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         x_t, t, tokens, target = self.batch(latents, ids)
-        loss = F.mse_loss(self.forward(x_t, t, tokens), target)
+        with computing_in(torch.bfloat16 if self.args.bf16 else None, x_t):
+            predicted = self.forward(x_t, t, tokens)
+        loss = F.mse_loss(predicted.float(), target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
         self.optimizer.step(learning_rate(self.seconds / (60 * self.args.minutes), self.args.lr))
@@ -250,6 +253,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=48000)
     parser.add_argument("--export-every", type=float, default=10, help="minutes between exports to OUT/pipeline")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--bf16", action="store_true", help="faster where the processor has units for it")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     examples = list(open_dataset(args.data, "train"))
