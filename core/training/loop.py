@@ -128,23 +128,22 @@ class Trainer:
         return False
 
     def _unsolved(self, clock: Clock) -> Iterator[tuple[np.ndarray, Clock]]:
-        """Positions whose teacher solutions are not stored, with their clock: micro-batches, joined up to
-        ``execution.solve_batch`` samples where they follow each other and their problems are of one stage."""
+        """Positions whose teacher solutions are not stored, with their clock: micro-batches, joined where they follow
+        each other in one stage of the problems and in one block of ``execution.solve_batch`` positions. Blocks are the
+        same for every process: what is solved together decides the last digits."""
         size = max(self.config.execution.solve_batch or 0, self.micro_batch)
-        block: tuple[np.ndarray, Clock] | None = None
+        found: list[np.ndarray] = []
+        first = clock
         for positions, then in self._unsolved_micro_batches(clock):
-            if block is not None and len(block[0]) + len(positions) <= size and self._continues(block, positions, then):
-                block = np.concatenate([block[0], positions]), block[1]
+            joins = found and positions[0] == found[-1][-1] + 1 and positions[0] // size == found[0][0] // size
+            if joins and self.method.problem_stage(then) == self.method.problem_stage(first):
+                found.append(positions)
                 continue
-            if block is not None:
-                yield block
-            block = positions, then
-        if block is not None:
-            yield block
-
-    def _continues(self, block: tuple[np.ndarray, Clock], positions: np.ndarray, clock: Clock) -> bool:
-        follows = positions[0] == block[0][-1] + 1
-        return follows and self.method.problem_stage(clock) == self.method.problem_stage(block[1])
+            if found:
+                yield np.concatenate(found), first
+            found, first = [positions], then
+        if found:
+            yield np.concatenate(found), first
 
     def _unsolved_micro_batches(self, clock: Clock) -> Iterator[tuple[np.ndarray, Clock]]:
         clock = copy.deepcopy(clock)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -142,6 +143,19 @@ def test_the_gradient_of_attention_in_16_bit_does_not_take_the_slow_kernel(tmp_p
     assert "BmmBackward0" in kernels and not any("FlashAttention" in name for name in kernels)
     for once, again in zip(plain, step(True)[1], strict=True):
         torch.testing.assert_close(again, once, rtol=1e-6, atol=1e-8)
+
+
+def test_losses_on_pixels_decode_as_training_computes_and_measurements_do_not(tmp_path: Path) -> None:
+    backbone, latents = worlds.backbone(tmp_path), inputs()[0].requires_grad_(True)
+    exact, shown = backbone.pixels(latents), backbone.decode(latents)
+    assert torch.equal(backbone.training_pixels(latents), exact)
+    backbone.compute_dtype = torch.bfloat16
+    rough = backbone.training_pixels(latents)
+    error = (rough - exact).abs().max() / exact.abs().max()
+    assert rough.dtype == torch.float32 and 1e-5 < error < 0.05
+    assert np.array_equal(backbone.decode(latents), shown)
+    rough.square().mean().backward()
+    assert latents.grad.abs().max() > 0
 
 
 def test_critic_features_are_the_encoder_half(tmp_path: Path) -> None:
