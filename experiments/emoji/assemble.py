@@ -1,6 +1,6 @@
-"""Put a teacher pipeline and a further trained decoder together into the folder to publish.
+"""Make a trained teacher pipeline the folder to publish, with a further trained decoder if there is one.
 
-``python -m experiments.emoji.assemble --pipeline FOLDER --vae FOLDER --out FOLDER``. The encoder must be the one
+``python -m experiments.emoji.assemble --pipeline FOLDER [--vae FOLDER] --out FOLDER``. The encoder must be the one
 whose latents the teacher was trained on.
 """
 
@@ -15,23 +15,29 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from core.config import UserError
 
 
-def assemble(pipeline_folder: Path, vae_folder: Path, out: Path) -> None:
-    """Write ``out`` with the pipeline's networks and the other VAE, float16.
+def assemble(pipeline_folder: Path, vae_folder: Path | None, out: Path) -> None:
+    """Write ``out`` with the pipeline's networks and the other VAE (None: its own), float16.
 
     Raises:
         UserError: the VAE's encoder differs from the pipeline's (beyond float16 rounding).
     """
+    vae = None if vae_folder is None else _with_same_encoder(pipeline_folder, vae_folder)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(pipeline_folder, out)
+    if vae is not None:
+        vae.half().save_pretrained(out / "vae")
+    _publish(out)
+
+
+def _with_same_encoder(pipeline_folder: Path, vae_folder: Path) -> AutoencoderKL:
     pipeline = StableDiffusionPipeline.from_pretrained(pipeline_folder)
     vae = AutoencoderKL.from_pretrained(vae_folder)
     for part in ("encoder", "quant_conv"):
         ours, theirs = getattr(vae, part).state_dict(), getattr(pipeline.vae, part).state_dict()
         if any(not torch.allclose(ours[name], theirs[name], atol=1e-3, rtol=1e-3) for name in ours):
             raise UserError(f"the {part} of {vae_folder} is not the one that {pipeline_folder} was trained on")
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(pipeline_folder, out)
     vae.register_to_config(scaling_factor=pipeline.vae.config.scaling_factor)
-    vae.half().save_pretrained(out / "vae")
-    _publish(out)
+    return vae
 
 
 def _publish(folder: Path) -> None:
@@ -46,7 +52,7 @@ def _publish(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--vae", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     assemble(args.pipeline, args.vae, args.out)

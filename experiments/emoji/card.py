@@ -1,4 +1,4 @@
-"""Sheets and measurements for the card of ``emoji-sd-v1``.
+"""Sheets and measurements for the card of an embedded teacher.
 
 ``python -m experiments.emoji.card --teacher FOLDER --data FOLDER --out FOLDER`` writes samples.png (prompts, held-out
 combinations last), guidance.png (one prompt a row, guidance 1 to 6), memorisation.png (samples beside their
@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
+from core.backbones.roles import Sharing
 from core.data.shards import ImageTextDataset, open_dataset
+from core.methods.teacher import teacher_sample
 from core.metrics.fid import Extractor, kernel_distance, load_extractor
 from core.randomness import Stream
+from experiments.build import FAMILIES
 from experiments.emoji.sheets import save_sheet
 from experiments.emoji.train_vae import psnr, validation_images
 from experiments.emoji.views import view
@@ -39,29 +41,24 @@ STEPS = (1, 2, 4, 8, 25)
 
 
 class Sampler:
-    """DPM-Solver++ samples of a pipeline folder with keyed noise."""
+    """DPM-Solver++ samples of the teacher in a pipeline folder, with keyed noise."""
 
-    def __init__(self, folder: Path) -> None:
-        self.pipeline = StableDiffusionPipeline.from_pretrained(folder)
-        self.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
-            self.pipeline.scheduler.config, timestep_spacing="trailing"
-        )
-        self.pipeline.set_progress_bar_config(disable=True)
+    def __init__(self, folder: Path, family: str) -> None:
+        self.backbone = FAMILIES[family].load(str(folder), Sharing("full"), image_size=64)
+        self.null = self.backbone.encode_text([""])
 
     def __call__(self, prompts: list[str], steps: int, guidance: float, seed: int = 0) -> np.ndarray:
         """uint8 (n, 64, 64, 3); the noise is a function of (seed, position in the list)."""
-        noise = torch.from_numpy(Stream(seed, "card", "noise").normal(range(len(prompts)), (8, 8, 8)))
-        images = [
-            self.pipeline(
-                prompts[i : i + 64],
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                latents=noise[i : i + 64],
-                output_type="np",
-            ).images
-            for i in range(0, len(prompts), 64)
-        ]
-        return (np.concatenate(images) * 255).round().astype(np.uint8)
+        shape = self.backbone.latent_shape
+        noise = torch.from_numpy(Stream(seed, "card", "noise").normal(range(len(prompts)), shape)).float()
+        parts = (slice(i, i + 64) for i in range(0, len(prompts), 64))
+        return np.concatenate([self._pictures(prompts[part], noise[part], steps, guidance) for part in parts])
+
+    def _pictures(self, prompts: list[str], noise: torch.Tensor, steps: int, guidance: float) -> np.ndarray:
+        cond = self.backbone.encode_text(prompts)
+        return self.backbone.decode(
+            teacher_sample(self.backbone, noise, cond, self.null, steps, guidance, solver="dpmpp_2m")
+        )
 
 
 def held_out_prompts(data: ImageTextDataset, count: int) -> list[str]:
@@ -120,6 +117,7 @@ def kernel_distances(sampler: Sampler, extractor: Extractor, data: ImageTextData
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--family", choices=["unet", "flux2"], default="unet")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--guidance", type=float, default=4.0, help="for the sheets")
@@ -128,7 +126,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     train, held_out = open_dataset(args.data, "train"), open_dataset(args.data, "heldout")
-    sampler = Sampler(args.teacher)
+    sampler = Sampler(args.teacher, args.family)
     prompts = [*PROMPTS, *held_out_prompts(held_out, 6)]
     samples = sampler([p for p in prompts for _ in range(6)], 25, args.guidance)
     save_sheet(args.out / "samples.png", np.split(samples, len(prompts)), prompts)
@@ -138,8 +136,7 @@ def main() -> None:
     extractor = load_extractor("effnet")
     memorisation_sheet(sampler, extractor, train, args.guidance, args.out / "memorisation.png")
     measured = kernel_distances(sampler, extractor, train, args.num_images)
-    vae = AutoencoderKL.from_pretrained(args.teacher / "vae")
-    measured["vae_psnr_heldout_db"] = psnr(vae, validation_images(held_out, 290))
+    measured["vae_psnr_heldout_db"] = psnr(sampler.backbone.vae, validation_images(held_out, 290))
     (args.out / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
     print(json.dumps(measured, indent=2))
 
