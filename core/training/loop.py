@@ -156,12 +156,17 @@ class Trainer:
             clock.advance()
 
     def _turn(self, name: str, rollouts: list[Rollout]) -> None:
-        """One update of one player, accumulated over the micro-batches."""
+        """One update of one player, accumulated over the micro-batches.
+
+        None where no term has a weight: Flash Diffusion without distillation, in its first stage.
+        """
         player = self.players[name]
         player.zero_grad()
         weights = self.method.weights(name, self.clock)
         for number, rollout in enumerate(rollouts, 1):
             terms = self.method.losses(name, rollout, self.clock)
+            if not terms:
+                continue
             loss = total(terms, weights) / len(rollouts)
             if self.sharded:  # gathered parameters are no inputs that could be named; who is not at turn starts at zero
                 synchronise_gradients(self.method.backbone, number == len(rollouts))
@@ -170,6 +175,8 @@ class Trainer:
                 loss.backward(inputs=player.trained)  # nobody else's gradients are computed
             for term, value in terms.items():
                 self.monitor.add(f"{name}/{term}", value)
+        if not terms:
+            return
         self.world.average(player.gradients())
         factor = warmup_factor(self.clock.iteration, self.config.train.lr_warmup_iterations)
         factor *= lr_factor(self.clock.fraction, self.config.train.lr_decay)

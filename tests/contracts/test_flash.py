@@ -93,6 +93,20 @@ def test_zero_weighted_terms_cost_nothing(tmp_path: Path) -> None:
     assert undistilled.clock.evaluations["teacher"] == 8  # the DMD score alone: no teacher solve
 
 
+def test_a_student_without_any_term_waits_for_its_stage_while_the_critic_learns(tmp_path: Path) -> None:
+    """adversarial + DMD without distillation: the weights of the first stage are zero."""
+    late = ("method.adversarial_weight=[0,.1,.1,.1]", "method.dmd_weight=[0,.3,.3,.3]")
+    trained = worlds.trainer(tmp_path, ["method.distill_weight=0", *late])
+    before = worlds.parameters(trained)
+    trained.train(until=0.25)
+    after = worlds.parameters(trained)
+    changed = {name.split("/")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"critic"} and trained.clock.student_images == 8
+    trained.train()
+    last = worlds.parameters(trained)
+    assert any(not torch.equal(after[name], last[name]) for name in after if name.startswith("student/"))
+
+
 def test_a_zero_weight_equals_an_absent_term_and_moves_nobody_elses_draws(tmp_path: Path) -> None:
     """The student of a run whose GAN weight is zero in all but the last stage is bit-identical until that stage."""
     curves = []
