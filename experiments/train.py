@@ -183,7 +183,8 @@ def _sheet(session: Session, run: Run, world: World) -> Callable[[Clock], None]:
 
 def _report_cost(counters: dict[str, Any]) -> None:
     counts = "  ".join(f"{role} {count:,}" for role, count in sorted(counters["evaluations"].items()))
-    log.info("network evaluations by role: %s  (read from the store: %s)", counts, f"{counters['stored']:,}")
+    stored = f"{counters['stored']:,}, of which this run had put there {counters['ahead']:,}"
+    log.info("network evaluations by role: %s  (read from the store: %s)", counts, stored)
     log.info("device-hours: %.4f", counters["seconds"] / 3600)
 
 

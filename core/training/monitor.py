@@ -56,6 +56,7 @@ class Monitor:
             "student_images": clock.student_images,
             "evaluations": counters["evaluations"],
             "stored_evaluations": counters["stored"],
+            "ahead_evaluations": counters["ahead"],
             "seconds": round(counters["seconds"], 3),
             "device_hours": counters["seconds"] / 3600,
             "images_per_s": round((clock.images - self._last_images) / max(now - self._last_log, 1e-9), 2),
