@@ -202,6 +202,8 @@ def test_the_teacher_is_solved_for_later_batches_too(tmp_path: Path) -> None:
     without.train()
     assert worlds.distance(worlds.parameters(trained), worlds.parameters(without)) < 1e-5
     assert trained.clock.ahead == trained.clock.stored == without.clock.evaluations["teacher"]
+    logged = trained.run.metrics()[-1]
+    assert logged["ahead_evaluations"] == logged["stored_evaluations"] == trained.clock.ahead
     assert trained.clock.amount == without.clock.amount
 
 
