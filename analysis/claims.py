@@ -96,7 +96,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim on one split."""
+    """A claim on one split of captions; ``""`` where it is about training logs alone."""
 
     claim: Claim
     split: str
@@ -149,7 +149,7 @@ def _load(file: Path) -> tuple[Claim, ...]:
 
 
 def judge(of: Results, claims: Sequence[Claim] | None = None) -> list[Judgement]:
-    """The claims that are made of this grid, on each of its splits; costs and training logs have no split."""
+    """The claims that are made of this grid, on each of its splits; once where training logs alone decide."""
     out = []
     frame = comparable(of.frame)
     for claim in load_claims() if claims is None else claims:
@@ -157,7 +157,8 @@ def judge(of: Results, claims: Sequence[Claim] | None = None) -> list[Judgement]
             continue
         contrasts = [c for c in claim.contrasts if c.scale in ("", of.scale)]
         _check_rows(claim, of.grid)
-        for split in of.grid.layout.splits:
+        from_logs = all(contrast.metric in training.TRAINING for contrast in contrasts)
+        for split in ("",) if from_logs else of.grid.layout.splits:
             comparisons = tuple(_compare(claim, contrast, split, of, frame) for contrast in contrasts)
             out.append(Judgement(claim, split, comparisons))
     return out

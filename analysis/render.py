@@ -18,7 +18,7 @@ CSV_COLUMNS = [
     "grid", "scale", "budget", "split", "block", "row", "label", "nfe",
     "metric", "power", "mean", "sd", "seeds", "best", "marks", "missing",
 ]  # fmt: skip
-SPLIT_NAMES = {"train": "train", "heldout": "held-out"}
+SPLIT_NAMES = {"train": "train", "heldout": "held-out", "": "any"}
 
 
 def render(table: Table, format: str) -> str:
@@ -92,7 +92,8 @@ def judgements_markdown(judgements: Sequence[Judgement]) -> str:
 def claims_markdown(judgements: Sequence[Judgement]) -> str:
     """``judgements_markdown`` with the count of verdicts."""
     total = ", ".join(f"{count} {verdict}" for verdict, count in counts(judgements).items())
-    return f"{judgements_markdown(judgements)}\n\n{total} (a claim counts once on each split of captions)\n"
+    rule = "a claim about samples counts once on each split of captions"
+    return f"{judgements_markdown(judgements)}\n\n{total} ({rule})\n"
 
 
 def judgement_cells(judgement: Judgement, show: Callable[[str], str] = plain) -> list[list[str]]:
@@ -114,9 +115,10 @@ def judgement_cells(judgement: Judgement, show: Callable[[str], str] = plain) ->
 
 
 def expected(comparison: Comparison) -> str:
-    """``below 0``, ``above 0``, ``0 ± 0.09``; followed by the sign of ours where it decides nothing yet."""
-    text = {"lower": "below 0", "higher": "above 0", "equal": f"0 ± {comparison.allowed:.2g}"}
-    return text[comparison.contrast.expected]
+    """``below 0``, ``above 0``, ``0 ± 0.09``, or ``0 ± 5%`` while the value of which it is a share is not measured."""
+    margin = comparison.allowed
+    equal = f"0 ± {comparison.contrast.margin:.0%}" if math.isnan(margin) else f"0 ± {margin:.2g}"
+    return {"lower": "below 0", "higher": "above 0", "equal": equal}[comparison.contrast.expected]
 
 
 def verdict(judgement: Judgement) -> str:

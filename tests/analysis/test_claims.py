@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from ablations.grid import load
 from analysis import claims
 from analysis.claims import Claim, Comparison, Contrast, judge, load_claims
 from analysis.columns import column
-from analysis.render import judgements_markdown, render, verdict
+from analysis.render import expected, judgements_markdown, render, verdict
 from analysis.stats import summarize
 from core.schema import UserError
 
@@ -97,6 +99,20 @@ def test_costs_and_training_logs_are_judged_too(full) -> None:
     assert judgement.comparisons[0].difference.mean == pytest.approx(2.0)  # 12 against 10 for each image
     assert [c.at for c in judgement.comparisons] == ["", ""]
     assert judgement.comparisons[1].difference.mean > 0
+
+
+def test_a_claim_about_training_logs_is_judged_once(full) -> None:
+    grid = dataclasses.replace(full.grid, layout=dataclasses.replace(full.grid.layout, splits=("train", "heldout")))
+    of = dataclasses.replace(full.results(), grid=grid)
+    logs = (Contrast("full", "plain", "gradient_variation", "lower"),)
+    mixed = (*logs, Contrast("full", "plain", "kid", "lower"))
+    for contrasts, splits in ((logs, [""]), (mixed, ["train", "heldout"])):
+        assert [j.split for j in judge(of, [Claim("x", "x", "x", "influence", contrasts)])] == splits
+
+
+def test_a_margin_without_a_number_to_take_it_of_is_a_share() -> None:
+    assert expected(comparison([], "equal", allowed=math.nan)) == "0 ± 10%"
+    assert expected(comparison([0.01], "equal", allowed=0.085)) == "0 ± 0.085"
 
 
 def test_claims_fit_the_grids() -> None:
