@@ -92,7 +92,7 @@ def judgements_markdown(judgements: Sequence[Judgement]) -> str:
 def claims_markdown(judgements: Sequence[Judgement]) -> str:
     """``judgements_markdown`` with the count of verdicts."""
     total = ", ".join(f"{count} {verdict}" for verdict, count in counts(judgements).items())
-    rule = "a claim about samples counts once on each split of captions"
+    rule = "a claim about samples counts once on each split of captions; each interval stands for itself"
     return f"{judgements_markdown(judgements)}\n\n{total} ({rule})\n"
 
 

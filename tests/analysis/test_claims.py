@@ -31,7 +31,8 @@ def comparison(differences: list[float], expected: str, allowed: float = 0.0) ->
         ([-1.0, -1.1, -0.9], "lower", "reproduced"),
         ([-1.0, -1.1, -0.9], "higher", "contradicted"),
         ([-1.0, -1.1, 2.0], "lower", "inconclusive"),
-        ([-1.0], "lower", "inconclusive"),  # one seed has no interval
+        ([-1.0, -1.01], "lower", "inconclusive"),  # two seeds decide nothing, however near to each other
+        ([-1.0], "lower", "inconclusive"),
         ([], "lower", "no data"),
         ([0.01, -0.02, 0.02], "equal", "reproduced"),
         ([1.0, 1.1, 0.9], "equal", "contradicted"),
@@ -46,6 +47,7 @@ def test_an_undecided_contrast_says_how_many_seeds_would_decide() -> None:
     # mean -0.5, sd 0.5: t(.975, n-1) 0.5 / sqrt(n) < 0.5 needs n = 7 (2.4469 / sqrt(7) = 0.925; n = 6: 1.049)
     assert comparison([-1.0, -0.5, 0.0], "lower").seeds_needed == 7
     assert comparison([-0.5], "lower").seeds_needed is None
+    assert comparison([-1.0, -1.01], "lower").seeds_needed == 3
     # within 0.6 of zero: 0.1 is left to the nearer border
     assert comparison([-1.0, -0.5, 0.0], "equal", allowed=0.6).seeds_needed is None
 
@@ -64,7 +66,7 @@ def test_the_paired_difference_stands_in_the_table(full) -> None:
 def test_one_seed_leans_but_decides_nothing(world) -> None:
     world.finish({("plain", 0): 0.004, ("full", 0): 0.005})
     (judgement,) = judge(world.results())
-    assert verdict(judgement) == "inconclusive (leans against; needs at least 2 seeds)"
+    assert verdict(judgement) == "inconclusive (leans against; needs at least 3 seeds)"
 
 
 def test_a_claim_needs_all_of_its_contrasts(full) -> None:
