@@ -66,9 +66,9 @@ def test_figure_5_shows_means_and_spreads_at_2_nfe(grids: dict[str, Results]) ->
 def test_figure_5_draws_the_guidance_as_a_curve_and_the_range_as_a_point(grids: dict[str, Results]) -> None:
     ax = figure_5.draw(grids, "heldout").axes[-2]
     curve, point = ax.containers
-    assert curve[0].get_xdata().tolist() == [1, 3, 5, 7, 10, 13, 15]
-    assert curve[0].get_ydata() == pytest.approx([2.01 + 0.1 * i for i in range(7)])
-    assert point[0].get_xdata()[0] == 4 and point[0].get_ydata()[0] == pytest.approx(2.71)
+    assert curve[0].get_xdata().tolist() == [1, 3, 4, 5, 7, 10, 13, 15]
+    assert curve[0].get_ydata() == pytest.approx([2.01 + 0.1 * i for i in range(8)])
+    assert point[0].get_xdata()[0] == 4 and point[0].get_ydata()[0] == pytest.approx(2.81)
     spans = [segments.get_segments()[0] for segments in point[2]]
     assert spans[0][:, 0].tolist() == [2, 6]  # the range of the emoji experiment
 
