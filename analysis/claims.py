@@ -39,7 +39,6 @@ class Contrast:
     metric: str
     expected: str
     margin: float = 0.0
-    scale: str = ""  # judged at this scale alone; empty: at every scale
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,7 @@ class Comparison:
     @property
     def seeds_needed(self) -> int | None:
         """How many seeds would decide if mean and spread stayed as they are; None: unknown, or more than MOST_SEEDS."""
-        needed = seeds_to_decide(self.difference.sd, self._distance(), MOST_SEEDS)
-        return None if needed is None else max(needed, LEAST_SEEDS)
+        return seeds_to_decide(self.difference.sd, self._distance(), MOST_SEEDS, LEAST_SEEDS)
 
 
 @dataclass(frozen=True)
@@ -158,11 +156,10 @@ def judge(of: Results, claims: Sequence[Claim] | None = None) -> list[Judgement]
     for claim in load_claims() if claims is None else claims:
         if claim.grid != of.grid.name:
             continue
-        contrasts = [c for c in claim.contrasts if c.scale in ("", of.scale)]
         _check_rows(claim, of.grid)
-        from_logs = all(contrast.metric in training.TRAINING for contrast in contrasts)
+        from_logs = all(contrast.metric in training.TRAINING for contrast in claim.contrasts)
         for split in ("",) if from_logs else of.grid.layout.splits:
-            comparisons = tuple(_compare(claim, contrast, split, of, frame) for contrast in contrasts)
+            comparisons = tuple(_compare(claim, contrast, split, of, frame) for contrast in claim.contrasts)
             out.append(Judgement(claim, split, comparisons))
     return out
 

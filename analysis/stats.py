@@ -40,14 +40,14 @@ def _half_width(sd: float, n: int, confidence: float) -> float:
     return float(stdtrit(n - 1, 0.5 + confidence / 2)) * sd / math.sqrt(n)
 
 
-def seeds_to_decide(sd: float, distance: float, most: int, confidence: float = 0.95) -> int | None:
+def seeds_to_decide(sd: float, distance: float, most: int, least: int = 2, confidence: float = 0.95) -> int | None:
     """The fewest values, of standard deviation ``sd``, whose interval is narrower than ``distance`` to each side.
 
-    None without a known spread, or when ``most`` are too few.
+    Never fewer than ``least``; None without a known spread, or when ``most`` are too few.
     """
     if math.isnan(sd) or math.isnan(distance):
         return None
-    return next((n for n in range(2, most + 1) if _half_width(sd, n, confidence) < distance), None)
+    return next((n for n in range(least, most + 1) if _half_width(sd, n, confidence) < distance), None)
 
 
 def paired_difference(ours: Mapping[int, float], versus: Mapping[int, float], confidence: float = 0.95) -> Summary:
