@@ -56,7 +56,7 @@ def train_config(config: ExperimentConfig, *, evaluate: bool = False) -> int:
     with run.lock() if world.is_main else nullcontext():
         if world.is_main:
             _log_to(run)
-        if world.any(world.is_main and _done(run, config)):
+        if world.any(world.is_main and run.state() == "done"):
             return _already_done(config, run, evaluate) if world.is_main else 0
         attempt = run.begin_attempt(device=config.execution.device, processes=world.size) if world.is_main else 0
         code, reason = _attempt(config, run, attempt, evaluate, world)
@@ -87,10 +87,6 @@ def _attempt(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, w
             run.end_attempt(state, f"{type(error).__name__}: {error}".splitlines()[0])
         raise
     return DONE, ""
-
-
-def _done(run: Run, config: ExperimentConfig) -> bool:
-    return run.state() == "done" or (not config.method.trains and run.state() != "planned")
 
 
 def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, world: World) -> None:
