@@ -1,0 +1,22 @@
+"""The command around a training: what was left unfinished is begun again, what is done is left alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.config import compose, resolve
+from core.run import Run
+from experiments.train import train_config
+
+
+@pytest.mark.parametrize("experiment", ["teacher/tiny", "flash/tiny"])
+def test_a_killed_run_is_begun_again_and_a_finished_one_is_not(experiment: str) -> None:
+    config = resolve(compose(experiment, ["execution.num_threads=1"]))
+    run = Run.create(config)
+    with run.lock():
+        run.begin_attempt()  # and nobody ends it: the process was killed
+    assert run.state() == "failed"
+    assert train_config(config) == 0
+    assert run.state() == "done" and len(list((run.path / "attempts").iterdir())) == 2
+    assert train_config(config) == 0
+    assert len(list((run.path / "attempts").iterdir())) == 2
