@@ -20,7 +20,7 @@ from analysis.collect import CellRun
 from core.run import Run, atomic_folder
 
 MAX_LINES = 200
-MAX_SHEET_BYTES = 150_000
+MAX_SHEET_BYTES = 36_000
 
 
 def save_records(items: Sequence[CellRun], folder: Path) -> list[Path]:
@@ -46,7 +46,7 @@ def _copy(run: Run, target: Path) -> None:
     sheet = newest_sheet(run.path)
     if sheet is not None:
         (target / "samples").mkdir()
-        (target / "samples" / sheet.name).write_bytes(small_png(sheet, MAX_SHEET_BYTES))
+        (target / "samples" / f"{sheet.stem}.webp").write_bytes(small_webp(sheet, MAX_SHEET_BYTES))
 
 
 def thin(lines: list[dict[str, Any]], most: int = MAX_LINES) -> list[dict[str, Any]]:
@@ -57,16 +57,18 @@ def thin(lines: list[dict[str, Any]], most: int = MAX_LINES) -> list[dict[str, A
 
 
 def newest_sheet(path: Path) -> Path | None:
-    """The last sample sheet of a run folder; names sort by training images."""
-    return max((path / "samples").glob("*.png"), default=None)
+    """The last sample sheet of a run folder or record; names sort by training images."""
+    return max((p for p in (path / "samples").glob("*") if p.suffix in (".png", ".webp")), default=None)
 
 
-def small_png(path: Path, most_bytes: int) -> bytes:
-    """The sheet as a PNG with 256 colours, shrunk until it has at most ``most_bytes``."""
+def small_webp(path: Path, most_bytes: int) -> bytes:
+    """The sheet as a WebP, shrunk until it has at most ``most_bytes``; one that is small enough as it is."""
+    if path.suffix == ".webp" and path.stat().st_size <= most_bytes:
+        return path.read_bytes()
     image = Image.open(path).convert("RGB")
     while True:
         out = io.BytesIO()
-        image.quantize(256).save(out, "png", optimize=True)
+        image.save(out, "webp", quality=80, method=6)
         if out.tell() <= most_bytes or min(image.size) < 32:
             return out.getvalue()
         scale = max(0.5, min(0.95, (most_bytes / out.tell()) ** 0.5))

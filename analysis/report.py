@@ -14,12 +14,12 @@ from analysis.collect import CellRun, Results
 from analysis.figures import caption, grid_figure, inline_svg, training_curves
 from analysis.labels import plain
 from analysis.labels import to_html as label_html
-from analysis.records import newest_sheet, small_png
+from analysis.records import newest_sheet, small_webp
 from analysis.render import JUDGEMENT_COLUMNS, judgement_cells, to_html
 from analysis.tables import Table, build_table
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHEET_BYTES = 400_000
+SHEET_BYTES = 120_000
 STORED = "teacher, from the store"
 COST_NOTE = (
     "Columns after device-hours count network evaluations of single samples by role, guidance's null pass "
@@ -90,8 +90,8 @@ def _section(of: Results) -> Section:
     )
 
 
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _data_uri(webp: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
 
 
 def _samples(items: Sequence[CellRun]) -> Iterator[dict[str, str]]:
@@ -106,7 +106,7 @@ def _samples(items: Sequence[CellRun]) -> Iterator[dict[str, str]]:
             "label": label_html(item.cell.label),
             "alt": f"Sample sheet of {plain(item.cell.label)}: teacher and student on fixed prompts",
             "after": f"seed {item.cell.seed}, after {int(sheet.stem):,} images" if sheet.stem.isdigit() else "",
-            "uri": _data_uri(small_png(sheet, SHEET_BYTES)),
+            "uri": _data_uri(small_webp(sheet, SHEET_BYTES)),
         }
 
 

@@ -208,7 +208,7 @@ class ExecutionConfig:
     label: str = ""  # prefix of the run folder's name
     checkpoint_every_images: int = 10_000
     keep_checkpoints: int = 2
-    sample_every_images: int = 10_000
+    sample_every_images: int = 10_000  # and at the end
     log_every_images: int = 500
     heartbeat_s: float = 30.0
     tensorboard: bool = False

@@ -189,7 +189,8 @@ class Trainer:
             self._check_divergence()
         self.monitor.tick(means)
         draws = self.world.is_main or self.sharded  # a sharded network is sampled by all its processes
-        if self.sheet is not None and draws and self._every(self.config.execution.sample_every_images):
+        every = self.config.execution.sample_every_images
+        if self.sheet is not None and draws and (self._every(every) or self.clock.done):
             self.sheet(self.clock)
         stop = self.config.execution.stop_after_images
         preempted = self.world.any(self.flag.raised) or (stop is not None and self.clock.images >= stop)

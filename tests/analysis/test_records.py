@@ -32,7 +32,7 @@ def test_tables_rebuild_from_records_alone(full, sheet, tmp_path: Path) -> None:
     assert len(saved) == 7
     record = tmp_path / "records" / cells["full", 0].id
     names = sorted(p.relative_to(record).as_posix() for p in record.rglob("*") if p.is_file())
-    sheets = "samples/0000000032.png"
+    sheets = "samples/0000000032.webp"
     small = ["config.yaml", "evals.jsonl", "metrics.jsonl", "provenance.json"]
     assert names == ["attempts/0001.json", "attempts/0002.json", *small, sheets]
     assert (record / sheets).stat().st_size <= MAX_SHEET_BYTES

@@ -27,7 +27,7 @@ def page(full, sheet) -> str:
 
 def test_nothing_is_loaded_from_elsewhere(page) -> None:
     assert not re.search(r"<(script|link|iframe)\b", page)
-    assert all(uri.startswith(("data:image/png;base64,", "#")) for uri in re.findall(r'(?:src|href)="([^"]*)"', page))
+    assert all(uri.startswith(("data:image/webp;base64,", "#")) for uri in re.findall(r'(?:src|href)="([^"]*)"', page))
     assert "url(http" not in page and "@import" not in page
 
 
@@ -40,7 +40,7 @@ def test_page_is_balanced(page) -> None:
 def test_both_budgets_figures_samples_costs_and_provenance_are_there(page, full) -> None:
     assert "Demo budget, 1 seed" in page and "Full budget, 3 seeds" in page
     assert page.count("<svg") == 3  # a figure for each budget, and the curves of the one that logged
-    assert page.count('src="data:image/png') == 1 and "after 32 images" in page
+    assert page.count('src="data:image/webp') == 1 and "after 32 images" in page
     assert "<td>1,234</td>" in page and "<td>0.25</td>" in page and "abc123" in page
     assert "The term lowers FID" in page
     for cell in full.cells().values():
