@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,11 @@ from core.data.prompts import dataset_prompts
 from core.data.shards import open_dataset
 from core.identity import locate
 from core.methods.base import Method
-from core.methods.clock import Clock
 from core.run import Run
 from core.training.loop import Diverged, Trainer
 from core.training.preemption import EXIT_CODE as PREEMPTED
 from core.training.preemption import Preempted
-from core.training.world import World
+from core.training.world import ALONE, World
 from experiments.build import (
     Session,
     Setting,
@@ -129,12 +129,14 @@ def _trainable(method: Method) -> dict[str, int]:
 
 
 def _evaluate(config: ExperimentConfig, run: Run) -> int:
-    """Measure what a finished run lacks."""
+    """Measure what a finished run lacks, and draw its last sheet if there is none."""
     from experiments.build import load_run
 
     session, _ = load_run(run.path)
     session.config.eval, session.config.execution = config.eval, config.execution
     _measure(session, run)
+    if session.method.trains and not _sheet_path(run, session.images).exists():
+        _sheet(session, run, ALONE)(session.images)
     return 0
 
 
@@ -148,7 +150,7 @@ def _measure(session: Session, run: Run) -> None:
     evaluate(session, run, say)
 
 
-def _sheet(session: Session, run: Run, world: World) -> Callable[[Clock], None]:
+def _sheet(session: Session, run: Run, world: World) -> Callable[[int], None]:
     """Draws teacher, student and EMA on fixed prompts and fixed noise, to samples/<images>.png of the main process."""
     config = session.config
     split = config.eval.splits[-1]
@@ -164,17 +166,22 @@ def _sheet(session: Session, run: Run, world: World) -> Callable[[Clock], None]:
     ]
     drawn: list[np.ndarray] = []  # the teacher's pictures never change
 
-    def draw(clock: Clock) -> None:
+    def draw(images_seen: int) -> None:
         if not drawn:
             drawn.append(session.sample(prompts, teacher))
         images = [*drawn, *(session.sample(prompts, setting) for setting in own)]
         if not world.is_main:
             return
-        (run.path / "samples").mkdir(exist_ok=True)
+        path = _sheet_path(run, images_seen)
+        path.parent.mkdir(exist_ok=True)
         sheet = contact_sheet(prompts, [label(setting) for setting in (teacher, *own)], np.stack(images, axis=1))
-        sheet.save(run.path / "samples" / f"{clock.images:010d}.png")
+        sheet.save(path)
 
     return draw
+
+
+def _sheet_path(run: Run, images: int) -> Path:
+    return run.path / "samples" / f"{images:010d}.png"
 
 
 def _report_cost(counters: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ class Diverged(Exception):  # noqa: N818  a result, not a crash
 
 
 class Trainer:
-    """Trains one run; ``sheet`` (optional) draws the fixed-prompt sample sheet at the current weights."""
+    """Trains one run; ``sheet(images seen)`` (optional) draws the fixed-prompt sample sheet at the current weights."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Trainer:
         run: Run,
         clock: Clock,
         attempt: int,
-        sheet: Callable[[Clock], None] | None = None,
+        sheet: Callable[[int], None] | None = None,
         world: World = ALONE,
     ) -> None:
         self.config, self.method, self.data, self.run, self.clock, self.sheet = config, method, data, run, clock, sheet
@@ -191,7 +191,7 @@ class Trainer:
         draws = self.world.is_main or self.sharded  # a sharded network is sampled by all its processes
         every = self.config.execution.sample_every_images
         if self.sheet is not None and draws and (self._every(every) or self.clock.done):
-            self.sheet(self.clock)
+            self.sheet(self.clock.images)
         stop = self.config.execution.stop_after_images
         preempted = self.world.any(self.flag.raised) or (stop is not None and self.clock.images >= stop)
         if preempted or self._every(self.config.execution.checkpoint_every_images) or self.clock.done:

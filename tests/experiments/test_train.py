@@ -20,3 +20,15 @@ def test_a_killed_run_is_begun_again_and_a_finished_one_is_not(experiment: str) 
     assert run.state() == "done" and len(list((run.path / "attempts").iterdir())) == 2
     assert train_config(config) == 0
     assert len(list((run.path / "attempts").iterdir())) == 2
+
+
+def test_a_finished_run_without_its_last_sheet_gets_the_one_that_training_had_drawn() -> None:
+    small = ["eval.metrics=[diversity]", "eval.splits=[train]", "eval.steps=[1]", "execution.sample_every_images=1000"]
+    config = resolve(compose("flash/tiny", [*small, "execution.num_threads=1"]))
+    assert train_config(config) == 0
+    (sheet,) = (Run.create(config).path / "samples").iterdir()
+    drawn = sheet.read_bytes()
+    sheet.unlink()
+    assert train_config(config) == 0 and not sheet.exists()
+    assert train_config(config, evaluate=True) == 0
+    assert sheet.read_bytes() == drawn
