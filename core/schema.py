@@ -205,6 +205,7 @@ class ExecutionConfig:
     compile: str = "off"  # torch.compile of each block: off | inductor | aot_eager
     runs_dir: str = "runs"
     cache_dir: str = ".cache"  # latents, embeddings, teacher solutions, hashes
+    solutions_dir: str | None = None  # of teacher solutions; null: in cache_dir
     label: str = ""  # prefix of the run folder's name
     checkpoint_every_images: int = 10_000
     keep_checkpoints: int = 2

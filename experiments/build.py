@@ -192,7 +192,7 @@ def _solutions(config: ExperimentConfig, backbone: Backbone, data: LatentData) -
     if problem is None:
         return None
     key = problem | {"teacher": config.backbone.weights_hash, "data": data.content_hash}
-    root = Path(config.execution.cache_dir) / "solutions"
+    root = Path(config.execution.solutions_dir or Path(config.execution.cache_dir) / "solutions")
     return SolutionStore(root, key, key["samples"], backbone.latent_shape)
 
 

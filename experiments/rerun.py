@@ -1,8 +1,9 @@
 """``fewstep rerun RUN``: train and measure a run again, from its configuration alone, and compare the numbers.
 
-The second run lies in a folder of its own, so that the first one is neither read nor changed. It reads no stored
-teacher solutions. On one machine with the same packages and number of threads it is bit-identical; elsewhere sums are
-rounded in another order and a training amplifies that, so numbers agree to a tolerance.
+The second run lies in a folder of its own, so that the first one is neither read nor changed, and solves the teacher's
+problems again into a store of its own, together as the first run did: that decides the last digits. On one machine with
+the same packages and number of threads it is bit-identical; elsewhere sums are rounded in another order and a training
+amplifies that, so numbers agree to a tolerance.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from core.config import ExperimentConfig, UserError
@@ -42,8 +44,11 @@ def rerun(run: Run, out: Path, overrides: Sequence[str] = ()) -> list[Agreement]
     before = _final(run.evals())
     if not before:
         raise UserError(f"run {run.id} has no numbers to compare with; measure it first (fewstep evaluate)")
-    config = again(run.config, out, overrides)
-    code = train_config(config, evaluate=True)
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="solutions-", dir=out) as solutions:
+        config = again(run.config, out, overrides)
+        config.execution.solutions_dir = solutions
+        code = train_config(config, evaluate=True)
     second = Run.create(config)
     if code:
         raise UserError(f"the second run did not finish ({second.state()}: {second.reason()}); see {second.path}")
@@ -56,10 +61,9 @@ def rerun(run: Run, out: Path, overrides: Sequence[str] = ()) -> list[Agreement]
 
 
 def again(config: ExperimentConfig, out: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The same configuration, executed below ``out`` without the store of teacher solutions."""
+    """The same configuration, executed below ``out``."""
     changed = override(copy.deepcopy(config), overrides)
     changed.execution.runs_dir = str(out)
-    changed.execution.use_solution_store = False
     return changed
 
 
