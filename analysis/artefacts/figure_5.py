@@ -7,6 +7,7 @@ across panels); the last one is a curve over the fixed guidance of training, wit
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ from analysis.labels import mathtext
 from analysis.stats import Summary
 
 METRICS = ("kd_effnet", "clip_score")
+DIGITS = {"kd_effnet": 2, "clip_score": 3}
 # Grid, title of its panel, and the row that the paper proposes.
 PANELS = (
     ("flash_losses", "Loss terms", "all"),
@@ -65,7 +67,7 @@ def draw(grids: Mapping[str, Results], split: str) -> Figure:
         for row, (name, _, _) in zip(axes, PANELS, strict=False):
             labels = [mathtext(r.label) for r in grids[name].grid.rows]
             row[0].set_yticks(range(len(labels)), labels, fontsize=6.5)
-        axes[-1][1].legend(loc="lower right", bbox_to_anchor=(1.05, 1.0), ncols=2, fontsize=6.5, handlelength=1.6)
+        axes[-1][1].legend(loc="lower right", fontsize=6.5, handlelength=1.6)
     return figure
 
 
@@ -98,8 +100,10 @@ def _dots(
         elif not limits[0] <= found.mean <= limits[1]:
             right = found.mean > limits[1]
             ax.plot(limits[right], y, ">" if right else "<", color=colour, clip_on=False)
-            ax.annotate(f"{found.mean:.2f}", (limits[right], y), (-6 if right else 6, 0), textcoords="offset points",
-                        ha="right" if right else "left", va="center", fontsize=6)  # fmt: skip
+            digits = DIGITS[metric]
+            spread = f" ± {found.sd:.{digits}f}" if found.n > 1 else ""
+            ax.annotate(f"{found.mean:.{digits}f}{spread}", (limits[right], y), (-6 if right else 6, 0), fontsize=6,
+                        textcoords="offset points", ha="right" if right else "left", va="center")  # fmt: skip
         else:
             ax.errorbar(found.mean, y, xerr=found.sd if found.n > 1 else None, fmt="D" if ours else "o",
                         color=colour, markerfacecolor=face, elinewidth=0.9)  # fmt: skip
@@ -118,19 +122,27 @@ def _curve(ax: Axes, of: Results, numbers: Mapping[tuple[str, str], Summary], me
     known = [(w, numbers[row, metric]) for w, row in points if (row, metric) in numbers]
     ax.errorbar(
         [w for w, _ in known], [s.mean for _, s in known], yerr=[s.sd if s.n > 1 else 0 for _, s in known],
-        fmt="o-", color=OTHERS, markerfacecolor=PAPER, markersize=4, elinewidth=0.9, capsize=2, label="fixed",
+        fmt="o-", color=OTHERS, markerfacecolor=PAPER, markersize=3.2, elinewidth=0.9, capsize=2, label="fixed",
+        zorder=3,
     )  # fmt: skip
     if (RANGE, metric) in numbers:
         found, method = numbers[RANGE, metric], cells[RANGE]
         middle, half = (method.guidance_min + method.guidance_max) / 2, (method.guidance_max - method.guidance_min) / 2
+        # wider and below: a fixed value in the middle of the range lies on it
+        ax.plot([middle - half, middle + half], [found.mean] * 2, color=OURS, linewidth=3.5, alpha=0.4, zorder=1)
         ax.errorbar(
-            middle, found.mean, xerr=half, yerr=found.sd if found.n > 1 else None, fmt="D", color=OURS,
-            markersize=4, elinewidth=0.9, capsize=2, label="from a range",
+            middle, found.mean, yerr=found.sd if found.n > 1 else None, fmt="D", color=OURS, markersize=6.5,
+            elinewidth=0.9, capsize=2, label="from a range", zorder=2,
         )  # fmt: skip
     ax.set_xlabel(r"$\omega$")
     ax.set_ylabel(shown_column(of.grid, metric).axis, fontsize=7)
     ticks = [w for w, row in points if row != MIDDLE]  # the paper's; between 3 and 5 there is no room for another
     ax.set_xticks(ticks, [f"{w:g}" for w in ticks], fontsize=6)
+
+
+def _method(grids: Mapping[str, Results], name: str, row: str) -> Any:
+    """The method's settings of a row."""
+    return next(item.cell.config.method for item in grids[name].items if item.cell.row == row)
 
 
 def caption(grids: Mapping[str, Results], split: str) -> str:
@@ -141,12 +153,14 @@ def caption(grids: Mapping[str, Results], split: str) -> str:
     return " ".join(
         [
             f"Six ablations of Flash Diffusion (after its Figure 5), students at 2 NFE, {TITLES[split].lower()}.",
-            "Left: kernel distance, lower is better; right: CLIP score, higher is better. Filled diamonds: the",
-            "choice that the paper proposes and finds best (in a for the adversarial term in FID and for the DMD",
-            "term in CLIP score; in d twice as many timesteps are about as good, half as many slightly worse). Bars:",
-            "standard deviation over training seeds; none where there is one seed. Panels a to e share their axes;",
-            "arrows: a value beyond them. In f the diamond's horizontal bar is the range that the guidance is drawn",
-            "from; the paper finds that the CLIP score rises with the guidance and that FID eventually does.",
+            "Left: kernel distance (the paper: FID), lower is better; right: CLIP score, higher is better. Filled",
+            "diamonds: what the paper proposes and finds best (in a it finds that the adversarial term lowers FID and",
+            "that the DMD term raises the CLIP score; in d that twice as many timesteps are about as good and half as",
+            f"many slightly worse; here K = {_method(grids, 'flash_num_timesteps', 'ours').num_timesteps}). In c the",
+            f"perceptual loss is {_method(grids, 'flash_distill_loss', 'perceptual').distill_loss}. Bars: standard",
+            "deviation over training seeds, often smaller than the marker. Panels a to e share their axes; arrows: a",
+            "value beyond them. In f the broad bar is the range that the guidance is drawn from (the paper's",
+            "proposal); the paper finds that the CLIP score rises with the guidance and that FID eventually does.",
             *notes(comparable(own), columns),
         ]
     )
