@@ -44,7 +44,7 @@ def draw(folder: Path, entries: list[dict[str, Any]]) -> Figure:
     prompts = list(dict.fromkeys(entry["prompt"] for entry in entries))
     settings = list(dict.fromkeys(entry["setting"] for entry in entries))
     with style():
-        figure = Figure(figsize=(0.9 + 0.62 * len(settings), 0.3 + 0.6 * len(prompts)))
+        figure = Figure(figsize=(0.9 + 0.62 * len(settings), 0.4 + 0.6 * len(prompts)))
         axes = figure.subplots(len(prompts), len(settings), squeeze=False)
         for entry in entries:
             ax = axes[prompts.index(entry["prompt"])][settings.index(entry["setting"])]
@@ -53,7 +53,7 @@ def draw(folder: Path, entries: list[dict[str, Any]]) -> Figure:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         for ax, setting in zip(axes[0], settings, strict=True):
-            ax.set_title(setting, fontsize=6)
+            ax.set_title(_title(setting), fontsize=6, linespacing=1.1)
         for row, prompt in zip(axes, prompts, strict=True):
             row[0].set_ylabel(_wrapped(prompt), rotation=0, ha="right", va="center", fontsize=6)
     return figure
@@ -61,6 +61,12 @@ def draw(folder: Path, entries: list[dict[str, Any]]) -> Figure:
 
 def _pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
+
+
+def _title(setting: str) -> str:
+    """``teacher 50 steps w=3`` on two lines: columns are narrow."""
+    who, _, how = setting.partition(" ")
+    return f"{'student (EMA)' if who == 'ema' else who}\n{how.replace(' w=', ', w = ')}"
 
 
 def _wrapped(prompt: str, width: int = 16) -> str:

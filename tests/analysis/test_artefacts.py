@@ -138,7 +138,7 @@ def test_samples_are_laid_out(tmp_path: Path, name: str) -> None:
     folder, entries = tmp_path / name, []
     folder.mkdir()
     for p, prompt in enumerate(("red apple", "a very long caption of a picture")):
-        for s, setting in enumerate(("teacher 50 steps", "ema 1 step")):
+        for s, setting in enumerate(("teacher 50 steps w=3", "ema 1 step")):
             file = f"{p}{s}.png"
             Image.new("RGB", (8, 8), (100 * p, 100 * s, 0)).save(folder / file)
             entries.append({"file": file, "prompt": prompt, "setting": setting})
@@ -150,6 +150,7 @@ def test_samples_are_laid_out(tmp_path: Path, name: str) -> None:
     axes = np.array(samples.draw(folder, entries).axes).reshape(2, 2)
     shown = [[tuple(ax.images[0].get_array()[0, 0]) for ax in row] for row in axes]
     assert shown == [[(0, 0, 0), (0, 100, 0)], [(100, 0, 0), (100, 100, 0)]]
+    assert [ax.get_title() for ax in axes[0]] == ["teacher\n50 steps, w = 3", "student (EMA)\n1 step"]
     assert axes[1][0].get_ylabel() == "a very long\ncaption of a\npicture"
 
 
