@@ -117,8 +117,8 @@ def _dots(
 
 def _curve(ax: Axes, of: Results, numbers: Mapping[tuple[str, str], Summary], metric: str) -> None:
     """Means over seeds at each fixed guidance; the range as a bar from end to end with its own marker."""
-    cells = {item.cell.row: item.cell.config.method for item in of.items}
-    points = sorted((method.guidance_min, row) for row, method in cells.items() if row != RANGE)
+    methods = _methods(of)
+    points = sorted((method.guidance_min, row) for row, method in methods.items() if row != RANGE)
     known = [(w, numbers[row, metric]) for w, row in points if (row, metric) in numbers]
     ax.errorbar(
         [w for w, _ in known], [s.mean for _, s in known], yerr=[s.sd if s.n > 1 else 0 for _, s in known],
@@ -126,7 +126,7 @@ def _curve(ax: Axes, of: Results, numbers: Mapping[tuple[str, str], Summary], me
         zorder=3,
     )  # fmt: skip
     if (RANGE, metric) in numbers:
-        found, method = numbers[RANGE, metric], cells[RANGE]
+        found, method = numbers[RANGE, metric], methods[RANGE]
         middle, half = (method.guidance_min + method.guidance_max) / 2, (method.guidance_max - method.guidance_min) / 2
         # wider and below: a fixed value in the middle of the range lies on it
         ax.plot([middle - half, middle + half], [found.mean] * 2, color=OURS, linewidth=3.5, alpha=0.4, zorder=1)
@@ -140,9 +140,9 @@ def _curve(ax: Axes, of: Results, numbers: Mapping[tuple[str, str], Summary], me
     ax.set_xticks(ticks, [f"{w:g}" for w in ticks], fontsize=6)
 
 
-def _method(grids: Mapping[str, Results], name: str, row: str) -> Any:
-    """The method's settings of a row."""
-    return next(item.cell.config.method for item in grids[name].items if item.cell.row == row)
+def _methods(of: Results) -> dict[str, Any]:
+    """The method's settings of each row."""
+    return {item.cell.row: item.cell.config.method for item in of.items}
 
 
 def caption(grids: Mapping[str, Results], split: str) -> str:
@@ -156,8 +156,8 @@ def caption(grids: Mapping[str, Results], split: str) -> str:
             "Left: kernel distance (the paper: FID), lower is better; right: CLIP score, higher is better. Filled",
             "diamonds: what the paper proposes and finds best (in a it finds that the adversarial term lowers FID and",
             "that the DMD term raises the CLIP score; in d that twice as many timesteps are about as good and half as",
-            f"many slightly worse; here K = {_method(grids, 'flash_num_timesteps', 'ours').num_timesteps}). In c the",
-            f"perceptual loss is {_method(grids, 'flash_distill_loss', 'perceptual').distill_loss}. Bars: standard",
+            f"many slightly worse; here K = {_methods(grids['flash_num_timesteps'])['ours'].num_timesteps}). In c the",
+            f"perceptual loss is {_methods(grids['flash_distill_loss'])['perceptual'].distill_loss}. Bars: standard",
             "deviation over training seeds, often smaller than the marker. Panels a to e share their axes; arrows: a",
             "value beyond them. In f the broad bar is the range that the guidance is drawn from (the paper's",
             "proposal); the paper finds that the CLIP score rises with the guidance and that FID eventually does.",
