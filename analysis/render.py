@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from analysis.claims import Comparison, Judgement, counts
 from analysis.labels import plain, to_tex
 from analysis.labels import to_html as label_html
+from analysis.stats import Summary
 from analysis.tables import Entry, Line, Panel, Table
 
 FORMATS = ("md", "csv", "tex", "html")
@@ -26,10 +27,10 @@ def render(table: Table, format: str) -> str:
     return {"md": to_markdown, "csv": to_csv, "tex": to_latex, "html": to_html}[format](table)
 
 
-def number(entry: Entry, digits: int, plus_minus: str = " ± ") -> str:
+def number(found: Summary, digits: int, plus_minus: str = " ± ") -> str:
     """``mean ± sd`` with ``digits`` decimals; the spread is left out when there is one seed."""
-    spread = f"{plus_minus}{entry.summary.sd:.{digits}f}" if entry.summary.n > 1 else ""
-    return f"{entry.summary.mean:.{digits}f}{spread}"
+    spread = f"{plus_minus}{found.sd:.{digits}f}" if found.n > 1 else ""
+    return f"{found.mean:.{digits}f}{spread}"
 
 
 def difference(comparison: Comparison) -> str:
@@ -76,7 +77,7 @@ def _markdown_cell(entry: Entry, digits: int) -> str:
         return ""
     if entry.summary.n == 0:
         return f"missing {entry.missing[0].split()[0]}"
-    text = number(entry, digits).replace("-", "−")
+    text = number(entry.summary, digits).replace("-", "−")
     return (f"**{text}**" if entry.best else text) + entry.symbols.replace("*", r"\*")
 
 
@@ -250,7 +251,7 @@ def _html_cell(entry: Entry, digits: int) -> str:
     if entry.summary.n == 0:
         run = html.escape(entry.missing[0].split()[0])
         return f'<span class="hole" title="{html.escape("; ".join(entry.missing))}">missing {run}</span>'
-    mean, _, spread = number(entry, digits, "\0").partition("\0")
+    mean, _, spread = number(entry.summary, digits, "\0").partition("\0")
     mean = f"<b>{mean}</b>" if entry.best else mean
     spread = f'<span class="sd"> ± {spread}</span>' if spread else ""
     return f"{mean}{spread}{f'<sup>{entry.symbols}</sup>' if entry.marks else ''}".replace("-", "−")

@@ -20,6 +20,7 @@ from analysis.collect import Results, comparable
 from analysis.columns import Column, shown_column
 from analysis.figures import PAPER, TITLES, style
 from analysis.labels import mathtext
+from analysis.render import number
 from analysis.stats import Summary
 
 METRICS = ("kd_effnet", "clip_score")
@@ -100,9 +101,7 @@ def _dots(
         elif not limits[0] <= found.mean <= limits[1]:
             right = found.mean > limits[1]
             ax.plot(limits[right], y, ">" if right else "<", color=colour, clip_on=False)
-            digits = DIGITS[metric]
-            spread = f" ± {found.sd:.{digits}f}" if found.n > 1 else ""
-            ax.annotate(f"{found.mean:.{digits}f}{spread}", (limits[right], y), (-6 if right else 6, 0), fontsize=6,
+            ax.annotate(number(found, DIGITS[metric]), (limits[right], y), (-6 if right else 6, 0), fontsize=6,
                         textcoords="offset points", ha="right" if right else "left", va="center")  # fmt: skip
         else:
             ax.errorbar(found.mean, y, xerr=found.sd if found.n > 1 else None, fmt="D" if ours else "o",
