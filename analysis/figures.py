@@ -101,8 +101,9 @@ def caption(grid: Grid, frame: pd.DataFrame) -> str:
     """The caption that belongs under ``grid_figure``: what is drawn, scale, seeds, N and protocols."""
     frame = comparable(frame)
     columns = tuple(shown_column(grid, metric) for metric in figure_metrics(grid))
+    origin = f" (after {grid.source})" if grid.source else ""
     drawn = (
-        f"{grid.title} (after {grid.source}). Points are means over training seeds, bars their standard "
+        f"{grid.title}{origin}. Points are means over training seeds, bars their standard "
         "deviation; grey and black lines are the teacher."
     )
     return " ".join([drawn, *notes(frame, columns)])

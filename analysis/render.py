@@ -51,7 +51,8 @@ def difference(comparison: Comparison) -> str:
 
 def to_markdown(table: Table) -> str:
     """GitHub-flavoured Markdown; one table for each split."""
-    parts = [f"### {plain(table.title)}", f"*{table.source}; {table.scale} scale, {table.budget} budget*"]
+    origin = f"{table.source}; " if table.source else ""
+    parts = [f"### {plain(table.title)}", f"*{origin}{table.scale} scale, {table.budget} budget*"]
     for panel in table.panels:
         parts += [f"**{panel.title}**", _markdown_panel(table, panel)]
     if table.judgements:
@@ -181,6 +182,7 @@ def to_latex(table: Table) -> str:
         for block in panel.blocks:
             body.append(r"\addlinespace[2pt]")
             body += [_tex_line(table, line) for line in block.lines]
+    origin = f" ({to_tex(table.source)})" if table.source else ""
     footnotes = "".join(to_tex(f"{note}. ") for note in table.footnotes)
     notes = footnotes + " ".join(to_tex(note) for note in table.notes)
     return "\n".join(
@@ -191,7 +193,7 @@ def to_latex(table: Table) -> str:
             *body,
             r"\bottomrule",
             r"\end{tabular}",
-            rf"\caption{{{to_tex(table.title)} ({to_tex(table.source)}). {notes}}}",
+            rf"\caption{{{to_tex(table.title)}{origin}. {notes}}}",
             rf"\label{{tab:{table.name}}}",
             r"\end{table}",
             *(f"% missing: {name}" for name in table.holes),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from analysis.collect import cell_runs
@@ -16,6 +18,7 @@ from analysis.figures import (
     look,
     training_curves,
 )
+from analysis.render import render
 
 
 @pytest.mark.parametrize("format", ["png", "pdf"])
@@ -77,3 +80,11 @@ def test_training_curves_draw_each_logged_term_of_the_first_seed(full) -> None:
 
 def test_no_curves_without_logs(full) -> None:
     assert training_curves(cell_runs(full.grid, "tiny", "full", [full.runs])) is None
+
+
+def test_a_grid_of_no_paper_is_named_without_one(full, monkeypatch) -> None:
+    monkeypatch.setattr(full, "grid", dataclasses.replace(full.grid, source=""))
+    assert caption(full.grid, full.frame()).startswith("Influence of a term. Points are")
+    table = full.table()
+    assert "\n*tiny scale, full budget*\n" in render(table, "md")
+    assert r"\caption{Influence of a term. " in render(table, "tex")
