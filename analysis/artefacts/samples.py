@@ -64,9 +64,10 @@ def _pixels(path: Path) -> np.ndarray:
 
 
 def _title(setting: str) -> str:
-    """``teacher 50 steps w=3`` on two lines: columns are narrow."""
+    """``teacher 50 steps w=3``, ``ema 4 steps after 32,000 images`` on two or three lines: columns are narrow."""
     who, _, how = setting.partition(" ")
-    return f"{'student (EMA)' if who == 'ema' else who}\n{how.replace(' w=', ', w = ')}"
+    how = how.replace(" w=", ", w = ").replace(" after 0 images", "\nbefore training").replace(" after ", "\n")
+    return f"{'student (EMA)' if who == 'ema' else who}\n{how}"
 
 
 def _wrapped(prompt: str, width: int = 16) -> str:

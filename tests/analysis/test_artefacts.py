@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -152,6 +153,23 @@ def test_samples_are_laid_out(tmp_path: Path, name: str) -> None:
     assert shown == [[(0, 0, 0), (0, 100, 0)], [(100, 0, 0), (100, 100, 0)]]
     assert [ax.get_title() for ax in axes[0]] == ["teacher\n50 steps, w = 3", "student (EMA)\n1 step"]
     assert axes[1][0].get_ylabel() == "a very long\ncaption of a\npicture"
+
+
+def test_titles_of_checkpoints_stand_apart(tmp_path: Path) -> None:
+    settings = ["teacher 50 steps w=3", *(f"ema 4 steps after {n:,} images" for n in (0, 64_032, 96_000))]
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    entries = [{"file": "0.png", "prompt": "red apple", "setting": setting} for setting in settings]
+    figure = samples.draw(tmp_path, entries)
+    figure.savefig(tmp_path / "figure.png")
+    titles = [ax.title for ax in figure.axes]
+    assert [title.get_text().rpartition("\n")[2] for title in titles] == [
+        "50 steps, w = 3",
+        "before training",
+        "64,032 images",
+        "96,000 images",
+    ]
+    boxes = [title.get_window_extent() for title in titles]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_everything_is_built_without_torch(tmp_path: Path) -> None:
