@@ -21,12 +21,12 @@ from analysis.columns import shown_column
 from analysis.figures import look, style
 from analysis.labels import mathtext
 from analysis.stats import Summary, summarize
-from analysis.training import logged, variation
+from analysis.training import equal_means, variation
 from core.metrics.protocol import comparable_id
 from core.run import Run
 
 GRID, METRIC, SPLIT, LOSS = "dmd2_ttur", "kd_effnet", "train", "student/dmd"
-WINDOWS = 8  # parts of the training, in each of which the loss's variation is taken
+WINDOWS = 4  # parts of the training, in each of which the loss's variation is taken: 10:1 has few updates
 AXES = {"iteration": "Iterations", "student_images": "Student images", "evaluations": "Network evaluations"}
 
 
@@ -40,8 +40,9 @@ def build(context: Context) -> Iterator[File]:
     text = (
         f"{of.grid.title} (after {of.grid.source}): kernel distance at {of.grid.layout.nfe[0]} NFE over the training, "
         "at equal iterations, at equal images that the student has learned from, and at equal network evaluations of "
-        f"all roles (in thousands); right: standard deviation over mean of the student's loss in {WINDOWS} parts of "
-        "the training. Means and standard deviations over seeds."
+        "all roles (in thousands); means and standard deviations over seeds. Right: standard deviation over mean of "
+        f"the student's loss in {WINDOWS} parts of the training, of all seeds together, each value a mean over equally "
+        "many of the student's updates."
     )
     yield from figure_files("budgets", draw(of), " ".join([text, *notes(shown, (shown_column(of.grid, METRIC),))]))
 
@@ -110,12 +111,11 @@ def _flat(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _steadiness(runs: list[Run]) -> dict[float, Summary]:
-    """By the middle of each of WINDOWS parts: the loss's variation there, over seeds."""
-    found: dict[float, list[float]] = defaultdict(list)
-    for run in runs:
-        losses = logged(run, LOSS)
-        for window in range(WINDOWS):
-            part = losses[window * len(losses) // WINDOWS : (window + 1) * len(losses) // WINDOWS]
-            if len(part) > 1:
-                found[(window + 0.5) / WINDOWS].append(variation(part))
-    return {at: summarize(values) for at, values in found.items()}
+    """By the middle of each of WINDOWS parts: the variation of the loss there, of all seeds' points together."""
+    points = [point for run in runs for point in equal_means(run, LOSS)]
+    found = {}
+    for window in range(WINDOWS):
+        part = [value for at, value in points if window <= at * WINDOWS < window + 1]
+        if len(part) > 1:
+            found[(window + 0.5) / WINDOWS] = summarize([variation(part)])
+    return found
