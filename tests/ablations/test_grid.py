@@ -131,6 +131,17 @@ def test_a_budget_may_leave_rows_out() -> None:
     assert made.expand("tiny", "full")[-2].config.method.distill_weight == 0  # before the reference: adv-dmd
 
 
+@pytest.mark.parametrize("scale", ["emoji", "paper", "tiny"])
+def test_with_and_without_a_fake_score_the_student_is_updated_as_often(scale: str) -> None:
+    """Without critics the student has every turn; otherwise each ``ttur``-th."""
+    updates = set()
+    for cell in load("dmd2_fake_score", ["data.path=random:x"]).expand(scale):
+        if cell.config.method.trains:
+            ttur = cell.config.method.ttur if cell.config.method.fake_score == "network" else 1
+            updates.add(cell.config.train.budget.amount / ttur)
+    assert len(updates) == 1
+
+
 def test_flash_losses_sets_the_published_terms_to_zero() -> None:
     cells = {c.row: c.config.method for c in load("flash_losses").expand("tiny", "demo")}
     del cells["teacher-50"]
