@@ -42,7 +42,8 @@ class Cond:
         return Cond({name: value.expand(batch, *value.shape[1:]) for name, value in self.tensors.items()})
 
     def to(self, device: torch.device | str) -> Cond:
-        return Cond({name: value.to(device) for name, value in self.tensors.items()})
+        """Without waiting for the device."""
+        return Cond({name: value.to(device, non_blocking=True) for name, value in self.tensors.items()})
 
     @staticmethod
     def cat(conds: Sequence[Cond]) -> Cond:

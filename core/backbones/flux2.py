@@ -113,7 +113,8 @@ class Flux2Backbone(PipelineBackbone):
     def _inputs(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> dict[str, Tensor | None]:
         """The network's arguments: tokens, their positions (time, row, column, index in the text), time, guidance."""
         text, (height, width) = cond.tensors["text"], x_t.shape[2:]
-        first, device = torch.arange(1), x_t.device
+        device = x_t.device
+        first, rows, columns, words = (torch.arange(n, device=device) for n in (1, height, width, text.shape[1]))
         guidance = cond.tensors.get("guidance")
         if guidance is None and self.has_embedded_guidance:
             guidance = torch.full((len(x_t),), self.embedded_guidance, device=device)
@@ -122,8 +123,8 @@ class Flux2Backbone(PipelineBackbone):
             "encoder_hidden_states": cast(text, net),
             "timestep": t.float() / 1000,
             "guidance": guidance,
-            "img_ids": torch.cartesian_prod(first, torch.arange(height), torch.arange(width), first).to(device),
-            "txt_ids": torch.cartesian_prod(first, first, first, torch.arange(text.shape[1])).to(device),
+            "img_ids": torch.cartesian_prod(first, rows, columns, first),
+            "txt_ids": torch.cartesian_prod(first, first, first, words),
         }
 
     def network(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:

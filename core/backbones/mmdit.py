@@ -39,7 +39,7 @@ class SD3Backbone(TransformerBackbone):
     def network(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         with self.roles.use(role) as net:
             text, pooled = (cast(cond.tensors[name], net) for name in ("text", "pooled"))
-            return net(cast(x_t, net), text, pooled, cast(t, net)).sample
+            return net(cast(x_t, net), text, pooled, t.float()).sample  # bf16 would make 752 of 750
 
     @staticmethod
     def half_forward(network: SD3Transformer2DModel, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class SD3Backbone(TransformerBackbone):
 
     def _half_inputs(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> dict[str, Any]:
         text, pooled = (cast(cond.tensors[name], network) for name in ("text", "pooled"))
-        return {"x_t": cast(x_t, network), "t": cast(t, network), "text": text, "pooled": pooled}
+        return {"x_t": cast(x_t, network), "t": t.float(), "text": text, "pooled": pooled}
 
     @cached_property
     def clip(self) -> list[tuple[CLIPTokenizer, CLIPTextModelWithProjection]]:

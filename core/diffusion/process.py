@@ -105,7 +105,7 @@ class VPProcess(Process):
     def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         key = (t.device, dtype)
         if key not in self._placed:  # converted before moving: not every device has float64
-            self._placed[key] = self._table.to(dtype).to(t.device)
+            self._placed[key] = self._table.to(dtype).to(t.device, non_blocking=True)
         alpha, sigma = self._placed[key][:, t.long()].view(2, -1, 1, 1, 1)
         return alpha, sigma
 

@@ -44,11 +44,11 @@ def solve(
     assert solver in SOLVERS, solver
     first = start.tolist()
     assert len(first) == len(x) and all(0 <= index < len(timesteps) for index in first), first
-    order = torch.tensor(sorted(range(len(x)), key=first.__getitem__), device=x.device)
+    order = _at(sorted(range(len(x)), key=first.__getitem__), x.device)
     first.sort()  # the active samples are now always the leading ones
     x = x.to(torch.promote_types(x.dtype, torch.float32))[order]
     decay, gain, extrapolation = _coefficients(process, timesteps)
-    starts = torch.tensor(first, device=x.device).view(-1, 1, 1, 1)
+    starts = _at(first, x.device).view(-1, 1, 1, 1)
     previous = torch.zeros_like(x)
     num_evaluations = 0
     for step in range(len(timesteps)):
@@ -67,6 +67,11 @@ def solve(
         previous[:active] = x0
         x[:active] = decay[step] * x_t + gain[step] * target
     return torch.empty_like(x).index_copy_(0, order, x), num_evaluations
+
+
+def _at(values: Sequence[int], device: torch.device) -> Tensor:
+    """int64 on ``device``; made there at once (``torch.tensor(..., device=...)``) it would wait for the device."""
+    return torch.tensor(values).to(device, non_blocking=True)
 
 
 def _times(timestep: np.generic, batch: int, device: torch.device) -> Tensor:
@@ -148,7 +153,7 @@ def simulate(
     x_t = noises[0].clone()
     for step in range(max(max(stop), calls or 0)):
         on_the_way = [row for row, last in enumerate(stop) if last > step]
-        rows = torch.tensor(on_the_way or [0], device=x_t.device)
+        rows = _at(on_the_way or [0], x_t.device)
         t = _times(timesteps[step], len(rows), x_t.device)
         c_skip, c_out = boundary_scalings(t)
         x0 = c_skip * x_t[rows] + c_out * denoise(x_t[rows], t, rows)

@@ -134,7 +134,7 @@ class Dmd2(Method):
 
         cost = (1 if guidance == 1 else 2) * steps * len(noise)
         target, rollout.stored = self.teacher_solution(batch.positions, compute, cost)
-        rollout.tensors |= {"pair_noise": noise, "pair_x0": target.to(noise.device)}
+        rollout.tensors |= {"pair_noise": noise, "pair_x0": target.to(noise.device, non_blocking=True)}
 
     def _steps(self, positions: np.ndarray) -> np.ndarray:
         """The sampling step that each sample trains, uniform over 0..num_steps-1, int64 (B,)."""

@@ -89,7 +89,7 @@ class Flash(Method):
         rollout = Rollout(batch, {"x_t": x_t, "t": t})
         if self.weights(STUDENT, clock)["distill"]:
             target, stored = self._teacher_solution(batch, x_t, index, first_call)
-            rollout.tensors["target"] = target.to(x_t.device)
+            rollout.tensors["target"] = target.to(x_t.device, non_blocking=True)
             rollout.stored = stored
         return rollout
 

@@ -134,6 +134,17 @@ def test_a_guidance_distilled_network_takes_guidance_in_one_pass(tmp_path: Path)
     torch.testing.assert_close(each, torch.stack([found[1.0][0], found[4.0][1]]))
 
 
+def test_a_network_in_bf16_is_told_the_time_in_full(folders: dict[str, str]) -> None:
+    backbone = SD3Backbone.load(folders["sd3"], SHARING, dtype=torch.bfloat16)
+    told = []
+    backbone.roles.base.time_text_embed.register_forward_pre_hook(lambda module, given: told.append(given[0]))
+    t = torch.tensor([750.0, 331.7])  # bf16 would make 752 and 332 of them
+    x_t, cond = torch.randn(2, *backbone.latent_shape), backbone.encode_text(PROMPTS)
+    backbone.predict(TEACHER, x_t, t, cond)
+    backbone.features(TEACHER, x_t, t, cond)
+    assert [found.tolist() for found in told] == [t.tolist()] * 2
+
+
 @pytest.mark.parametrize("family", ["tiny_sd3", "tiny_flux2"])
 @pytest.mark.parametrize("experiment", ["dmd2/tiny", "flash/tiny"])
 def test_the_tiny_twins_train_through_the_same_code(tmp_path: Path, family: str, experiment: str) -> None:
