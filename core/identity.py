@@ -92,11 +92,13 @@ def run_id(config: ExperimentConfig) -> str:
 
 
 def fill_hashes(config: ExperimentConfig, known: dict[str, str]) -> None:
-    """Set weights_hash, data_hash and parent of ``config`` in place; UserError for a missing folder."""
+    """Set weights_hash, data_hash, dino_hash and parent of ``config`` in place; UserError for a missing folder."""
     cache = Path(config.execution.cache_dir)
     backbone, data, train = config.backbone, config.data, config.train
     backbone.weights_hash = _weights_hash(backbone.path, backbone.revision, cache, known)
     data.data_hash = _source_hash("data.path", data.path, cache, _NOT_DATA, known)
+    if getattr(config.method, "gan", None) == "dino" and config.method.dino_path is not None:
+        config.method.dino_hash = _source_hash("method.dino_path", config.method.dino_path, cache, _NOT_WEIGHTS, known)
     train.parent = None if train.init_from is None else _parent_id(train.init_from, cache)
 
 

@@ -35,7 +35,7 @@ from experiments.build import (
 from experiments.sheet import contact_sheet, label
 
 log = logging.getLogger("fewstep")
-SHEET_PROMPTS, SHEET_STEPS, TEACHER_STEPS = 8, 4, 20
+SHEET_PROMPTS, TEACHER_STEPS = 8, 20
 DONE, FAILED = 0, 1  # exit codes, beside that of a preempted training
 STATES = {DONE: "done", FAILED: "diverged", PREEMPTED: "stopped"}
 
@@ -162,7 +162,7 @@ def _sheet(session: Session, run: Run, world: World) -> Callable[[int], None]:
     own = [
         Setting(weights, config.eval.sampler, steps, eta=config.eval.eta)
         for weights in ("student", "ema")[: 1 + (config.train.ema_decay > 0)]
-        for steps in (SHEET_STEPS, 1)
+        for steps in dict.fromkeys((max(config.eval.steps), min(config.eval.steps)))
     ]
     drawn: list[np.ndarray] = []  # the teacher's pictures never change
 

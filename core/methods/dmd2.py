@@ -60,8 +60,8 @@ class Dmd2(Method):
         return self.critic is not None and self.config.gan == "bottleneck"
 
     def players(self) -> list[Player]:
-        def optimizer(lr: float) -> Optimizer:
-            return Optimizer(lr, tuple(self.config.adam_betas), self.config.weight_decay)
+        def optimizer(lr: float, weight_clip: float | None = None) -> Optimizer:
+            return Optimizer(lr, tuple(self.config.adam_betas), self.config.weight_decay, weight_clip)
 
         players = [self.student_player(optimizer(self.config.student_lr))]
         head = {} if self.critic is None else {f"critic.{n}": p for n, p in self.critic.named_parameters()}
@@ -69,7 +69,7 @@ class Dmd2(Method):
             own = self.backbone.role_parameters(FAKE_SCORE) | (head if self.shares_bottleneck else {})
             players.append(Player(FAKE_SCORE, own, optimizer(self.config.fake_score_lr)))
         if head and not self.shares_bottleneck:
-            players.append(Player(CRITIC, head, optimizer(self.config.critic_lr)))
+            players.append(Player(CRITIC, head, optimizer(self.config.critic_lr, self.gan.weight_clip)))
         return players
 
     def turns(self, clock: Clock) -> Sequence[str]:

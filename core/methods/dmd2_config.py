@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from core.schema import UserError, check_choice, check_range, execution, listing, register_schema
+from core.schema import UserError, added, check_choice, check_range, execution, listing, register_schema
 
 REVISION = 1
 STUDENT_INPUTS = ("backward_simulation", "noised_data")
@@ -37,6 +37,7 @@ class Dmd2Config:
     # bottleneck: a head on the fake score's bottleneck, noised images [C] | on decoded images: dino [P] | effnet_lite1
     gan: str = "bottleneck"
     dino_path: str | None = execution(None)  # folder of a DINO or DINOv2 in transformers' format, for gan: dino
+    dino_hash: str = added("", old="")  # of that folder; filled in
     # Pairs of noise and the teacher's ODE solution from it, which the student learns in one step (DMD; not needed in
     # DMD2 [P], but for the initialisation of a one-step student [C])
     regression_weight: float = 0.0
@@ -89,6 +90,11 @@ class Dmd2Config:
             raise UserError(
                 f"method.gan=bottleneck is the fake score's, and method.fake_score={self.fake_score} has no network; "
                 "allowed here: off, dino, effnet_lite1"
+            )
+        if self.gan == "bottleneck" and self.adversarial_weight and self.adversarial_loss == "wgan":
+            raise UserError(
+                "method.adversarial_loss=wgan clips the weights of its critic, and with method.gan=bottleneck the fake "
+                f"score is one; allowed here: {', '.join(name for name in GAN_LOSSES if name != 'wgan')}"
             )
 
 

@@ -11,6 +11,7 @@ from core.config import UserError
 from core.data.solutions import SolutionStore
 from core.diffusion.solvers import few_step_sample
 from core.methods.base import Rollout
+from core.methods.dmd2_config import GAN_LOSSES
 from core.methods.teacher import teacher_sample
 from core.training.loop import Trainer, warmup_factor
 from tests import worlds
@@ -222,9 +223,27 @@ def test_the_warm_up_raises_every_players_learning_rate(tmp_path: Path) -> None:
     assert [p.optimizer.param_groups[0]["lr"] for p in trained.players.values()] == pytest.approx([2.5e-4] * 2)
 
 
+@pytest.mark.parametrize("loss", GAN_LOSSES)
+def test_every_game_trains_student_and_critic_and_wgan_clips_the_critic_alone(tmp_path: Path, loss: str) -> None:
+    gan = "effnet_lite1" if loss == "wgan" else "bottleneck"
+    weights = ["method.adversarial_weight=1", "method.critic_weight=1", "method.dmd_weight=0", "method.ttur=1"]
+    trained = dmd2(tmp_path, [f"method.adversarial_loss={loss}", f"method.gan={gan}", *weights])
+    before = worlds.parameters(trained)
+    trained._iteration()
+    after = worlds.parameters(trained)
+    for name in after:
+        if "lora_B" in name or "critic" in name:  # weight decay alone moves lora_A
+            assert not torch.equal(before[name], after[name]), name
+    largest = {name: max(p.abs().max().item() for p in player.parameters.values())
+               for name, player in trained.players.items()}  # fmt: skip
+    assert largest["student"] > 0.02 and largest["fake_score"] > 0.02
+    assert loss != "wgan" or largest["critic"] == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
+        ("method.adversarial_loss=wgan", "method.adversarial_loss=wgan clips the weights of its critic, and with meth"),
         ("method.ttur=0", "method.ttur=0 is out of range; allowed: at least 1"),
         ("method.fake_score=none", "method.gan=bottleneck is the fake score's, and method.fake_score=none has no net"),
         ("method.gan=dino", "method.gan=dino needs method.dino_path: a folder of DINO"),

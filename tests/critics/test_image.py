@@ -1,14 +1,16 @@
 """Critics on decoded images: a real DINOv2 and a real DINO of random weights, and the embedded network."""
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from core.backbones.roles import keyed_init
-from core.config import UserError
+from core.config import UserError, compose, resolve, run_id
 from core.critics.image import IMAGE_FEATURES, DinoFeatures, EffnetFeatures, ImageCritic
+from tests import worlds
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -59,3 +61,20 @@ def test_wrong_folders_are_told_in_one_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=line):
             IMAGE_FEATURES["dino"](path)
+
+
+def test_dmd2_trains_against_a_users_dino_whose_content_is_part_of_the_run(tmp_path: Path) -> None:
+    def settings(folder: Path) -> list[str]:
+        return ["method.gan=dino", f"method.dino_path={folder}", "method.ttur=1", "data.path=random:noise"]
+
+    first = write(tmp_path / "dino", "dinov2")
+    trained = worlds.trainer(tmp_path, settings(first), experiment="dmd2/tiny")
+    before = worlds.parameters(trained)
+    trained._iteration()
+    after = worlds.parameters(trained)
+    moved = [name for name in after if not torch.equal(before[name], after[name])]
+    assert {name.partition("/")[0] for name in moved} == {"student", "fake_score", "critic"}
+    assert all(torch.isfinite(value).all() for value in after.values())
+    same, other = copytree(first, tmp_path / "same"), write(tmp_path / "other", "vit")
+    ids = [run_id(resolve(compose("dmd2/tiny", settings(folder)))) for folder in (first, same, other)]
+    assert ids[0] == ids[1] != ids[2]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from core.config import compose, resolve
 from core.run import Run
+from experiments.sheet import contact_sheet
 from experiments.train import train_config
 
 
@@ -32,3 +35,18 @@ def test_a_finished_run_without_its_last_sheet_gets_the_one_that_training_had_dr
     assert train_config(config) == 0 and not sheet.exists()
     assert train_config(config, evaluate=True) == 0
     assert sheet.read_bytes() == drawn
+
+
+def test_the_sheet_shows_the_steps_that_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+
+    def sheet(prompts: list[str], labels: list[str], images: np.ndarray) -> Image.Image:
+        shown.append(labels)
+        return contact_sheet(prompts, labels, images)
+
+    monkeypatch.setattr("experiments.train.contact_sheet", sheet)
+    for steps in ("[8]", "[1,2,4]"):
+        assert train_config(resolve(compose("flash/tiny", [f"eval.steps={steps}", f"seed={len(shown) + 7}"]))) == 0
+    assert len(shown) == 4  # each training draws two
+    own = [[label.partition(" steps")[0] for label in labels if label.startswith("student")] for labels in shown[::2]]
+    assert own == [["student 8"], ["student 4", "student 1 step"]]
