@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -79,8 +80,12 @@ def view_function(data: DataConfig) -> View:
     return emoji_view if data.view == "emoji" else partial(plain, image_size=data.image_size)
 
 
-def build_backbone(config: ExperimentConfig) -> Backbone:
-    """The teacher's pipeline with its roles still to be added."""
+def build_backbone(config: ExperimentConfig, *, to_be_sharded: bool = False) -> Backbone:
+    """The teacher's pipeline with its roles still to be added.
+
+    A network ``to_be_sharded`` and its copies wait on the host: three of FLUX.2 dev fit on no device. Sharding takes
+    each block to its device.
+    """
     spec = config.backbone
     if spec.family not in FAMILIES:
         raise UserError(f"backbone.family={spec.family} is unknown; allowed: {', '.join(FAMILIES)}")
@@ -91,6 +96,7 @@ def build_backbone(config: ExperimentConfig) -> Backbone:
         device=device_of(config),
         dtype=storage_dtype(config),
         image_size=config.data.image_size,
+        network_device="cpu" if to_be_sharded else None,
     )
     backbone.compute_dtype = compute_dtype(config)
     return backbone
@@ -179,11 +185,13 @@ def storage_dtype(config: ExperimentConfig) -> torch.dtype:
 
 
 def place_players(method: Method, config: ExperimentConfig) -> None:
-    """What trains to its device and its dtype; what averages it stays in fp32."""
+    """What trains to its dtype, critics to their device, too; what averages stays in fp32."""
     dtype = torch.float32 if config.train.state_dtype == "fp32" else torch.bfloat16
-    device = method.backbone.device
+    backbone = method.backbone
+    placed = {id(parameter) for network in backbone.networks() for parameter in network.parameters()}
     for player in method.players():
         for parameter in player.parameters.values():
+            device = parameter.device if id(parameter) in placed else backbone.device
             parameter.data = parameter.data.to(device, dtype)
 
 
@@ -217,7 +225,10 @@ def _load_student(backbone: Backbone, file: Path) -> None:
 @torch.no_grad()
 def load_role(backbone: Backbone, role: str, file: Path) -> None:
     """Overwrite a role's parameters with a snapshot's; UserError when they do not fit."""
-    tensors, parameters = load_file(file), backbone.role_parameters(role)
+    try:
+        tensors, parameters = load_file(file), backbone.role_parameters(role)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read as safetensors ({error})") from error
     if tensors.keys() != parameters.keys() or any(tensors[n].shape != p.shape for n, p in parameters.items()):
         raise UserError(f"{file}: not weights of this student (another backbone, sharing, or LoRA rank)")
     for name, parameter in parameters.items():
@@ -245,7 +256,17 @@ class Session:
     def __init__(self, config: ExperimentConfig, method: Method, images: int) -> None:
         self.config, self.method, self.images = config, method, images
         self.backbone = method.backbone
+        self._encoded: dict[tuple[str, ...], Cond] = {}
         self.null = self.backbone.encode_text([""])
+
+    def encode_now(self, prompts: Sequence[str]) -> None:
+        """From now on ``sample`` of these prompts needs no text encoder."""
+        for texts in self._batches(prompts):
+            self._encoded[tuple(texts)] = self.backbone.encode_text(texts)
+
+    def _batches(self, prompts: Sequence[str]) -> Iterator[list[str]]:
+        size = self.config.eval.batch_size
+        return (list(prompts[start : start + size]) for start in range(0, len(prompts), size))
 
     def noises(self, count: int, positions: np.ndarray, seed: int) -> list[Tensor]:
         """Keyed noises of one sampling call: ``count`` of (B, C, H, W); position i always gets the same."""
@@ -258,10 +279,10 @@ class Session:
         """uint8 (B, H, W, 3). Prompt i is at position ``first`` + i, which alone decides its noise."""
         images = []
         with self.backbone.uncounted():
-            for start in range(0, len(prompts), self.config.eval.batch_size):
-                texts = list(prompts[start : start + self.config.eval.batch_size])
-                positions = np.arange(first + start, first + start + len(texts))
-                cond = self.backbone.encode_text(texts)
+            for texts in self._batches(prompts):
+                positions = np.arange(first, first + len(texts))
+                first += len(texts)
+                cond = self._encoded.get(tuple(texts)) or self.backbone.encode_text(texts)
                 images.append(self.backbone.decode(self._latents(setting, cond, positions, seed)))
         return np.concatenate(images)
 

@@ -21,6 +21,7 @@ from core.run import Run
 from core.training.loop import Diverged, Trainer
 from core.training.preemption import EXIT_CODE as PREEMPTED
 from core.training.preemption import Preempted
+from core.training.sharding import is_sharded
 from core.training.world import ALONE, World
 from experiments.build import (
     Session,
@@ -91,7 +92,8 @@ def _attempt(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, w
 
 def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, world: World) -> None:
     with world.main_first():
-        backbone = build_backbone(config)
+        sharded = config.method.trains and is_sharded(config.execution, world)
+        backbone = build_backbone(config, to_be_sharded=sharded)
     evaluate = evaluate and world.is_main
     if not config.method.trains:
         session = Session(config, build_method(config, backbone), 0)
@@ -108,6 +110,7 @@ def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, wor
     clock = build_clock(config)
     session = Session(config, method, 0)
     trainer = Trainer(config, method, data, run, clock, attempt, _sheet(session, run, world), world)
+    backbone.release_text_encoders()
     log.info("%s  %s -> %s", run.id, config.name, run.path)
     for until in sorted({*config.eval.at, 1.0}):
         trainer.train(until)
@@ -115,6 +118,7 @@ def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, wor
         if evaluate and until in config.eval.at and not trainer.sharded:
             session.images = clock.images
             _measure(session, run)
+            backbone.release_text_encoders()
     trainer.monitor.close()
     counters = clock.counters(world.total)
     if world.is_main:
@@ -158,6 +162,7 @@ def _sheet(session: Session, run: Run, world: World) -> Callable[[int], None]:
     prompts = list(
         dataset_prompts(dataset, view_function(config.data), 4 * SHEET_PROMPTS).distinct(SHEET_PROMPTS).prompts
     )
+    session.encode_now(prompts)
     teacher = Setting("teacher", "dpmpp_2m", TEACHER_STEPS, config.method.teacher_guidance)
     own = [
         Setting(weights, config.eval.sampler, steps, eta=config.eval.eta)

@@ -93,6 +93,9 @@ class Backbone(ABC):
     def encode_text(self, prompts: Sequence[str]) -> Cond:
         """Prompts -> conditioning; the null conditioning is that of the empty prompt."""
 
+    def release_text_encoders(self) -> None:  # noqa: B027  not every backbone has any
+        """Free their memory until ``encode_text`` is called again."""
+
     @abstractmethod
     def networks(self) -> list[nn.Module]:
         """The denoising networks: one base with adapters, or a copy per role."""

@@ -173,7 +173,8 @@ class Flux2Backbone(PipelineBackbone):
 
     @cached_property
     def text_encoder(self) -> nn.Module:
-        return self._component(ENCODERS[self.pipeline][0], "text_encoder")
+        """In bf16 where it is stored in bf16, as the released ones: 24B parameters in dev."""
+        return self._component(ENCODERS[self.pipeline][0], "text_encoder", may_be_bf16=True)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -192,4 +193,4 @@ class Flux2Backbone(PipelineBackbone):
             max_sequence_length=min(tokenizer.model_max_length, MAX_TOKENS),
             hidden_states_layers=[depth * part // 4 for part in (1, 2, 3)],
         )
-        return Cond({"text": states})
+        return Cond({"text": states.float()})

@@ -25,6 +25,7 @@ class SD3Backbone(TransformerBackbone):
 
     pipeline = "StableDiffusion3Pipeline"
     network_class, vae_class = SD3Transformer2DModel, AutoencoderKL
+    text_encoders = ("clip", "t5")
     parts = "transformer/, vae/, text_encoder/, text_encoder_2/, tokenizer/, tokenizer_2/, scheduler/"
 
     def _process(self, scheduler: Mapping[str, Any]) -> tuple[Process, str]:

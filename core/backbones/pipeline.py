@@ -1,7 +1,8 @@
 """What every diffusers pipeline has in common as a backbone: one denoising network with roles, a VAE, text encoders.
 
 The same loader reads a hub id, a folder, an embedded teacher and a random tiny pipeline. The VAE and the text encoders
-load at first use: training reads cached latents and embeddings and never touches them.
+load at first use. Training reads cached latents and embeddings: before it begins, the text encoders are released (that
+of FLUX.2 dev is as large as half of its network).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class PipelineBackbone(Backbone):
     network_class: ClassVar[Any]
     vae_class: ClassVar[Any]
     parts: ClassVar[str]  # the folders that a pipeline of this family has
+    text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)  # the attributes that hold them
     student_guidance: float = 1.0  # what a pipeline is told when it samples a student: no guidance
 
     def __init__(
@@ -89,10 +91,12 @@ class PipelineBackbone(Backbone):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         image_size: int | None = None,
+        network_device: torch.device | str | None = None,
     ) -> Self:
         """Load a pipeline folder or hub id; ``UserError`` names what is missing.
 
-        ``image_size`` (pixels) is for networks that do not fix the size of their latents.
+        ``image_size`` (pixels) is for networks that do not fix the size of their latents. ``network_device``: where the
+        network waits until it is sharded, if not on ``device``.
         """
         options = {"revision": revision} if revision else {}
         try:
@@ -105,7 +109,8 @@ class PipelineBackbone(Backbone):
                 f"backbone.path={source}: no {cls.pipeline} can be read there (needs {cls.parts}): "
                 f"{str(error).splitlines()[0]}"
             ) from error
-        return cls(network.to(device), scheduler, sharing, source=source, revision=revision, device=device)
+        network = network.to(network_device or device)
+        return cls(network, scheduler, sharing, source=source, revision=revision, device=device)
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any], scheduler: Mapping[str, Any], sharing: Sharing) -> Self:
@@ -131,11 +136,19 @@ class PipelineBackbone(Backbone):
             module.train()  # diffusers checkpoints in train mode only; these networks have no dropout
 
     # Pixels and text.
-    def _component(self, kind: Any, name: str) -> nn.Module:
+    def release_text_encoders(self) -> None:
+        for name in self.text_encoders:
+            self.__dict__.pop(name, None)  # a cached property: loaded again when it is asked for
+
+    def _component(self, kind: Any, name: str, *, may_be_bf16: bool = False) -> nn.Module:
+        """In fp32, or as stored where that is bf16 and the caller can do with it."""
         assert self.source is not None, "a backbone built from its config alone has no VAE or text encoder"
         options = {"revision": self.revision} if self.revision else {}
         try:
-            module = kind.from_pretrained(self.source, subfolder=name, torch_dtype=torch.float32, **options)
+            config = read_json(self.source, f"{name}/config.json", self.revision) if may_be_bf16 else {}
+            stored = config.get("dtype", config.get("torch_dtype"))
+            dtype = torch.bfloat16 if stored == "bfloat16" else torch.float32
+            module = kind.from_pretrained(self.source, subfolder=name, torch_dtype=dtype, **options)
         except OSError as error:
             raise UserError(f"{self.source}/{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
         return module.to(self.device).eval().requires_grad_(False)

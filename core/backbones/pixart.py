@@ -40,7 +40,7 @@ class PixArtBackbone(TransformerBackbone):
         """What the 1024-pixel model is told of the image beside the time."""
         if not network.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
-        size = torch.tensor([x_t.shape[2:]], device=x_t.device).expand(len(x_t), 2) * self.vae_scale
+        size = torch.tensor([x_t.shape[2:]]).to(x_t.device, non_blocking=True).expand(len(x_t), 2) * self.vae_scale
         return {"resolution": cast(size, network), "aspect_ratio": cast(size[:, :1] / size[:, 1:], network)}
 
     @staticmethod

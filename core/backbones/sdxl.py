@@ -19,11 +19,12 @@ class SDXLBackbone(UNetBackbone):
     (B, 1280), the second encoder's projection. Every image is its own full-size, uncropped original."""
 
     pipeline = "StableDiffusionXLPipeline"
+    text_encoders = ("text_encoder", "text_encoder_2")
 
     def added_conditions(self, cond: Cond, dtype: torch.dtype) -> dict[str, Tensor]:
         side = self.latent_shape[1] * self.vae_scale
-        time_ids = torch.tensor([[side, side, 0, 0, side, side]], dtype=dtype, device=self.device)
         pooled = cond.tensors["pooled"].to(dtype)
+        time_ids = torch.tensor([[side, side, 0, 0, side, side]], dtype=dtype).to(pooled.device, non_blocking=True)
         return {"text_embeds": pooled, "time_ids": time_ids.expand(len(pooled), -1)}
 
     @cached_property

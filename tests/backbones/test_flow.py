@@ -160,6 +160,17 @@ def test_the_time_shift_of_flux2_is_that_of_its_pipeline(folders: dict[str, str]
         assert backbone.process.timesteps(steps) == pytest.approx(pipe.scheduler.timesteps.numpy(), rel=1e-5)
 
 
+def test_a_text_encoder_stored_in_bf16_stays_so(folders: dict[str, str], tmp_path: Path) -> None:
+    """As the released ones of FLUX.2 are; what it says is fp32 for everybody."""
+    whole = load(folders, "flux2")[0]
+    half = Flux2Backbone.load(str(copytree(folders["flux2"], tmp_path / "bf16")), SHARING, image_size=64)
+    whole.text_encoder.to(torch.bfloat16).save_pretrained(tmp_path / "bf16" / "text_encoder")
+    whole.release_text_encoders()
+    assert whole.text_encoder.dtype == torch.float32 and half.text_encoder.dtype == torch.bfloat16
+    found, expected = (backbone.encode_text(PROMPTS).tensors["text"] for backbone in (half, whole))
+    assert found.dtype == torch.float32 and 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+
 @pytest.mark.parametrize("backbone", ["tiny_sd3", "tiny_flux2"])
 def test_missing_parts_are_told_in_one_line(folders: dict[str, str], tmp_path: Path, backbone: str) -> None:
     assert compose("dmd2/tiny", [f"backbone={backbone}"]).backbone.path.startswith("random:")

@@ -1,6 +1,7 @@
 """The commands on a tiny run with a snapshot: sample, evaluate and export through the real ``main``."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,11 @@ def test_wrong_commands_are_one_line_and_exit_code_2(
     assert main([str(run.path) if word == "RUN" else word for word in words]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and line in error
+
+
+def test_a_damaged_snapshot_is_told_in_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = shutil.copytree(run.path, tmp_path / run.path.name)
+    (weights,) = folder.glob("snapshots/*/student.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert main(["sample", str(folder), "red apple", "--out", str(tmp_path / "out")]) == 2
+    assert f"{weights}: cannot be read as safetensors (" in capsys.readouterr().err

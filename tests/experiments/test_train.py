@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from core.config import compose, resolve
 from core.run import Run
+from core.training.loop import Trainer
+from experiments.build import build_backbone, build_method
 from experiments.sheet import contact_sheet
 from experiments.train import train_config
+from tests import worlds
 
 
 @pytest.mark.parametrize("experiment", ["teacher/tiny", "flash/tiny"])
@@ -50,3 +56,33 @@ def test_the_sheet_shows_the_steps_that_are_measured(monkeypatch: pytest.MonkeyP
     assert len(shown) == 4  # each training draws two
     own = [[label.partition(" steps")[0] for label in labels if label.startswith("student")] for labels in shown[::2]]
     assert own == [["student 8"], ["student 4", "student 1 step"]]
+
+
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sd3", "tiny_flux2"])
+def test_training_holds_no_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    held, train = [], Trainer.train
+
+    def watched(self: Trainer, until: float) -> None:
+        held.append([name for name in self.method.backbone.text_encoders if name in vars(self.method.backbone)])
+        train(self, until)
+        held.append([name for name in self.method.backbone.text_encoders if name in vars(self.method.backbone)])
+
+    monkeypatch.setattr(Trainer, "train", watched)
+    short = ["data.view=plain", "data.split=train", "train.budget.amount=2", "train.budget.unit=iterations"]
+    worlds.trained_on_pictures(tmp_path, "flash/tiny", f"backbone={family}", *short)  # draws a sheet, too
+    assert held == [[], []]
+
+
+@pytest.mark.parametrize("sharing", ["lora", "full"])
+def test_a_network_to_be_sharded_waits_on_the_host(monkeypatch: pytest.MonkeyPatch, sharing: str) -> None:
+    """Elsewhere than on the device ("meta" stands for a GPU), and so does what trains in it."""
+    monkeypatch.setattr("experiments.build.device_of", lambda config: torch.device("meta"))
+    config = resolve(compose("dmd2/tiny", [f"backbone.sharing={sharing}", "train.state_dtype=bf16", "method.gan=off"]))
+    backbone = build_backbone(config, to_be_sharded=True)
+    method = build_method(config, backbone)
+    parameters = [p for network in backbone.networks() for p in network.parameters()]
+    assert {p.device.type for p in parameters} == {"cpu"} and backbone.device.type == "meta"
+    trained = {id(p) for player in method.players() for p in player.parameters.values()}
+    assert trained <= {id(p) for p in parameters} and all(
+        p.dtype == torch.bfloat16 for p in parameters if p.requires_grad
+    )
