@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from core.methods.base import Player
 from core.training.rounding import StochasticAdamW
 from core.training.sharding import DTensor, gradient_norm, like, local, part_of
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "draws")
 
 
 class TrainedPlayer:
@@ -42,7 +43,8 @@ class TrainedPlayer:
         self.weight_clip, self.lr = settings.weight_clip, settings.lr
         common = {"lr": self.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
         if state_dtype == "bf16_stochastic":
-            self.optimizer: torch.optim.Optimizer = StochasticAdamW(self.parts, key=(*key, self.name), **common)
+            shard = (dist.get_rank(),) if self.sharded else ()
+            self.optimizer: torch.optim.Optimizer = StochasticAdamW(self.parts, key=(*key, self.name, *shard), **common)
         else:
             self.optimizer = torch.optim.AdamW(self.parts, fused=True, **common)
         self.skipped_in_row = torch.zeros((), device=self.parts[0].device)
@@ -103,9 +105,10 @@ class TrainedPlayer:
         """Create the moments that a state of these names holds, to be filled in place."""
         for name, part in zip(self.parameters, self.parts, strict=True):
             if f"{self.name}/step/{name}" in names:
-                step = torch.zeros((), device=self._step_device)
+                step = torch.zeros((), device=part.device)
                 moments = {"exp_avg": torch.zeros_like(part), "exp_avg_sq": torch.zeros_like(part)}
-                self.optimizer.state[part] = {"step": step} | moments
+                draws = {"draws": torch.zeros(())} if f"{self.name}/draws/{name}" in names else {}
+                self.optimizer.state[part] = {"step": step} | moments | draws
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -116,13 +119,7 @@ class TrainedPlayer:
                 value = state.get(f"{self.name}/{key}/{name}")
                 if value is not None:
                     # clone: a loaded tensor may be an unaligned view of the file, and vector code rounds differently
-                    step = key == "step"
-                    kept, device = (value, self._step_device) if step else (part_of(value, parameter), part.device)
-                    self.optimizer.state[part][key] = kept.to(device, copy=True)
+                    device = "cpu" if key == "draws" else part.device
+                    self.optimizer.state[part][key] = part_of(value, parameter).to(device, copy=True)
         for name, average in self.ema.items():
             local(average).copy_(part_of(state[f"{self.name}/ema/{name}"], average))
-
-    @property
-    def _step_device(self) -> torch.device:
-        """Where the optimizer counts updates: fused kernels on the device."""
-        return torch.device("cpu") if isinstance(self.optimizer, StochasticAdamW) else self.parts[0].device

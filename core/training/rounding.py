@@ -25,8 +25,11 @@ def stochastic_round(values: Tensor, generator: torch.Generator) -> Tensor:
 class StochasticAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter, 2019) in fp32 arithmetic on bf16 numbers.
 
-    ``key`` keys the rounding's draws, together with the number of updates: no generator state is saved. As
-    ``torch.optim.AdamW(fused=True)`` it skips an update where ``found_inf`` is 1.
+    As ``torch.optim.AdamW(fused=True)`` it skips an update where ``found_inf`` is 1, and does not count it in ``step``.
+    The rounding's draws are keyed by ``key``, the parameter's index and the number of calls (``draws``, on the host,
+    which does not know what was skipped): no generator state is saved. They are drawn in the shape that is here, so
+    other shards of a parameter are rounded by other draws: with another number of sharded processes a run is the same
+    on average, not bit for bit. Processes that hold different shards need different keys.
     """
 
     found_inf: Tensor | None = None
@@ -53,17 +56,21 @@ class StochasticAdamW(torch.optim.Optimizer):
     def _update(self, parameter: Tensor, group: dict, index: int) -> None:
         state, (beta1, beta2) = self.state[parameter], group["betas"]
         if not state:
-            state["step"] = torch.zeros(())
+            state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        state["step"] += 1
-        step = state["step"].item()  # on the host: no synchronisation
-        generator = torch.Generator(parameter.device).manual_seed(torch_seed(*self.key, "rounding", int(step), index))
+        if "draws" not in state:  # older states counted in "step" what they skipped
+            state["draws"] = state["step"].to("cpu", copy=True)
+        state["draws"] += 1
+        draws = int(state["draws"].item())  # on the host: no synchronisation
+        generator = torch.Generator(parameter.device).manual_seed(torch_seed(*self.key, "rounding", draws, index))
+        step = (state["step"] + 1).double()
         gradient = parameter.grad.float()
         mean = state["exp_avg"].float().lerp_(gradient, 1 - beta1)
         square = state["exp_avg_sq"].float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         denominator = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
         moved = parameter.float().mul_(1 - group["lr"] * group["weight_decay"])
-        moved.addcdiv_(mean, denominator, value=-group["lr"] / (1 - beta1**step))
-        keep = self.found_inf.bool() if self.found_inf is not None else torch.zeros((), dtype=torch.bool)
+        moved.addcdiv_(mean * (-group["lr"] / (1 - beta1**step)), denominator)
+        skip = torch.zeros_like(state["step"]) if self.found_inf is None else self.found_inf.to(parameter.device)
+        state["step"] += 1 - skip
         for target, value in ((parameter, moved), (state["exp_avg"], mean), (state["exp_avg_sq"], square)):
-            target.copy_(torch.where(keep.to(target.device), target, stochastic_round(value, generator)))
+            target.copy_(torch.where(skip.bool(), target, stochastic_round(value, generator)))

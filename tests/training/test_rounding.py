@@ -1,5 +1,6 @@
 """bf16 parameters and moments: what rounding to nearest loses, and what rounding by chance keeps."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_everything_that_trains_is_bf16_and_its_average_is_not(tmp_path: Path, s
     trained.train()
     for player in trained.players.values():
         assert {p.dtype for p in player.trained} == {torch.bfloat16}
-        moments = {m.dtype for p in player.parts for k, m in player.optimizer.state[p].items() if k != "step"}
+        moments = {m.dtype for p in player.parts for k, m in player.optimizer.state[p].items() if "exp_avg" in k}
         assert moments == {torch.bfloat16}
     assert {average.dtype for average in trained.players["student"].ema.values()} == {torch.float32}
     with pytest.raises(Exception, match="stopped at 12 images"):
@@ -72,10 +73,46 @@ def test_everything_that_trains_is_bf16_and_its_average_is_not(tmp_path: Path, s
     assert worlds.equal(worlds.parameters(trained), worlds.parameters(resumed)), "draws are keyed: resume is exact"
 
 
-def test_a_batch_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
-    trained = worlds.trainer(tmp_path, ["train.state_dtype=bf16_stochastic"])
+@pytest.mark.parametrize("state_dtype", ["fp32", "bf16", "bf16_stochastic"])
+def test_a_batch_that_is_not_finite_changes_nothing_and_is_not_counted(tmp_path: Path, state_dtype: str) -> None:
+    trained = worlds.trainer(tmp_path, [f"train.state_dtype={state_dtype}"])
     trained._iteration()
     healthy, losses = worlds.parameters(trained), trained.method.losses
     trained.method.losses = lambda *given: {name: term * float("nan") for name, term in losses(*given).items()}
     trained._iteration()
     assert worlds.equal(worlds.parameters(trained), healthy)
+    student = trained.players["student"]
+    assert {student.optimizer.state[part]["step"].item() for part in student.parts} == {1}
+    trained.method.losses = losses
+    trained._iteration()
+    assert {student.optimizer.state[part]["step"].item() for part in student.parts} == {2}
+
+
+def test_after_a_skipped_update_the_next_is_corrected_for_those_that_were_taken() -> None:
+    """Corrected for three, the second update would be 14% too short."""
+    ours, theirs = torch.ones(33, dtype=torch.bfloat16), torch.ones(33)
+    tool = StochasticAdamW([ours], 0.5, (0.9, 0.99), 0.0, key=(0,))
+    exact = torch.optim.AdamW([theirs], 0.5, (0.9, 0.99), weight_decay=0.0)
+    for gradient in (0.25, math.nan, 0.5):
+        ours.grad = torch.full_like(ours, gradient)
+        tool.found_inf = torch.tensor(float(math.isnan(gradient)))
+        tool.step()
+        if not math.isnan(gradient):
+            theirs.grad = torch.full_like(theirs, gradient)
+            exact.step()
+    torch.testing.assert_close(ours.float(), theirs, rtol=0, atol=2**-7)
+    assert tool.state[ours]["draws"] == 3, "the next draws are new ones"
+
+
+def test_a_state_of_before_draws_were_counted_goes_on_with_the_same_draws() -> None:
+    found = []
+    for forget in (False, True):
+        parameter = torch.ones(33, dtype=torch.bfloat16)
+        tool = StochasticAdamW([parameter], 1e-3, (0.9, 0.99), 0.0, key=(0,))
+        for _ in range(2):
+            parameter.grad = torch.full_like(parameter, 0.1)
+            tool.step()
+            if forget:
+                tool.state[parameter].pop("draws")
+        found.append(parameter)
+    assert torch.equal(*found)
