@@ -14,6 +14,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from core.remembered import recall, remember
 from core.schema import REVISIONS, ExperimentConfig, UserError
 
@@ -131,7 +133,14 @@ def _parent_id(init_from: str, cache: Path) -> str:
     if path.is_dir() and (path / "config.yaml").exists() and _RUN_ID.fullmatch(path.name[-10:]):
         return path.name[-10:]
     if path.is_file():
-        return _file_hash(path)
+        try:
+            with safe_open(path, "np"):  # reads the names of its tensors
+                return _file_hash(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"train.init_from={init_from}: cannot be read as safetensors ({error}); allowed: the id or folder of a "
+                "run, or a student.safetensors of its snapshots"
+            ) from error
     return _source_hash("train.init_from", init_from, cache, _NOT_WEIGHTS, {})
 
 

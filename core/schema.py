@@ -95,7 +95,9 @@ class TrainConfig:
     lr_decay: float = added(0.0, old=0.0)
     # First iterations in which every player's learning rate rises linearly to its value; 0: none [C]
     lr_warmup_iterations: int = added(0, old=0)
-    init_from: str | None = execution(None)  # run id, run folder, or exported LoRA to start the student from
+    # What the student starts from: the id or folder of a run (its newest snapshot), or a student.safetensors of its
+    # snapshots. Not an exported LoRA: its names are diffusers', and alpha / rank is part of its factors
+    init_from: str | None = execution(None)
     parent: str | None = None  # identity of init_from, filled by resolve
 
     def validate(self) -> None:
