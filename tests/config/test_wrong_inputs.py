@@ -34,6 +34,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("execution.micro_batch=3", ("execution.micro_batch=3", "does not divide", "4")),
         ("train.budget.unit=epochs", ("train.budget.unit=epochs", "images, iterations, evaluations")),
         ("train.budget.amount=0", ("train.budget.amount=0",)),
+        ("train.state_dtype=bf17", ("train.state_dtype=bf17", "allowed: fp32, bf16, bf16_stochastic")),
         ("backbone.path=/nowhere/teacher", ("backbone.path=/nowhere/teacher", "no such folder")),
         ("data.path=", ("data.path is not set",)),
         ("backbone.sharing=half", ("backbone.sharing=half", "lora, full")),
