@@ -58,8 +58,6 @@ class Checkpoints:
             self._write_parts(parts, tensors)
         if not self.world.is_main:
             return target
-        if target.exists():
-            shutil.rmtree(target)
         with atomic_folder(target) as folder:
             if sharded:
                 for file in parts.glob("*.safetensors"):

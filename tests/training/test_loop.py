@@ -1,6 +1,7 @@
 """Invariances of the loop: resume, micro-batch, moving average, skipped and diverged updates, corrupt state."""
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -161,6 +162,24 @@ def test_corrupt_state_falls_back_to_the_previous_one_and_says_so(
     assert "0000000012 is corrupt (no completion marker)" in caplog.text
     assert "0000000008 is corrupt (hash mismatch)" in caplog.text
     assert (tmp_path / "corrupt-0000000008").is_dir()
+
+
+def test_a_state_is_replaced_only_by_one_that_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = Checkpoints(tmp_path)
+    states.save(4, {"a": torch.ones(2)}, {"clock": 1})
+
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="0000000004: No space left on device"):
+        patch.setattr("core.training.checkpoint.save_file", full)
+        states.save(4, {"a": torch.zeros(2)}, {"clock": 2})
+    folder, meta = states.latest()
+    assert load_file(folder / "tensors.safetensors")["a"].tolist() == [1, 1] and meta == {"clock": 1}
+    states.save(4, {"a": torch.zeros(2)}, {"clock": 2})
+    folder, meta = states.latest()
+    assert load_file(folder / "tensors.safetensors")["a"].tolist() == [0, 0] and meta == {"clock": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["0000000004"]
 
 
 def test_a_state_of_another_run_is_one_line(tmp_path: Path) -> None:
