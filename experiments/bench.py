@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -199,7 +200,11 @@ def _alone(words: Sequence[str]) -> str:
     command = [sys.executable, "-m", "experiments.bench", *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"{' '.join(words)}: {done.stderr.strip().splitlines()[-1]}")
+        how = f"exit code {done.returncode}"
+        if done.returncode < 0:  # the system ends who takes too much memory, who then cannot say so
+            how = f"ended by {signal.Signals(-done.returncode).name}"
+        said = done.stderr.strip().splitlines()[-1:]
+        raise UserError(": ".join([" ".join(words), how, *said]))
     return done.stdout
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from core.config import compose, resolve
+from core.config import UserError, compose, resolve
 from experiments import bench
 from experiments.bench import Recorder
 from tests import worlds
@@ -75,6 +75,27 @@ def test_pictures_are_timed_in_turn(
     assert (teacher["nfe"], one["nfe"], four["nfe"]) == (16, 1, 4) and teacher["speedup"] == 1
     assert one["speedup"] == pytest.approx(teacher["seconds"] / one["seconds"])
     assert bench.main([*words[:-1], "0"]) == 2 and "steps=0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("kill -9 $$", "dmd2/tiny --peak: ended by SIGKILL"),
+        ("exit 3", "dmd2/tiny --peak: exit code 3"),
+        ("echo one >&2; echo error: two >&2; exit 2", "dmd2/tiny --peak: exit code 2: error: two"),
+    ],
+)
+def test_a_process_that_fails_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+) -> None:
+    """Also one that was killed for its memory before it could say anything."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(bench.sys, "executable", str(python))
+    with pytest.raises(UserError) as found:
+        bench._alone(["dmd2/tiny", "--peak"])
+    assert str(found.value) == words
 
 
 @pytest.mark.slow
