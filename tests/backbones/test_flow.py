@@ -153,6 +153,19 @@ def test_the_tiny_twins_train_through_the_same_code(tmp_path: Path, family: str,
     assert last["images"] == 8 and all(math.isfinite(value) for key, value in last.items() if "/" in key)
 
 
+@pytest.mark.parametrize("sharing", ["lora", "full"])
+def test_a_guidance_distilled_network_is_distilled_without_null_passes(tmp_path: Path, sharing: str) -> None:
+    """FLUX.2 dev's class of network: DMD2 asks the teacher once for each of 4 samples in 2 iterations."""
+    folder = write_tiny_flux2(tmp_path / "dev", guidance_embeds=True)
+    data = ["data.view=plain", "data.split=train", "train.budget.amount=2", "train.budget.unit=iterations"]
+    options = ["backbone=tiny_flux2", f"backbone.path={folder}", f"backbone.sharing={sharing}", "method.ttur=1"]
+    last = worlds.trained_on_pictures(tmp_path, "dmd2/tiny", *options, *data)
+    losses = {key: value for key, value in last.items() if "/" in key}
+    assert last["images"] == 8 and all(math.isfinite(value) for value in losses.values())
+    assert losses["student/grad_norm"] > 0 and losses["fake_score/grad_norm"] > 0
+    assert last["evaluations"]["teacher"] == 8
+
+
 def test_the_time_shift_of_flux2_is_that_of_its_pipeline(folders: dict[str, str]) -> None:
     backbone, pipe = load(folders, "flux2")
     for steps in (4, 8, 20):
