@@ -24,8 +24,10 @@ from core.backbones.unet import UNetBackbone
 from core.config import ExperimentConfig, compose, resolve
 from core.data.batches import LatentData
 from core.data.solutions import SolutionStore
+from core.randomness import Stream
 from core.run import Run
 from core.training.loop import Trainer
+from core.training.sharding import local, part_of, whole
 from core.training.world import ALONE, World
 from experiments.build import METHODS, build_clock, place_players
 from experiments.train import train_config
@@ -103,6 +105,14 @@ def trainer(
     place_players(method, settings)
     attempt, latents = run.begin_attempt() if world.is_main else 0, data(settings.seed, family=family, device=device)
     return Trainer(settings, method, latents, run, build_clock(settings), attempt, world=world)
+
+
+def move_apart(backbone: PipelineBackbone) -> None:
+    """Roles that start as the teacher, sharded or not: alike, they would hide whose forward was computed."""
+    for role in ("student", "fake_score"):
+        for name, parameter in backbone.role_parameters(role).items():
+            full = 0.05 * torch.from_numpy(Stream(0, role, name).normal([0], whole(parameter.detach()).shape)[0])
+            local(parameter).data.add_(part_of(full, parameter))
 
 
 def parameters(trained: Trainer) -> dict[str, Tensor]:

@@ -19,6 +19,9 @@ from core.backbones.base import Backbone
 from core.config import ExecutionConfig
 from core.training.world import World
 
+# Graphs of one block's code: by role, gradient mode, batch size and call. Beyond torch's own 8 a block runs uncompiled
+VARIANTS = 64
+
 
 def prepare(backbone: Backbone, execution: ExecutionConfig, world: World) -> None:
     """Checkpoint activations, compile and shard as ``execution`` says; after the last role has been added.
@@ -28,6 +31,7 @@ def prepare(backbone: Backbone, execution: ExecutionConfig, world: World) -> Non
     if execution.activation_checkpointing:
         backbone.enable_activation_checkpointing()
     if execution.compile != "off":
+        torch._dynamo.config.recompile_limit = VARIANTS
         for unit in backbone.shard_units():
             unit.compile(backend=execution.compile)
     if is_sharded(execution, world):
