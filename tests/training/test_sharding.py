@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +15,10 @@ from safetensors.torch import load_file
 
 from core.config import UserError
 from core.methods.base import total
-from core.randomness import Stream
 from core.run import Run, find_runs
+from core.training.loop import Trainer
 from core.training.preemption import Preempted
-from core.training.sharding import local, part_of, whole
+from core.training.sharding import whole
 from core.training.world import ALONE, World
 from tests import worlds
 
@@ -70,8 +73,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[FSDP], [FSDP, "execution.micro_batch=1"], ["execution.micro_batch=1"]],
-                         ids=["fsdp", "fsdp, 4 micro-batches", "replicated, 4 micro-batches"])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [[FSDP], [FSDP, "execution.micro_batch=1"], [], ["execution.micro_batch=1"]],
+    ids=["fsdp", "fsdp, 4 micro-batches", "replicated", "replicated, 4 micro-batches"],
+)
 def test_two_processes_give_the_curve_of_one(alone: Run, tmp_path: Path, options: list[str]) -> None:
     """In fp32, over 50 iterations; half of the samples need a call of the network more than the others."""
     worlds.together(tmp_path, training(tmp_path, *DMD2, *options))
@@ -139,15 +145,47 @@ def test_each_process_holds_its_part(tmp_path: Path) -> None:
     worlds.together(tmp_path, work)
 
 
+@pytest.mark.parametrize(("state_dtype", "sharing"), [("bf16", "full"), ("bf16_stochastic", "lora")])
+def test_bf16_states_are_sharded_and_stay_so(tmp_path: Path, state_dtype: str, sharing: str) -> None:
+    """Three iterations, of which the last goes on from a state; shards of one parameter are rounded on their own."""
+    options = [*DMD2, FSDP, f"train.state_dtype={state_dtype}", "train.budget.amount=3"]
+
+    def train(world: World, *more: str) -> Trainer:
+        settings = [*options, *more]
+        trained = worlds.trainer(tmp_path, settings, sharing, experiment="dmd2/tiny", world=world, family="flux2")
+        with contextlib.suppress(Preempted):
+            trained.train()
+        return trained
+
+    def work(world: World) -> None:
+        train(world, "execution.stop_after_images=16")
+        trained = train(world)
+        for name, player in trained.players.items():
+            assert {part.dtype for part in player.parts} == {torch.bfloat16}
+            states = [player.optimizer.state[part] for part in player.parts]
+            moments = [state[key] for state in states for key in ("exp_avg", "exp_avg_sq")]
+            assert {moment.dtype for moment in moments} == {torch.bfloat16}
+            assert all(tensor.isfinite().all() for tensor in (*player.parts, *moments))
+            assert any(moment.any() for moment in moments)
+            updates = {"student": 2, "fake_score": 3}[name]
+            assert {state["step"].item() for state in states} == {updates}
+            assert {average.dtype for average in player.ema.values()} <= {torch.float32}
+            if state_dtype == "bf16_stochastic":
+                assert {state["draws"].item() for state in states} == {updates}
+                assert player.optimizer.key[-1] == world.rank
+
+    worlds.together(tmp_path, work)
+    lines = run_in(tmp_path).metrics()
+    assert [line["images"] for line in lines] == [8, 16, 24]
+    assert all(math.isfinite(value) for line in lines for key, value in line.items() if "/" in key)
+
+
 def gradients(folder: Path, family: str, sharing: str, *options: str, world: World = ALONE) -> dict[str, torch.Tensor]:
     """Of the student's turn, another role having run between its forward and its backward pass; whole."""
     settings = ["train.batch_size=8", "method.dmd_weight=0", "method.adversarial_weight=1", *options]
     trained = worlds.trainer(folder, settings, sharing, experiment="dmd2/tiny", world=world, family=family)
     backbone, clock = trained.method.backbone, trained.clock
-    for role in ("student", "fake_score"):  # adapters that start as the teacher would hide whose forward was computed
-        for name, parameter in backbone.role_parameters(role).items():
-            full = 0.05 * torch.from_numpy(Stream(0, role, name).normal([0], whole(parameter.detach()).shape)[0])
-            local(parameter).data.add_(part_of(full, parameter))
+    worlds.move_apart(backbone)
     rollout = trained.method.rollout(trained.data.batch(world.share(clock.positions())), clock)
     terms = trained.method.losses("student", rollout, clock)
     with torch.no_grad():
@@ -171,11 +209,37 @@ def test_checkpointed_activations_give_the_same_gradients(tmp_path: Path, family
         assert (again[name] - gradient).abs().max() < 1e-6 * size, name
 
     def work(world: World) -> None:
+        kept = gradients(tmp_path / "kept", family, sharing, FSDP, world=world)
         options = [FSDP, "execution.activation_checkpointing=true"]
         for name, gradient in gradients(tmp_path / "fsdp", family, sharing, *options, world=world).items():
+            assert (gradient - kept[name]).abs().max() < 1e-6 * size, name
             assert (gradient - plain[name]).abs().max() < 2e-6 * size, name
 
     worlds.together(tmp_path / "pair", work)
+
+
+@pytest.mark.parametrize(("number", "options"), [(signal.SIGTERM, []), (signal.SIGUSR2, [FSDP])])
+def test_a_signal_to_one_process_stops_all_with_one_state(
+    tmp_path: Path, number: signal.Signals, options: list[str]
+) -> None:
+    def work(world: World) -> None:
+        settings = [*DMD2, *options]
+        trained = worlds.trainer(tmp_path, settings, experiment="dmd2/tiny", world=world, family="flux2")
+        iteration = trained._iteration
+
+        def interrupted() -> None:
+            if world.rank == 1 and trained.clock.images == 8:
+                signal.raise_signal(number)
+            iteration()
+
+        trained._iteration = interrupted
+        with pytest.raises(Preempted, match="stopped at 16 images"):
+            trained.train()
+
+    worlds.together(tmp_path, work)
+    assert [state.name for state in (run_in(tmp_path).path / "state").iterdir()] == ["0000000016"]
+    resumed = worlds.trainer(tmp_path, DMD2, experiment="dmd2/tiny", family="flux2")
+    assert resumed.clock.images == 16 and resumed.clock.evaluations["student"] > 0
 
 
 def test_sharded_networks_are_measured_at_the_end(tmp_path: Path) -> None:
