@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,11 +134,17 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
+def processes_of_their_own() -> BaseContext:
+    """A process that has run a backward pass cannot be forked."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def together(folder: Path, work: Callable[[World], object], processes: int = 2) -> None:
     """Call ``work`` in as many gloo processes; a failure of one of them is the caller's."""
     folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")  # a process that has run a backward pass cannot be forked
-    context.set_forkserver_preload([__name__])
+    context = processes_of_their_own()
     pickled = cloudpickle.dumps(work)
     children = [context.Process(target=_join, args=(folder, pickled, rank, processes)) for rank in range(processes)]
     for child in children:

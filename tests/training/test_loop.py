@@ -5,7 +5,6 @@ import errno
 import json
 import logging
 import math
-import multiprocessing
 import os
 import random
 import shutil
@@ -63,7 +62,7 @@ def test_sigkill_at_random_moments_changes_no_bit(tmp_path: Path) -> None:
     folder, moments = tmp_path / "killed", random.Random(0)
     write_tiny_sd(folder / "tiny-sd")
     for images in (6, 14, 24):
-        child = multiprocessing.get_context("fork").Process(target=_train_in_child, args=(folder,))
+        child = worlds.processes_of_their_own().Process(target=_train_in_child, args=(folder,))
         child.start()
         while child.is_alive() and not any(line["images"] >= images for line in _lines(folder)):
             time.sleep(0.005)
