@@ -78,8 +78,8 @@ def _line(ax: Any, points: dict[float, Summary], index: int, label: str) -> None
 
 
 def _points(runs: list[CellRun], nfe: int, judged: set[str]) -> list[tuple[dict[str, float], Summary]]:
-    """(place on every axis, quality over seeds) of each moment at which all runs were measured: a point of fewer seeds
-    would bend the line."""
+    """(place on every axis, quality over seeds) of each moment at which most runs were measured: a point of one seed
+    among points of three would bend the line."""
     places: dict[int, dict[str, float]] = {}
     values: dict[int, dict[int, float]] = defaultdict(dict)
     for item in runs:
@@ -92,8 +92,8 @@ def _points(runs: list[CellRun], nfe: int, judged: set[str]) -> list[tuple[dict[
                 continue
             values[line["images"]][item.cell.seed] = line["value"]
             places[line["images"]] = _place(run, line["images"])
-    complete = sorted(images for images, found in values.items() if len(found) == len(runs))
-    return [(places[images], summarize(list(values[images].values()))) for images in complete]
+    shared = sorted(images for images, found in values.items() if 2 * len(found) > len(runs))
+    return [(places[images], summarize(list(values[images].values()))) for images in shared]
 
 
 def _place(run: Run, images: int) -> dict[str, float]:
