@@ -22,7 +22,7 @@ from core.training.loop import Diverged, Trainer
 from core.training.preemption import EXIT_CODE as PREEMPTED
 from core.training.preemption import Preempted
 from core.training.sharding import is_sharded
-from core.training.world import ALONE, World
+from core.training.world import ALONE, World, check_processes
 from experiments.build import (
     Session,
     Setting,
@@ -51,7 +51,7 @@ def train_config(config: ExperimentConfig, *, evaluate: bool = False) -> int:
     if config.execution.num_threads:
         torch.set_num_threads(config.execution.num_threads)
     world = World.join(device_of(config))
-    world.check(config)
+    check_processes(config, world.size)
     with world.main_first():
         run = Run.create(config)
     with run.lock() if world.is_main else nullcontext():

@@ -23,6 +23,16 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  #
 TIMEOUT = timedelta(hours=2)  # the others wait while rank 0 measures or builds a cache
 
 
+def check_processes(config: ExperimentConfig, size: int) -> None:
+    """UserError when ``size`` processes cannot train ``config`` as it is; it is never adjusted."""
+    if config.train.batch_size % size:
+        raise UserError(f"{size} processes do not divide train.batch_size={config.train.batch_size}")
+    if size > 1 and config.execution.sharding == "fsdp" and set(config.eval.at) - {1.0}:
+        raise UserError(f"eval.at={config.eval.at}: sharded networks are measured at the end; allowed: [1.0]")
+    if size > 1 and config.train.budget.unit == "evaluations":
+        raise UserError("train.budget.unit=evaluations needs one process; allowed with several: images, iterations")
+
+
 class World:
     """One process of ``size``; a world of one does nothing and costs nothing."""
 
@@ -51,15 +61,6 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
-
-    def check(self, config: ExperimentConfig) -> None:
-        """UserError when this many processes cannot train ``config`` as it is; it is never adjusted."""
-        if config.train.batch_size % self.size:
-            raise UserError(f"{self.size} processes do not divide train.batch_size={config.train.batch_size}")
-        if self.size > 1 and config.execution.sharding == "fsdp" and set(config.eval.at) - {1.0}:
-            raise UserError(f"eval.at={config.eval.at}: sharded networks are measured at the end; allowed: [1.0]")
-        if self.size > 1 and config.train.budget.unit == "evaluations":
-            raise UserError("train.budget.unit=evaluations needs one process; allowed with several: images, iterations")
 
     def share(self, positions: np.ndarray) -> np.ndarray:
         """This process's consecutive part of an iteration's positions."""

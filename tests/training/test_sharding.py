@@ -19,7 +19,7 @@ from core.run import Run, find_runs
 from core.training.loop import Trainer
 from core.training.preemption import Preempted
 from core.training.sharding import whole
-from core.training.world import ALONE, World
+from core.training.world import ALONE, World, check_processes
 from tests import worlds
 
 FSDP = "execution.sharding=fsdp"
@@ -244,7 +244,5 @@ def test_a_signal_to_one_process_stops_all_with_one_state(
 
 def test_sharded_networks_are_measured_at_the_end(tmp_path: Path) -> None:
     config = worlds.config(tmp_path, FSDP, "eval.at=[0.5,1.0]")
-    world = World()
-    world.size = 2
     with pytest.raises(UserError, match="sharded networks are measured at the end; allowed: \\[1.0\\]"):
-        world.check(config)
+        check_processes(config, 2)
