@@ -24,6 +24,7 @@ from core.backbones.roles import Sharing
 from core.config import UserError
 from core.diffusion.process import FlowProcess, Process
 
+SCHEDULER = "scheduler/scheduler_config.json"
 MAX_TOKENS = 512  # as diffusers' pipelines
 TRAINING_STEPS = 50  # the time shift depends on the number of steps; random times are drawn as for this many
 # By pipeline: text encoder, tokenizer, and diffusers' function from prompts to the stacked states
@@ -59,11 +60,30 @@ class Flux2Backbone(PipelineBackbone):
             ) from error
         if name not in ENCODERS:
             raise UserError(f"backbone.path={source} is a {name}; allowed: {', '.join(ENCODERS)}")
-        stride = 2 ** (len(vae["block_out_channels"]) - 1) * 2
-        built.pipeline, built.side = name, (image_size or vae["sample_size"]) // stride
-        built.latent_shape = built._latent_shape(built.roles.base)
-        built.process, built.prediction = built._process(read_json(source, "scheduler/scheduler_config.json", revision))
+        built.pipeline = name
+        built._resize(image_size or vae["sample_size"], vae, read_json(source, SCHEDULER, revision))
         return built
+
+    @classmethod
+    def from_architecture(
+        cls,
+        architecture: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        sharing: Sharing,
+        *,
+        vae: Mapping[str, Any] | None = None,
+        image_size: int | None = None,
+    ) -> Self:
+        built = super().from_architecture(architecture, scheduler, sharing, vae=vae)
+        if vae is not None and image_size is not None:
+            built._resize(image_size, built.vae.config, scheduler)
+        return built
+
+    def _resize(self, image_size: int, vae: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
+        """Latents of images of ``image_size`` pixels, and the time shift that depends on how many they are."""
+        self.side = image_size // (2 ** (len(vae["block_out_channels"]) - 1) * 2)
+        self.latent_shape = self._latent_shape(self.roles.base)
+        self.process, self.prediction = self._process(scheduler)
 
     def _latent_shape(self, network: nn.Module) -> tuple[int, int, int]:
         return network.config.in_channels, self.side, self.side
@@ -131,6 +151,9 @@ class Flux2Backbone(PipelineBackbone):
         with self.roles.use(role) as net:
             tokens = net(**self._inputs(net, x_t, t, cond), return_dict=False)[0]
             return tokens.mT.unflatten(2, x_t.shape[2:])
+
+    def cond_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        return {"text": (min(tokens, MAX_TOKENS), self.roles.base.config.joint_attention_dim)}
 
     @staticmethod
     def half_forward(

@@ -42,6 +42,10 @@ class SD3Backbone(TransformerBackbone):
             text, pooled = (cast(cond.tensors[name], net) for name in ("text", "pooled"))
             return net(cast(x_t, net), text, pooled, t.float()).sample  # bf16 would make 752 of 750
 
+    def cond_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        config = self.roles.base.config
+        return {"text": (tokens + T5_TOKENS, config.joint_attention_dim), "pooled": (config.pooled_projection_dim,)}
+
     @staticmethod
     def half_forward(network: SD3Transformer2DModel, x_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
         """The image's tokens after half of the blocks, as a map."""

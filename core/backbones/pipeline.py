@@ -64,6 +64,10 @@ class PipelineBackbone(Backbone):
     def _process(self, scheduler: Mapping[str, Any]) -> tuple[Process, str]:
         """The noising process of the scheduler's config, and what the network predicts."""
 
+    @abstractmethod
+    def cond_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """Sizes of what ``encode_text`` gives for one prompt, by name; ``tokens``: the tokenizer's own length."""
+
     @staticmethod
     @abstractmethod
     def half_forward(network: nn.Module, **inputs: Any) -> Tensor:
@@ -113,9 +117,23 @@ class PipelineBackbone(Backbone):
         return cls(network, scheduler, sharing, source=source, revision=revision, device=device)
 
     @classmethod
-    def from_architecture(cls, architecture: Mapping[str, Any], scheduler: Mapping[str, Any], sharing: Sharing) -> Self:
-        """A network without weights (call it under ``torch.device("meta")`` to count parameters)."""
-        return cls(cls.network_class(**architecture), scheduler, sharing)
+    def from_architecture(
+        cls,
+        architecture: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        sharing: Sharing,
+        *,
+        vae: Mapping[str, Any] | None = None,
+        image_size: int | None = None,
+    ) -> Self:
+        """A network without weights (call it under ``torch.device("meta")`` to count parameters), and such a VAE.
+
+        ``image_size`` as in ``load``.
+        """
+        built = cls(cls.network_class(**architecture), scheduler, sharing)
+        if vae is not None:
+            built.vae = cls.vae_class(**vae).eval().requires_grad_(False)
+        return built
 
     def add_role(self, role: str, like: str | None = None, *, trainable: bool, seed: int = 0) -> None:
         self.roles.add(role, like, trainable=trainable, seed=seed)

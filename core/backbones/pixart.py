@@ -43,6 +43,9 @@ class PixArtBackbone(TransformerBackbone):
         size = torch.tensor([x_t.shape[2:]]).to(x_t.device, non_blocking=True).expand(len(x_t), 2) * self.vae_scale
         return {"resolution": cast(size, network), "aspect_ratio": cast(size[:, :1] / size[:, 1:], network)}
 
+    def cond_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        return {"text": (MAX_TOKENS, self.roles.base.config.caption_channels), "mask": (MAX_TOKENS,)}
+
     @staticmethod
     def half_forward(
         network: PixArtTransformer2DModel, x_t: Tensor, t: Tensor, text: Tensor, mask: Tensor, size: dict[str, Any]

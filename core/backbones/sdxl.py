@@ -27,6 +27,11 @@ class SDXLBackbone(UNetBackbone):
         time_ids = torch.tensor([[side, side, 0, 0, side, side]], dtype=dtype).to(pooled.device, non_blocking=True)
         return {"text_embeds": pooled, "time_ids": time_ids.expand(len(pooled), -1)}
 
+    def cond_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        config = self.roles.base.config  # beside the pooled embedding: six numbers of ``added_conditions``
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        return super().cond_shapes(tokens) | {"pooled": (pooled,)}
+
     @cached_property
     def text_encoder_2(self) -> CLIPTextModelWithProjection:
         return self._component(CLIPTextModelWithProjection, "text_encoder_2")

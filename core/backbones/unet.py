@@ -40,6 +40,9 @@ class UNetBackbone(PipelineBackbone):
         """What enters beside the time embedding; nothing in Stable Diffusion 1."""
         return None
 
+    def cond_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        return {"text": (tokens, self.roles.base.config.cross_attention_dim)}
+
     @staticmethod
     def half_forward(
         network: UNet2DConditionModel, x_t: Tensor, t: Tensor, text: Tensor, added: dict[str, Tensor] | None

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.losses.imagenet import channels_last, efficientnet_lite, normalised
+from core.losses.imagenet import channels_last, efficientnet_lite, normalised, on_meta
 from core.schema import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,20 +35,14 @@ class EffnetFeatures(nn.Module):
 class DinoFeatures(nn.Module):
     """Patch tokens after each third of a DINO or DINOv2 in transformers' format, as maps.
 
+    On the meta device the architecture alone: DINOv2-B where there is no folder.
+
     Raises: UserError: no folder, or another kind of network.
     """
 
     def __init__(self, path: str | None) -> None:
         super().__init__()
-        if path is None:
-            raise UserError(
-                "method.gan=dino needs method.dino_path: a folder of DINO or DINOv2 in transformers' format"
-            )
-        if not (Path(path).expanduser() / "config.json").is_file():
-            raise UserError(f"method.dino_path={path}: no config.json there; give a folder in transformers' format")
-        from transformers import AutoModel
-
-        self.network = AutoModel.from_pretrained(str(Path(path).expanduser())).eval().requires_grad_(False)
+        self.network = _dino(path).eval().requires_grad_(False)
         config = self.network.config
         if config.model_type not in ("vit", "dinov2", "dinov2_with_registers"):
             raise UserError(
@@ -71,6 +65,22 @@ class DinoFeatures(nn.Module):
     def _interpolation(self) -> dict[str, bool]:
         """ViT takes its own image size unless told; DINOv2 always adapts its positions."""
         return {"interpolate_pos_encoding": True} if self.network.config.model_type == "vit" else {}
+
+
+def _dino(path: str | None) -> nn.Module:
+    """A folder's network; without its weights on the meta device, where none is needed."""
+    from transformers import AutoConfig, AutoModel, Dinov2Config
+
+    if path is None:
+        if on_meta():
+            return AutoModel.from_config(Dinov2Config(image_size=518))  # else transformers' defaults are DINOv2-B's
+        raise UserError("method.gan=dino needs method.dino_path: a folder of DINO or DINOv2 in transformers' format")
+    folder = Path(path).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"method.dino_path={path}: no config.json there; give a folder in transformers' format")
+    if on_meta():
+        return AutoModel.from_config(AutoConfig.from_pretrained(str(folder)))
+    return AutoModel.from_pretrained(str(folder))
 
 
 class ImageCritic(nn.ModuleList):

@@ -28,6 +28,8 @@ def efficientnet_lite(variant: int, path: str | Path | None = None) -> tuple[nn.
     if not path.is_file():
         raise UserError(f"extractor weights {path} do not exist")
     model = timm.create_model(f"tf_efficientnet_lite{variant}")
+    if on_meta():
+        return model.eval().requires_grad_(False), path
     source = torch.load(path, map_location="cpu", weights_only=True)
     target = model.state_dict()
     matches = len(source) == len(target) and all(
@@ -38,6 +40,11 @@ def efficientnet_lite(variant: int, path: str | Path | None = None) -> tuple[nn.
         raise UserError(f"{path} does not hold EfficientNet-Lite{variant} weights")
     model.load_state_dict(dict(zip(target, source.values(), strict=True)), strict=True)
     return model.eval().requires_grad_(False), path
+
+
+def on_meta() -> bool:
+    """Whether networks are built for their shapes alone (``fewstep plan-memory``): weights need not be at hand."""
+    return torch.get_default_device().type == "meta"
 
 
 def normalised(pixels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from core.losses.imagenet import channels_last, efficientnet_lite, normalised
+from core.losses.imagenet import channels_last, efficientnet_lite, normalised, on_meta
 from core.schema import UserError
 
 VGG_FILE = "vgg16-397923af.pth"  # torchvision's; the name holds the start of its sha256
@@ -56,13 +56,14 @@ class LpipsDistance(nn.Module):
 
     def __init__(self, path: str | Path | None) -> None:
         super().__init__()
-        file = _vgg_file(path)
+        file = None if on_meta() else _vgg_file(path)
         try:
             import lpips
         except ImportError:
             raise UserError("method.distill_loss=lpips needs the package lpips: pip install 'fewstep[lpips]'") from None
-        self.lpips = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-        load_vgg(self.lpips.net, torch.load(file, map_location="cpu", weights_only=True))
+        self.lpips = lpips.LPIPS(pretrained=file is not None, net="vgg", pnet_rand=True, verbose=False)
+        if file is not None:
+            load_vgg(self.lpips.net, torch.load(file, map_location="cpu", weights_only=True))
         self.requires_grad_(False)
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
