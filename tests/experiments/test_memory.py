@@ -1,13 +1,25 @@
 """The plan against what is there: bytes of a real training, and what checkpointing and sharing save."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from core.backbones import tiny
+from core.backbones.roles import Sharing
 from core.backbones.tiny import write_tiny_flux2, write_tiny_sd
 from core.config import UserError, compose
-from experiments.memory import LiveBytes, Row, plan_memory
+from core.losses.perceptual import PERCEPTUAL_LOSSES
+from experiments.bench import MEMORY, peak_of_two_iterations
+from experiments.build import FAMILIES, source_of
+from experiments.cli import main
+from experiments.fake_training import FILE, LiveBytes, Lived, as_on_cuda, build, iteration
+from experiments.memory import GB, Row, plan_memory, planned_bytes
 from tests import worlds
 
 
@@ -19,7 +31,7 @@ def plan(experiment: str, *overrides: str, gpus: int = 1) -> dict[tuple[str, str
 @pytest.fixture
 def states_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Activations need half a minute."""
-    monkeypatch.setattr("experiments.memory._activations", lambda *given: 0)
+    monkeypatch.setattr("experiments.memory.iteration", lambda *given: Lived(0, {}))
 
 
 @pytest.mark.usefixtures("states_only")
@@ -86,7 +98,7 @@ def test_the_flux2_recipe_needs_more_than_500_gb() -> None:
     rows = plan("dmd2/flux2_dev", gpus=8)
     network = 2 * 32_223_281_152
     assert rows["teacher", "parameters"].all == rows["student", "gradients"].all == network
-    states = {key: row for key, row in rows.items() if "activ" not in key[1] and "gathered" not in key[1]}
+    states = {key: row for key, row in rows.items() if key[0] in ("teacher", "student", "fake_score")}
     whole = sum(row.all for row in states.values())
     moments = sum(row.all for (_, what), row in states.items() if "moments" in what)
     assert whole == 9 * network and 500e9 < whole < 600e9 and moments / whole == pytest.approx(4 / 9)
@@ -103,3 +115,155 @@ def test_flash_diffusion_is_planned_without_solving_the_teachers_ode(tmp_path: P
     rows = plan("flash/tiny", f"backbone.path={folder}", "method.distill_loss=effnet_lite1")
     kept, checkpointed = (rows["all", f"activations, {how}"].each for how in ("all kept", "checkpointed"))
     assert kept > checkpointed > 0 and rows["critic", "parameters"].each > 0
+
+
+def test_attention_and_norms_keep_what_cuda_keeps() -> None:
+    """In bf16 of 2 heads of 64 positions and width 16: q, k, v, out and a logsumexp in fp32; no 64 x 64 matrix."""
+    with FakeTensorMode(), as_on_cuda():
+        q, k, v = (torch.empty(1, 2, 64, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+        x, scale = torch.empty(4, 16, dtype=torch.bfloat16, requires_grad=True), torch.empty(16, dtype=torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            with LiveBytes([q, k, v]) as live:
+                out = F.scaled_dot_product_attention(q, k, v)
+            assert live.now == out.nbytes + 4 * 2 * 64
+            norms = [F.layer_norm(x, (16,)), F.group_norm(x, 2), F.rms_norm(x, (16,), scale, 1e-6)]
+            assert [norm.dtype for norm in norms] == [torch.float32] * 3
+            assert type(norms[2].grad_fn) is type(norms[0].grad_fn), "one operation"
+    assert F.scaled_dot_product_attention is torch._C._nn.scaled_dot_product_attention, "put back"
+
+
+@pytest.mark.slow
+def test_activations_grow_with_the_tokens_and_not_with_their_square(tmp_path: Path) -> None:
+    """16 times the tokens; with matrices of tokens by tokens 100 times the bytes and more."""
+    options = ["backbone=tiny_flux2", f"backbone.path={write_tiny_flux2(tmp_path / 'flux2')}", "train.precision=bf16"]
+    small, large = (
+        iteration(compose("dmd2/tiny", [*options, f"data.image_size={size}"]), 1, False, False).peak
+        for size in (256, 1024)
+    )
+    assert 14 < large / small < 18
+
+
+@pytest.mark.usefixtures("states_only")
+def test_latents_have_the_size_of_the_images() -> None:
+    """dmd2/emoji_flux2 learns from 64 pixels: 16 tokens, and a critic's head for 4x4 maps."""
+    config = compose("dmd2/emoji_flux2")
+    method = build(config)
+    assert method.backbone.latent_shape == (32, 4, 4)
+    last = method.critic[-1]
+    assert last.weight.shape == (1, 128, 4, 4)
+    rows = plan("dmd2/emoji_flux2")
+    assert rows["fake_score: head", "parameters"].all == sum(p.nbytes for p in method.critic.parameters())
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "pixart", "sd3", "flux2"])
+def test_conditions_have_the_sizes_that_the_encoders_give(tmp_path: Path, family: str) -> None:
+    folder = getattr(tiny, f"write_tiny_{family}")(tmp_path / family)
+    kind = {"sd": "unet", "sdxl": "unet_sdxl", "sd3": "mmdit"}.get(family, family)
+    loaded = FAMILIES[kind].load(str(folder), Sharing("full"))
+    encoded = {name: tuple(value.shape[1:]) for name, value in loaded.encode_text(["a"]).tensors.items()}
+    tokens = json.loads((folder / "tokenizer/tokenizer_config.json").read_text())["model_max_length"]
+    assert loaded.cond_shapes(tokens) == encoded
+
+
+def test_conditions_of_the_published_pipelines() -> None:
+    """77 tokens of CLIP, with T5's 256 in SD3; 120 of PixArt's T5; 512 of FLUX.2's language model."""
+    texts = {}
+    for experiment in ("flash/sd15", "flash/sdxl", "flash/pixart", "flash/sd3", "dmd2/flux2_dev"):
+        config = compose(experiment)
+        known = yaml.safe_load(FILE.read_text())[config.backbone.path]
+        texts[experiment] = build(config).backbone.cond_shapes(known["tokens"])
+    assert texts == {
+        "flash/sd15": {"text": (77, 768)},
+        "flash/sdxl": {"text": (77, 2048), "pooled": (1280,)},
+        "flash/pixart": {"text": (120, 4096), "mask": (120,)},
+        "flash/sd3": {"text": (333, 4096), "pooled": (2048,)},
+        "dmd2/flux2_dev": {"text": (512, 15360)},
+    }
+
+
+@pytest.mark.usefixtures("states_only")
+def test_the_flux2_recipes_critic_is_planned() -> None:
+    """DINOv2-B stands for a DINO that is not given; the VAE that its images need has 84M parameters."""
+    rows = plan("dmd2/flux2_dev", gpus=8)
+    assert rows["image_features", "parameters"].each == 4 * 86_580_480
+    assert rows["vae", "parameters"].each == pytest.approx(4 * 84e6, rel=0.01)
+    assert rows["critic", "parameters"].each == 2 * 3 * (768 * 64 + 64 + 2 * 64 + 64 + 1)
+
+
+@pytest.mark.slow
+def test_what_judges_decoded_images_counts_in_the_activations(tmp_path: Path) -> None:
+    folder = write_tiny_sd(tmp_path / "tiny-sd")
+    options = [f"backbone.path={folder}", "data.image_size=64"]
+    peaks = {
+        gan: iteration(compose("dmd2/tiny", [*options, f"method.gan={gan}"]), 1, False, False).peak
+        for gan in ("off", "dino", "effnet_lite1")
+    }
+    assert peaks["dino"] > 2 * peaks["off"] and peaks["effnet_lite1"] > 2 * peaks["off"]
+    assert set(PERCEPTUAL_LOSSES) == {"lpips", "effnet_lite1"}
+    losses = {
+        loss: iteration(compose("flash/tiny", [options[0], f"method.distill_loss={loss}"]), 1, False, False).peak
+        for loss in ("mse", *PERCEPTUAL_LOSSES)
+    }
+    assert min(losses["lpips"], losses["effnet_lite1"]) > 2 * losses["mse"]
+
+
+def test_terms_of_later_stages_are_planned(tmp_path: Path) -> None:
+    """Flash Diffusion's first stage has no adversarial term."""
+    folder = write_tiny_sd(tmp_path / "tiny-sd")
+    late, always = (
+        iteration(
+            compose("flash/tiny", [f"backbone.path={folder}", f"method.adversarial_weight={weights}"]), 1, False, False
+        ).peak
+        for weights in ([0, 0, 0, 1], [1, 1, 1, 1])
+    )
+    assert late == always
+
+
+@pytest.mark.slow
+def test_gradients_that_accumulate_are_held_whole(tmp_path: Path) -> None:
+    """FSDP2 adds them up in fp32 and averages them after the last micro-batch."""
+    options = [f"backbone.path={write_tiny_sd(tmp_path / 'tiny-sd')}", "backbone.sharing=full", "train.precision=bf16"]
+    options += ["train.batch_size=8", "execution.sharding=fsdp"]
+    key = ("all", "gradients of a turn, while they accumulate")
+    alone = plan("dmd2/tiny", *options, "method.gan=off", "execution.micro_batch=2", gpus=2)
+    student = alone["student", "parameters"].all // 4
+    assert alone[key].each == 4 * student
+    at_once = plan("dmd2/tiny", *options, "method.gan=off", "execution.micro_batch=4", gpus=2)
+    assert key not in at_once
+    critic = plan("dmd2/tiny", *options, "execution.micro_batch=2", gpus=2)
+    assert 4 * student < critic[key].each < 8 * student, "the student's turn goes through half of the fake score"
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["dmd2/tiny", "--gpus", "3"], "3 processes do not divide train.batch_size=4"),
+        (["dmd2/tiny", "--gpus", "2", "execution.micro_batch=4"], "micro_batch=4 does not divide .*=4 / 2 processes"),
+    ],
+)
+def test_a_share_that_the_trainer_refuses_is_one_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], error: str
+) -> None:
+    assert main(["plan-memory", *words]) == 2
+    assert re.fullmatch(f"error: .*{error}\n", capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("states_only")
+def test_what_is_not_planned_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan-memory", "dmd2/flux2_dev", "--gpus", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "method.dino_path is not set: image_features is planned as DINOv2-B" in out and "not planned: CUDA" in out
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("sharing", ["lora", "full"])
+def test_the_plan_is_within_15_percent_of_what_a_gpu_gives_out(sharing: str, checkpointing: bool) -> None:
+    options = [f"backbone.sharing={sharing}", f"execution.activation_checkpointing={checkpointing}"]
+    words = [*MEMORY[:-1], "train.precision=bf16", "train.batch_size=32", "execution.device=cuda", *options]
+    config = compose(words[0], words[1:])
+    config.backbone.path = source_of(config)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated() / GB  # by tests before
+    assert planned_bytes(config, 1)[1] / GB == pytest.approx(peak_of_two_iterations(words) - held, rel=0.15)
