@@ -155,8 +155,8 @@ def _notes(config: ExperimentConfig) -> Iterator[str]:
     if getattr(config.method, "gan", None) == "dino" and config.method.dino_path is None:
         yield "method.dino_path is not set: image_features is planned as DINOv2-B"
     yield (
-        "not planned: CUDA's context, what its allocator and NCCL keep, and the text encoder (fp32) that stays on each "
-        "device once it has encoded a prompt"
+        "not planned: CUDA's context, what its allocator and NCCL keep, and the text encoder, which is released before "
+        "the training begins"
     )
 
 
