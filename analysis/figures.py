@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +26,7 @@ from analysis.stats import summarize
 STYLE = Path(__file__).parent / "style.mplstyle"
 # A figure that is part of a page takes the page's colours, so that it follows its light or dark theme.
 INK, FAINT, PAPER = "#010203", "#dcdddf", "#fffffe"
+THREE_COLUMNS = 24  # characters of the longest label, of which three stand side by side
 _PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--rule)", PAPER: "var(--card)"}
 # Okabe and Ito's colours for all kinds of sight; marker and dash repeat the distinction for greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK, "#999900")
@@ -92,7 +96,7 @@ def grid_figure(grid: Grid, frame: pd.DataFrame) -> Figure:
             ax.set_title(TITLES.get(split, split))
         figure.supxlabel("Network evaluations per image (NFE)", fontsize=8)
         handles, labels = axes[0][0].get_legend_handles_labels()
-        columns = 2 if len(labels) <= 6 else 3
+        columns = 3 if len(labels) > 6 and max(map(len, labels)) <= THREE_COLUMNS else 2
         figure.legend(handles, labels, loc="outside upper center", ncols=columns)
     return figure
 
@@ -152,15 +156,16 @@ def look(index: int) -> dict[str, Any]:
 
 
 def _references(ax: Axes, grid: Grid, frame: pd.DataFrame, column: Column, widest: int) -> list[int]:
-    """References of at most ``widest`` NFE are one grey curve, the others lines; returns the curve's NFE."""
-    curve: dict[int, float] = {}
+    """References of at most ``widest`` NFE are grey curves, one for each teacher and solver, the others lines; returns
+    the curves' NFE."""
+    curves: dict[str, dict[int, float]] = defaultdict(dict)
     lines = 0
     for reference in grid.references:
         part = frame[frame["row"] == reference.id]
         for nfe, at in part.groupby("nfe"):
             mean = column.factor * float(at["value"].mean())
             if nfe <= widest:
-                curve[int(nfe)] = mean
+                curves[re.sub(r", \d+ steps?\b.*", ", few steps", reference.label)][int(nfe)] = mean
                 continue
             dash, label = (
                 ((0, (6, 2)), (0, (1, 1.6)))[lines % 2],
@@ -168,11 +173,11 @@ def _references(ax: Axes, grid: Grid, frame: pd.DataFrame, column: Column, wides
             )
             ax.axhline(mean, color=INK, linestyle=dash, linewidth=0.9, zorder=1, label=label)
             lines += 1
-    if curve:
+    for (label, curve), marker in zip(curves.items(), itertools.cycle("x+1")):
         nfes = sorted(curve)
         values = [curve[n] for n in nfes]
-        ax.plot(nfes, values, color="#7f7f7f", marker="x", linewidth=0.8, zorder=1, label="Teacher, few steps")
-    return list(curve)
+        ax.plot(nfes, values, color="#7f7f7f", marker=marker, linewidth=0.8, zorder=1, label=mathtext(label))
+    return sorted({nfe for curve in curves.values() for nfe in curve})
 
 
 def training_curves(items: Sequence[CellRun]) -> Figure | None:

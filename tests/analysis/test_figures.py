@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from analysis.collect import cell_runs
+from ablations.grid import load, names
+from analysis.collect import RECORDS, cell_runs, results
 from analysis.figures import (
     COLOURS,
     DASHES,
@@ -88,3 +89,21 @@ def test_a_grid_of_no_paper_is_named_without_one(full, monkeypatch) -> None:
     table = full.table()
     assert "\n*tiny scale, full budget*\n" in render(table, "md")
     assert r"\caption{Influence of a term. " in render(table, "tex")
+
+
+def test_every_teacher_has_a_curve_of_its_own() -> None:
+    """Two teachers, or two solvers of one, at the same evaluations are not one point."""
+    grid = load("dmd2_teachers")
+    axes = grid_figure(grid, results(grid, "emoji", "full", [RECORDS]).frame).axes
+    drawn = {line.get_label(): (list(line.get_xdata()), line.get_marker()) for line in axes[0].lines}
+    assert drawn["emoji-sd, few steps"] == ([8], "x") and drawn["emoji-flux2, few steps"] == ([8], "+")
+
+
+@pytest.mark.parametrize("name", [name for name in names() if "emoji" in load(name).base])
+def test_a_legend_fits_above_its_figure(name: str) -> None:
+    grid = load(name)
+    figure = grid_figure(grid, results(grid, "emoji", "full", [RECORDS]).frame)
+    figure.draw_without_rendering()
+    for legend in figure.legends:
+        box = legend.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width
