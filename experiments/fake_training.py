@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from core.backbones.base import Cond
-from core.backbones.pipeline import PipelineBackbone, read_json
+from core.backbones.pipeline import SCHEDULER, PipelineBackbone, read_json
 from core.config import ExperimentConfig, UserError
 from core.data.batches import Batch
 from core.identity import locate
@@ -73,7 +73,7 @@ def _architecture(config: ExperimentConfig) -> dict[str, Any]:
         return architectures()[spec.path]
     files = {
         "network": f"{network_folder}/config.json", "vae": "vae/config.json",
-        "scheduler": "scheduler/scheduler_config.json", "tokenizer": "tokenizer/tokenizer_config.json",
+        "scheduler": SCHEDULER, "tokenizer": "tokenizer/tokenizer_config.json",
     }  # fmt: skip
     missing = [file for file in files.values() if not (folder / file).is_file()]
     if missing:

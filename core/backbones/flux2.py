@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from transformers import AutoProcessor, Mistral3ForConditionalGeneration, Qwen2TokenizerFast, Qwen3ForCausalLM
 
 from core.backbones.base import Cond
-from core.backbones.pipeline import PipelineBackbone, call_block, cast, read_json
+from core.backbones.pipeline import SCHEDULER, PipelineBackbone, call_block, cast, read_json
 from core.backbones.roles import Sharing
 from core.config import UserError
 from core.diffusion.process import FlowProcess, Process
 
-SCHEDULER = "scheduler/scheduler_config.json"
 MAX_TOKENS = 512  # as diffusers' pipelines
 TRAINING_STEPS = 50  # the time shift depends on the number of steps; random times are drawn as for this many
 # By pipeline: text encoder, tokenizer, and diffusers' function from prompts to the stacked states
@@ -64,23 +63,8 @@ class Flux2Backbone(PipelineBackbone):
         built._resize(image_size or vae["sample_size"], vae, read_json(source, SCHEDULER, revision))
         return built
 
-    @classmethod
-    def from_architecture(
-        cls,
-        architecture: Mapping[str, Any],
-        scheduler: Mapping[str, Any],
-        sharing: Sharing,
-        *,
-        vae: Mapping[str, Any] | None = None,
-        image_size: int | None = None,
-    ) -> Self:
-        built = super().from_architecture(architecture, scheduler, sharing, vae=vae)
-        if vae is not None and image_size is not None:
-            built._resize(image_size, built.vae.config, scheduler)
-        return built
-
     def _resize(self, image_size: int, vae: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
-        """Latents of images of ``image_size`` pixels, and the time shift that depends on how many they are."""
+        """The time shift depends on the size, too."""
         self.side = image_size // (2 ** (len(vae["block_out_channels"]) - 1) * 2)
         self.latent_shape = self._latent_shape(self.roles.base)
         self.process, self.prediction = self._process(scheduler)

@@ -25,6 +25,8 @@ from core.backbones.roles import Roles, Sharing
 from core.config import UserError
 from core.diffusion.process import Process
 
+SCHEDULER = "scheduler/scheduler_config.json"  # in a pipeline's folder
+
 
 class PipelineBackbone(Backbone):
     """See ``Backbone``. ``source`` is a pipeline folder or hub id; None only for a network built from its config."""
@@ -59,6 +61,9 @@ class PipelineBackbone(Backbone):
     def _latent_shape(self, network: nn.Module) -> tuple[int, int, int]:
         size = network.config.sample_size
         return network.config.in_channels, size, size
+
+    def _resize(self, image_size: int, vae: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:  # noqa: B027
+        """Latents of images of ``image_size`` pixels, for networks that do not fix the size of theirs."""
 
     @abstractmethod
     def _process(self, scheduler: Mapping[str, Any]) -> tuple[Process, str]:
@@ -104,7 +109,7 @@ class PipelineBackbone(Backbone):
         """
         options = {"revision": revision} if revision else {}
         try:
-            scheduler = read_json(source, "scheduler/scheduler_config.json", revision)
+            scheduler = read_json(source, SCHEDULER, revision)
             network = cls.network_class.from_pretrained(
                 source, subfolder=cls.network_folder, torch_dtype=dtype, **options
             )
@@ -133,6 +138,8 @@ class PipelineBackbone(Backbone):
         built = cls(cls.network_class(**architecture), scheduler, sharing)
         if vae is not None:
             built.vae = cls.vae_class(**vae).eval().requires_grad_(False)
+            if image_size is not None:
+                built._resize(image_size, built.vae.config, scheduler)
         return built
 
     def add_role(self, role: str, like: str | None = None, *, trainable: bool, seed: int = 0) -> None:
