@@ -19,7 +19,7 @@ from core.backbones.base import FAKE_SCORE, STUDENT, STUDENT_EMA, TEACHER
 from core.config import ExperimentConfig, UserError, compose
 from core.methods.base import Method
 from core.training.loop import micro_batch
-from core.training.world import check_processes
+from core.training.world import check_processes, is_sharded
 from experiments.fake_training import Lived, build, iteration, judges
 
 GB = 1e9
@@ -42,7 +42,7 @@ def plan_memory(config: ExperimentConfig, num_devices: int) -> list[Row]:
     check_processes(config, num_devices)
     micro_batches = config.train.batch_size // num_devices // micro_batch(config, num_devices)
     method = build(config)
-    sharded = config.execution.sharding == "fsdp" and num_devices > 1  # ``is_sharded`` of a world of that size
+    sharded = is_sharded(config.execution, num_devices)
     rows = list(_states(method, num_devices if sharded else 1, num_devices))
     found = {checkpointing: iteration(config, num_devices, checkpointing, sharded) for checkpointing in (False, True)}
     for name, judge in judges(method).items():

@@ -21,8 +21,7 @@ from core.run import Run
 from core.training.loop import Diverged, Trainer
 from core.training.preemption import EXIT_CODE as PREEMPTED
 from core.training.preemption import Preempted
-from core.training.sharding import is_sharded
-from core.training.world import ALONE, World, check_processes
+from core.training.world import ALONE, World, check_processes, is_sharded
 from experiments.build import (
     Session,
     Setting,
@@ -92,7 +91,7 @@ def _attempt(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, w
 
 def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, world: World) -> None:
     with world.main_first():
-        sharded = config.method.trains and is_sharded(config.execution, world)
+        sharded = config.method.trains and is_sharded(config.execution, world.size)
         backbone = build_backbone(config, to_be_sharded=sharded)
     evaluate = evaluate and world.is_main
     if not config.method.trains:

@@ -23,8 +23,8 @@ from core.training.checkpoint import SINGLE, Checkpoints, names_in, read_parts, 
 from core.training.monitor import Monitor
 from core.training.player import TrainedPlayer
 from core.training.preemption import Preempted, PreemptionFlag
-from core.training.sharding import is_sharded, prepare, synchronise_gradients
-from core.training.world import ALONE, World
+from core.training.sharding import prepare, synchronise_gradients
+from core.training.world import ALONE, World, is_sharded
 
 MAX_SKIPPED_IN_ROW = 20
 BUSY_POLL_S = 0.02
@@ -53,7 +53,7 @@ class Trainer:
         self.micro_batch = micro_batch(config, world.size)
         backbone = method.backbone
         prepare(backbone, config.execution, world)
-        self.sharded = method.lockstep = is_sharded(config.execution, world)
+        self.sharded = method.lockstep = is_sharded(config.execution, world.size)
         self.players = {
             spec.name: TrainedPlayer(
                 spec,

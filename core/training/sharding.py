@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from core.backbones.base import Backbone
 from core.config import ExecutionConfig
-from core.training.world import World
+from core.training.world import World, is_sharded
 
 # Graphs of one block's code: by role, gradient mode, batch size and call. Beyond torch's own 8 a block runs uncompiled
 VARIANTS = 64
@@ -34,13 +34,8 @@ def prepare(backbone: Backbone, execution: ExecutionConfig, world: World) -> Non
         torch._dynamo.config.recompile_limit = VARIANTS
         for unit in backbone.shard_units():
             unit.compile(backend=execution.compile)
-    if is_sharded(execution, world):
+    if is_sharded(execution, world.size):
         _shard(backbone, world)
-
-
-def is_sharded(execution: ExecutionConfig, world: World) -> bool:
-    """Whether each process holds a part of the networks only."""
-    return execution.sharding == "fsdp" and world.size > 1
 
 
 def _shard(backbone: Backbone, world: World) -> None:

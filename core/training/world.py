@@ -17,17 +17,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from core.config import ExperimentConfig, UserError
+from core.config import ExecutionConfig, ExperimentConfig, UserError
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun and by slurm/job.py
 TIMEOUT = timedelta(hours=2)  # the others wait while rank 0 measures or builds a cache
+
+
+def is_sharded(execution: ExecutionConfig, size: int) -> bool:
+    """Whether each of ``size`` processes holds a part of the networks only."""
+    return execution.sharding == "fsdp" and size > 1
 
 
 def check_processes(config: ExperimentConfig, size: int) -> None:
     """UserError when ``size`` processes cannot train ``config`` as it is; it is never adjusted."""
     if config.train.batch_size % size:
         raise UserError(f"{size} processes do not divide train.batch_size={config.train.batch_size}")
-    if size > 1 and config.execution.sharding == "fsdp" and set(config.eval.at) - {1.0}:
+    if is_sharded(config.execution, size) and set(config.eval.at) - {1.0}:
         raise UserError(f"eval.at={config.eval.at}: sharded networks are measured at the end; allowed: [1.0]")
     if size > 1 and config.train.budget.unit == "evaluations":
         raise UserError("train.budget.unit=evaluations needs one process; allowed with several: images, iterations")
