@@ -28,18 +28,14 @@ def student_evaluations(run: Run) -> float:
 
 def gradient_variation(run: Run) -> float:
     """Standard deviation over mean of the student's logged gradient norms, second half of the training."""
-    return _late_variation(run, "student/grad_norm")
+    values = logged(run, "student/grad_norm")
+    return variation(values[len(values) // 2 :])
 
 
 def loss_variation(run: Run) -> float:
     """The same of the student's distribution matching loss, of equally many samples in each mean."""
     points = equal_means(run, "student/dmd")
     return variation([value for at, value in points if at > 0.5])
-
-
-def _late_variation(run: Run, key: str) -> float:
-    values = logged(run, key)
-    return variation(values[len(values) // 2 :])
 
 
 def equal_means(run: Run, key: str) -> list[tuple[float, float]]:

@@ -226,9 +226,10 @@ def _load_student(backbone: Backbone, file: Path) -> None:
 def load_role(backbone: Backbone, role: str, file: Path) -> None:
     """Overwrite a role's parameters with a snapshot's; UserError when they do not fit."""
     try:
-        tensors, parameters = load_file(file), backbone.role_parameters(role)
+        tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read as safetensors ({error})") from error
+    parameters = backbone.role_parameters(role)
     if tensors.keys() != parameters.keys() or any(tensors[n].shape != p.shape for n, p in parameters.items()):
         raise UserError(f"{file}: not weights of this student (another backbone, sharing, or LoRA rank)")
     for name, parameter in parameters.items():
