@@ -7,7 +7,7 @@ from typing import Any
 
 from core.schema import METRICS, SCALES, UserError, check_choice, check_range, listing
 
-COSTS = ("trainable_parameters", "device_hours", "teacher_evaluations")
+COSTS = ("trainable_parameters", "device_hours", "teacher_evaluations", "loss_variation")
 
 
 @dataclass

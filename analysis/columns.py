@@ -83,7 +83,8 @@ _KNOWN = {
             "Loss variation",
             "min",
             0,
-            "sd / mean of the student's distribution matching loss, second half of the training",
+            "sd / mean of the student's distribution matching loss, each value of equally many updates, second half of "
+            "the training",
         ),
     )
 }
