@@ -18,18 +18,19 @@ from pathlib import Path
 from core.training.preemption import EXIT_CODE
 
 POLL_S = 0.2
-SAVE_S = 90.0  # how long the trainings may take to save; the job is requeued anyway
 
 
 @dataclass
 class CellsJob:
     """The cells of one job; several share its device, each with its own log and its own failure.
 
-    ``commands``: (log file, command) of each cell. A callable that submitit pickles: plain data alone.
+    ``commands``: (log file, command) of each cell. ``save_s``: seconds that the trainings may take to save their state;
+    the job is requeued anyway. A callable that submitit pickles: plain data alone.
     """
 
     commands: list[tuple[str, list[str]]]
     environment: dict[str, str] = field(default_factory=dict)
+    save_s: float = 90.0
     _children: list[subprocess.Popen] = field(default_factory=list, repr=False)
 
     def __call__(self) -> list[int]:
@@ -49,10 +50,9 @@ class CellsJob:
             raise RuntimeError(f"failed: {', '.join(Path(log).name for log, _ in self.commands)}")
         return codes
 
-    @staticmethod
-    def _await_requeue() -> None:
+    def _await_requeue(self) -> None:
         """The children have heard the signal before this process: its own handler is about to requeue the job."""
-        time.sleep(SAVE_S)
+        time.sleep(self.save_s)
         raise RuntimeError("stopped with the state saved, but this job was not told to leave; `fewstep grid retry`")
 
     def checkpoint(self) -> object:
@@ -60,12 +60,12 @@ class CellsJob:
         from submitit.helpers import DelayedSubmission
 
         pids = [child.pid for child in self._children]
-        end = time.monotonic() + SAVE_S
+        end = time.monotonic() + self.save_s
         for pid in filter(_runs, pids):
             os.kill(pid, signal.SIGUSR2)
         while any(map(_runs, pids)) and time.monotonic() < end:
             time.sleep(POLL_S)
-        return DelayedSubmission(CellsJob(self.commands, self.environment))
+        return DelayedSubmission(CellsJob(self.commands, self.environment, self.save_s))
 
 
 def _runs(pid: int) -> bool:

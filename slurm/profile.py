@@ -15,6 +15,7 @@ OWN_FOLDER = Path("~/.config/fewstep/clusters")  # a user's own profiles, found 
 EXECUTORS = ("slurm", "local", "debug")
 # At a limit of ten minutes or less submitit takes every signal for a time-out, and gives up after a few.
 SHORTEST_MIN = 11
+SHORTEST_SAVE_S = 30.0  # SLURM's usual KillWait: after the limit a job has it anyway
 _PLAIN = re.compile(r"[\w.,:=@+/\[\]~%&|!*-]*")
 
 
@@ -32,7 +33,7 @@ class Profile:
     cpus_per_node: int = 1
     mem_gb_per_node: int = 4
     time_min: int = 24 * 60  # wall limit of a job; it is requeued and goes on when it needs more
-    signal_s: int = 120  # how long before the limit a job is told, so that it can save its state
+    signal_s: int = 120  # how long before the limit a job is told, so that it can save its state; more for a large one
     max_parallel: int = 64  # tasks of one array at a time
     container: str | None = None  # of srun --container-image (pyxis)
     modules: list[str] = field(default_factory=list)  # loaded in front of every job
@@ -71,6 +72,11 @@ class Profile:
     def shared(self, runs_dir: Path) -> Path:
         """The folder that every node sees; beside the runs where the site names none."""
         return Path(self.shared_dir or runs_dir / ".slurm").resolve()
+
+    @property
+    def save_s(self) -> float:
+        """Seconds that the trainings of a job have to save; the rest of ``signal_s`` is for requeueing it in time."""
+        return max(SHORTEST_SAVE_S, 0.75 * self.signal_s)
 
     @property
     def setup_lines(self) -> list[str]:

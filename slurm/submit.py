@@ -199,7 +199,7 @@ class Submitter:
     def _job(self, task: Sequence[Work], resources: Resources) -> CellsJob:
         commands = [(str(self.ledger.log_of(work.key)), self.command(work, resources)) for work in task]
         environment = {**ALLOCATOR, **job_environment(resources.cpus_per_process), "PYTHONPATH": str(self.code)}
-        return CellsJob(commands, environment)
+        return CellsJob(commands, environment, self.profile.save_s)
 
     @property
     def python(self) -> str:

@@ -7,6 +7,8 @@ import os
 import resource
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,12 @@ from ablations.grid import load
 from core.run import Run, find_runs
 from experiments.cli import main
 from slurm.clean import superfluous
+from slurm.job import CellsJob
 from slurm.ledger import EVALUATE, TRAIN, Ledger, Work
 from slurm.local import background_pid
 from slurm.profile import Profile
 from slurm.queue import JobState
+from slurm.resources import Resources
 from slurm.status import bad_nodes
 from slurm.submit import Submitter
 from tests.slurm.waiting import wait
@@ -203,6 +207,28 @@ def test_what_a_grid_will_take_is_told_from_finished_runs(grid: str, tmp_path: P
     assert found.solutions_bytes == 2 * 32 * 4 * 16 * 8 * 8, "two seeds; rows that differ in the rate share"
     assert str(Estimate(1.5, 2e9, 3e6)) == "about 1.5 device-hours, 2 GB of runs, at most 3 MB of teacher solutions"
     assert [size_text(n) for n in (0, 999, 1500, 2e13)] == ["0 B", "999 B", "1.5 KB", "20 TB"]
+
+
+@pytest.mark.parametrize(("heard", "save_s"), [("", 1.0), ("exit 75", 60.0)])
+def test_a_job_that_must_leave_waits_as_long_as_the_profile_says(tmp_path: Path, heard: str, save_s: float) -> None:
+    """For a training that does not end; no longer than it needs for one that does. Its successor does the same."""
+    script = f"trap '{heard}' USR2; touch {tmp_path}/ready; for i in $(seq 100); do sleep .1; done"
+    job = CellsJob([(str(tmp_path / "log"), ["bash", "-c", script])], save_s=save_s)
+    running = threading.Thread(target=lambda: pytest.raises(RuntimeError, job), daemon=True)
+    running.start()
+    wait((tmp_path / "ready").exists, 20)
+    start = time.monotonic()
+    again = job.checkpoint()
+    assert (time.monotonic() - start >= save_s) == (heard == "") and time.monotonic() - start < 8
+    assert again.function.save_s == save_s
+    for child in job._children:
+        child.kill()
+
+
+def test_the_time_to_save_follows_the_profiles_signal(tmp_path: Path) -> None:
+    for signal_s, save_s in ((10, 30), (120, 90), (1200, 900)):
+        submitter = Submitter("cells", Profile(signal_s=signal_s), tmp_path / "runs", tmp_path, print)
+        assert submitter._job([], Resources()).save_s == save_s
 
 
 def test_what_measures_follows_what_trains(grid: str, tmp_path: Path) -> None:
