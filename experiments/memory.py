@@ -61,18 +61,18 @@ def _on_each(role: str, what: str, each: int, num_devices: int) -> Row:
 def _gathered(method: Method, lived: Lived, accumulates: bool, num_devices: int) -> Iterator[Row]:
     """What FSDP2 holds whole for a while: parameters and gradients in the dtype that computes, sums in fp32.
 
-    A block is gathered with the next one and given back after use; what is in no block stays. Gradients of a block are
-    copied to fp32 and averaged at once, or, where several micro-batches are accumulated, kept whole in fp32 until the
-    last (``synchronise_gradients``).
+    A block is gathered with the next one and given back after use, what is in no block for as long as its network
+    computes. Gradients of a block are copied to fp32 and averaged at once, or, where several micro-batches are
+    accumulated, kept whole in fp32 until the last (``synchronise_gradients``).
     """
     dtype = method.backbone.compute_dtype
     averages = method.backbone.role_parameters(STUDENT_EMA) if STUDENT_EMA in method.backbone.roles else {}
     unused = {id(parameter) for parameter in averages.values()}
     units = [[p for p in unit.parameters() if id(p) not in unused] for unit in method.backbone.shard_units()]
-    in_blocks = {id(parameter) for unit in units for parameter in unit}
-    every = {id(p): p for network in method.backbone.networks() for p in network.parameters() if id(p) not in unused}
+    unused |= {id(parameter) for unit in units for parameter in unit}
+    outside = [[p for p in network.parameters() if id(p) not in unused] for network in method.backbone.networks()]
     largest = max(_bytes(unit, dtype) for unit in units)
-    rest = _bytes((p for key, p in every.items() if key not in in_blocks), dtype)
+    rest = max(_bytes(parameters, dtype) for parameters in outside)
     trained = [[p for p in unit if p.requires_grad] for unit in units]
     reduced = dtype and torch.float32  # as in ``core.training.sharding``: without autocast what is stored
     on_the_way = max(_bytes(unit, dtype) + _bytes(unit, reduced) for unit in trained)

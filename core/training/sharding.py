@@ -49,7 +49,9 @@ def _shard(backbone: Backbone, world: World) -> None:
     for unit in backbone.shard_units():
         fully_shard(unit, **options)
     for network in backbone.networks():
-        fully_shard(network, **options)
+        # torch's default keeps what lies outside of blocks gathered until a backward pass. An average has none: its
+        # pictures and its snapshot would show what it was at its first forward, in the dtype that computes
+        fully_shard(network, reshard_after_forward=True, **options)
         register_fsdp_forward_method(network, "half_forward")
 
 

@@ -18,7 +18,7 @@ from core.methods.base import total
 from core.run import Run, find_runs
 from core.training.loop import Trainer
 from core.training.preemption import Preempted
-from core.training.sharding import whole
+from core.training.sharding import local, whole
 from core.training.world import ALONE, World, check_processes
 from tests import worlds
 
@@ -126,13 +126,17 @@ def test_a_part_that_is_damaged_falls_back_to_the_state_before(alone: Run, tmp_p
     assert (newest.parent / f"corrupt-{newest.name}").is_dir() and not list(newest.parent.glob(".parts-*"))
 
 
-def test_each_process_holds_its_part(tmp_path: Path) -> None:
-    """Parameters, average and moments in memory; the frozen base as well."""
+@pytest.mark.parametrize("sharing", ["lora", "full"])
+def test_each_process_holds_its_part(tmp_path: Path, sharing: str) -> None:
+    """Parameters, average and moments in memory, each its own; the frozen base as well."""
 
     def work(world: World) -> None:
-        trained = worlds.trainer(tmp_path, [*DMD2, FSDP], experiment="dmd2/tiny", world=world, family="flux2")
-        trained._iteration()
+        trained = worlds.trainer(tmp_path, [*DMD2, FSDP], sharing, experiment="dmd2/tiny", world=world, family="flux2")
         backbone = trained.method.backbone
+        before = [parameter.to_local().clone() for parameter in backbone.role_parameters("teacher").values()]
+        trained._iteration()
+        after = [parameter.to_local() for parameter in backbone.role_parameters("teacher").values()]
+        assert all(map(torch.equal, before, after)), "copies have had their memory in common until now"
         for role in ("student", "fake_score", "student_ema", "teacher"):
             parameters = backbone.role_parameters(role).values()
             held = sum(parameter.to_local().numel() for parameter in parameters)
@@ -141,6 +145,29 @@ def test_each_process_holds_its_part(tmp_path: Path) -> None:
             for part in player.parts:
                 assert player.optimizer.state[part]["exp_avg"].shape == part.shape
                 assert not part.requires_grad or part.is_leaf
+
+    worlds.together(tmp_path, work)
+
+
+@pytest.mark.parametrize("sharing", ["lora", "full"])
+def test_a_picture_on_the_way_leaves_nothing_gathered(tmp_path: Path, sharing: str) -> None:
+    """What a network computes and what is stored of it follow the average after a sheet was drawn, too."""
+
+    def work(world: World) -> None:
+        settings = [*DMD2, FSDP, "train.precision=bf16"]
+        trained = worlds.trainer(tmp_path, settings, sharing, experiment="dmd2/tiny", world=world, family="flux2")
+        trained.method.backbone.compute_dtype = torch.bfloat16
+        batch, t, drawn = trained.data.batch(world.share(trained.clock.positions())), torch.full((4,), 900.0), []
+        for _ in range(2):
+            trained._iteration()
+            averages = trained.players["student"].ema
+            with torch.no_grad():
+                for average in averages.values():
+                    local(average).add_(0.05)
+                drawn.append(trained.method.backbone.predict("student_ema", batch.x0, t, batch.cond))
+            found = trained.method.backbone.role_parameters("student_ema")
+            assert all(found[name] is average for name, average in averages.items())
+        assert (drawn[1] - drawn[0]).abs().max() > 1e-3
 
     worlds.together(tmp_path, work)
 
