@@ -81,11 +81,7 @@ def view_function(data: DataConfig) -> View:
 
 
 def build_backbone(config: ExperimentConfig, *, to_be_sharded: bool = False) -> Backbone:
-    """The teacher's pipeline with its roles still to be added.
-
-    A network ``to_be_sharded`` and its copies wait on the host: three of FLUX.2 dev fit on no device. Sharding takes
-    each block to its device.
-    """
+    """The teacher's pipeline with its roles still to be added; ``to_be_sharded`` as in ``PipelineBackbone.load``."""
     spec = config.backbone
     if spec.family not in FAMILIES:
         raise UserError(f"backbone.family={spec.family} is unknown; allowed: {', '.join(FAMILIES)}")
@@ -96,7 +92,7 @@ def build_backbone(config: ExperimentConfig, *, to_be_sharded: bool = False) -> 
         device=device_of(config),
         dtype=storage_dtype(config),
         image_size=config.data.image_size,
-        network_device="cpu" if to_be_sharded else None,
+        to_be_sharded=to_be_sharded,
     )
     backbone.compute_dtype = compute_dtype(config)
     return backbone
@@ -233,7 +229,7 @@ def load_role(backbone: Backbone, role: str, file: Path) -> None:
     if tensors.keys() != parameters.keys() or any(tensors[n].shape != p.shape for n, p in parameters.items()):
         raise UserError(f"{file}: not weights of this student (another backbone, sharing, or LoRA rank)")
     for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
+        parameter.data = tensors[name].to(parameter.device, parameter.dtype, copy=True)
 
 
 @dataclass(frozen=True)

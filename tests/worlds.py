@@ -29,7 +29,7 @@ from core.randomness import Stream
 from core.run import Run
 from core.training.loop import Trainer
 from core.training.sharding import local, part_of, whole
-from core.training.world import ALONE, World
+from core.training.world import ALONE, World, is_sharded
 from experiments.build import METHODS, build_clock, place_players
 from experiments.train import train_config
 
@@ -41,12 +41,13 @@ MINIATURE = [
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def backbone(folder: Path, sharing: str = "lora", family: str = "unet", device: str = "cpu") -> PipelineBackbone:
-    settings = Sharing(sharing, 4, 4, TARGETS)
+def backbone(
+    folder: Path, sharing: str = "lora", family: str = "unet", device: str = "cpu", *, to_be_sharded: bool = False
+) -> PipelineBackbone:
+    settings, options = Sharing(sharing, 4, 4, TARGETS), {"device": device, "to_be_sharded": to_be_sharded}
     if family == "flux2":
-        source = str(write_tiny_flux2(folder / "tiny-flux2"))
-        return Flux2Backbone.load(source, settings, image_size=64, device=device)
-    return UNetBackbone.load(str(write_tiny_sd(folder / "tiny-sd")), settings, device=device)
+        return Flux2Backbone.load(str(write_tiny_flux2(folder / "tiny-flux2")), settings, image_size=64, **options)
+    return UNetBackbone.load(str(write_tiny_sd(folder / "tiny-sd")), settings, **options)
 
 
 def data(seed: int = 0, items: int = 24, family: str = "unet", device: str = "cpu") -> LatentData:
@@ -100,7 +101,8 @@ def trainer(
     """A trainer of a method on a tiny pipeline, resumed from its run folder when there is a state."""
     settings = config(folder, *overrides, sharing=sharing, experiment=experiment)
     with world.main_first():
-        run, network = Run.create(settings), backbone(folder, sharing, family, device)
+        sharded = is_sharded(settings.execution, world.size)
+        run, network = Run.create(settings), backbone(folder, sharing, family, device, to_be_sharded=sharded)
     ema = settings.train.ema_decay > 0
     method = METHODS[settings.method.name](settings.method, network, settings.seed, ema=ema, solutions=solutions)
     place_players(method, settings)

@@ -165,11 +165,11 @@ class Backbone(ABC):
             self.evaluations = counted
 
     def copy_role(self, source: str, target: str) -> None:
-        """Overwrite the parameters of ``target`` with those of ``source``."""
+        """Give ``target`` the parameters of ``source``, in memory of its own."""
         theirs = self.role_parameters(source)
         with torch.no_grad():
             for name, parameter in self.role_parameters(target).items():
-                parameter.copy_(theirs[name])
+                parameter.data = theirs[name].to(parameter.dtype, copy=True)
 
 
 @contextmanager

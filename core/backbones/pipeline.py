@@ -100,12 +100,13 @@ class PipelineBackbone(Backbone):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         image_size: int | None = None,
-        network_device: torch.device | str | None = None,
+        to_be_sharded: bool = False,
     ) -> Self:
         """Load a pipeline folder or hub id; ``UserError`` names what is missing.
 
-        ``image_size`` (pixels) is for networks that do not fix the size of their latents. ``network_device``: where the
-        network waits until it is sharded, if not on ``device``.
+        ``image_size`` (pixels) is for networks that do not fix the size of their latents. A network ``to_be_sharded``
+        waits on the host, in the memory of its file where it is read as it is stored, which the processes of a node
+        share; so do its copies. Sharding takes each block to ``device``.
         """
         options = {"revision": revision} if revision else {}
         try:
@@ -118,8 +119,10 @@ class PipelineBackbone(Backbone):
                 f"backbone.path={source}: no {cls.pipeline} can be read there (needs {cls.parts}): "
                 f"{str(error).splitlines()[0]}"
             ) from error
-        network = network.to(network_device or device)
-        return cls(network, scheduler, sharing, source=source, revision=revision, device=device)
+        network = network.to("cpu" if to_be_sharded else device)
+        loaded = cls(network, scheduler, sharing, source=source, revision=revision, device=device)
+        loaded.roles.aliased = to_be_sharded
+        return loaded
 
     @classmethod
     def from_architecture(

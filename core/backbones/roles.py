@@ -44,12 +44,17 @@ def keyed_init(*key: object) -> Iterator[None]:
 
 
 class Roles:
-    """The roles of one network ``base``, which is frozen and is the teacher."""
+    """The roles of one network ``base``, which is frozen and is the teacher.
+
+    ``aliased``: copies read the base's memory until they get their own. Sharding gives each block its own, as part of
+    what it does; before that three copies of FLUX.2 dev would fit on few hosts, and on none once for each GPU.
+    """
 
     def __init__(self, base: nn.Module, sharing: Sharing) -> None:
         freeze(base.parameters())
         self.base = base.eval()
         self.sharing = sharing
+        self.aliased = False
         self._copies: dict[str, nn.Module] = {}
         self._trainable: dict[str, bool] = {TEACHER: False}
         self._layers: list[BaseTunerLayer] = []
@@ -67,7 +72,7 @@ class Roles:
         assert role not in self, f"role {role} exists"
         if self.sharing.kind == "full":
             source = self.base if like in (None, TEACHER) else self._copies[like]
-            self._copies[role] = copy.deepcopy(source)
+            self._copies[role] = self._copy(source)
             if not trainable:  # an average moves by less than bf16 can tell
                 self._copies[role].float()
         else:
@@ -80,6 +85,10 @@ class Roles:
             theirs = self.parameters(like)
             for name, parameter in self.parameters(role).items():
                 parameter.data.copy_(theirs[name].data)
+
+    def _copy(self, network: nn.Module) -> nn.Module:
+        own = {id(p): nn.Parameter(p.data, requires_grad=False) for p in network.parameters()} if self.aliased else {}
+        return copy.deepcopy(network, own)
 
     def _inject(self, role: str, seed: int) -> None:
         lora = LoraConfig(

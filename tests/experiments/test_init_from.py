@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.backbones.base import STUDENT, STUDENT_EMA
+from core.backbones.base import STUDENT, STUDENT_EMA, TEACHER
 from core.backbones.pipeline import PipelineBackbone
 from core.config import UserError, compose, resolve
 from core.training.checkpoint import save_snapshot
@@ -17,10 +17,10 @@ from experiments.cli import main
 from experiments.export import export
 
 
-def student(*overrides: str) -> PipelineBackbone:
+def student(*overrides: str, to_be_sharded: bool = False) -> PipelineBackbone:
     """The tiny pipeline with its student and the student's average, as a training begins with them."""
     config = resolve(compose("flash/tiny", ["train.ema_decay=0.9", *overrides]))
-    backbone = build_backbone(config)
+    backbone = build_backbone(config, to_be_sharded=to_be_sharded)
     build_method(config, backbone, training=False)
     return backbone
 
@@ -34,11 +34,13 @@ def snapshot(backbone: PipelineBackbone) -> Path:
     return save_snapshot(Path("snapshots"), 8, {STUDENT: parameters}) / "student.safetensors"
 
 
-@pytest.mark.parametrize("sharing", ["lora", "full"])
-def test_a_student_and_its_average_start_as_the_snapshot(sharing: str) -> None:
+@pytest.mark.parametrize(("sharing", "to_be_sharded"), [("lora", False), ("full", False), ("full", True)])
+def test_a_student_and_its_average_start_as_the_snapshot(sharing: str, to_be_sharded: bool) -> None:
+    """And the teacher is who it was, also where its copies have no memory of their own yet."""
     file = snapshot(student(f"backbone.sharing={sharing}"))
-    expected = load_file(file)
-    backbone = student(f"backbone.sharing={sharing}", f"train.init_from={file}")
+    expected, teacher = load_file(file), student(f"backbone.sharing={sharing}").role_parameters(TEACHER)
+    backbone = student(f"backbone.sharing={sharing}", f"train.init_from={file}", to_be_sharded=to_be_sharded)
+    assert all(torch.equal(p, teacher[name]) for name, p in backbone.role_parameters(TEACHER).items())
     for role in (STUDENT, STUDENT_EMA):
         found = backbone.role_parameters(role)
         assert found.keys() == expected.keys()

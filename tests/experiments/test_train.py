@@ -75,7 +75,7 @@ def test_training_holds_no_text_encoder(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("sharing", ["lora", "full"])
 def test_a_network_to_be_sharded_waits_on_the_host(monkeypatch: pytest.MonkeyPatch, sharing: str) -> None:
-    """Elsewhere than on the device ("meta" stands for a GPU), and so does what trains in it."""
+    """Elsewhere than on the device ("meta" stands for a GPU), and so does what trains in it; copies take no memory."""
     monkeypatch.setattr("experiments.build.device_of", lambda config: torch.device("meta"))
     config = resolve(compose("dmd2/tiny", [f"backbone.sharing={sharing}", "train.state_dtype=bf16", "method.gan=off"]))
     backbone = build_backbone(config, to_be_sharded=True)
@@ -86,3 +86,5 @@ def test_a_network_to_be_sharded_waits_on_the_host(monkeypatch: pytest.MonkeyPat
     assert trained <= {id(p) for p in parameters} and all(
         p.dtype == torch.bfloat16 for p in parameters if p.requires_grad
     )
+    held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in parameters}
+    assert len(parameters) > len(held) == len(backbone.role_parameters("teacher")) or sharing == "lora"
