@@ -69,8 +69,8 @@ def _gathered(method: Method, lived: Lived, accumulates: bool, num_devices: int)
     averages = method.backbone.role_parameters(STUDENT_EMA) if STUDENT_EMA in method.backbone.roles else {}
     unused = {id(parameter) for parameter in averages.values()}
     units = [[p for p in unit.parameters() if id(p) not in unused] for unit in method.backbone.shard_units()]
-    unused |= {id(parameter) for unit in units for parameter in unit}
-    outside = [[p for p in network.parameters() if id(p) not in unused] for network in method.backbone.networks()]
+    counted = unused | {id(parameter) for unit in units for parameter in unit}
+    outside = [[p for p in network.parameters() if id(p) not in counted] for network in method.backbone.networks()]
     largest = max(_bytes(unit, dtype) for unit in units)
     rest = max(_bytes(parameters, dtype) for parameters in outside)
     trained = [[p for p in unit if p.requires_grad] for unit in units]
