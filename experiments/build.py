@@ -47,7 +47,6 @@ from core.methods.clock import Clock
 from core.methods.dmd2 import Dmd2
 from core.methods.flash import Flash
 from core.methods.teacher import Teacher, teacher_sample
-from core.metrics.cost import image_evaluations
 from core.randomness import Stream
 from core.run import Run
 from core.training.checkpoint import latest_snapshot
@@ -242,10 +241,6 @@ class Setting:
     guidance: float = 1.0
     eta: float = 0.0  # of the student's sampler ddim
 
-    @property
-    def nfe(self) -> int:
-        return image_evaluations(self.steps, self.guidance)
-
 
 class Session:
     """A backbone with a run's weights, ready to sample."""
@@ -255,6 +250,10 @@ class Session:
         self.backbone = method.backbone
         self._encoded: dict[tuple[str, ...], Cond] = {}
         self.null = self.backbone.encode_text([""])
+
+    def nfe(self, setting: Setting) -> int:
+        """Network evaluations for one image."""
+        return setting.steps * self.backbone.passes(setting.guidance)
 
     def encode_now(self, prompts: Sequence[str]) -> None:
         """From now on ``sample`` of these prompts needs no text encoder."""

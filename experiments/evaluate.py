@@ -93,7 +93,7 @@ def evaluate(session: Session, run: Run, say: Callable[[str], None] = print) -> 
                 say(f"{split.name}  {setting.weights}  {setting.steps} steps: {', '.join(missing)}")
             values = measure(session, split, setting, missing, judges)
             for metric, value in values.items():
-                run.append_eval(record(protocols[metric], setting, session.images, value))
+                run.append_eval(record(protocols[metric], setting, session, value))
             known = _known(run, split, setting, session.images)
             wanted.extend(known[p.id] for p in protocols.values())
     return wanted
@@ -157,8 +157,8 @@ def protocol(metric: str, config: ExperimentConfig, split: Split, setting: Setti
     )
 
 
-def record(protocol: Protocol, setting: Setting, images: int, value: float) -> dict[str, Any]:
-    """A line of evals.jsonl; ``images`` were seen by the student."""
+def record(protocol: Protocol, setting: Setting, session: Session, value: float) -> dict[str, Any]:
+    """A line of evals.jsonl; its ``images`` were seen by the student."""
     return {
         "metric": protocol.metric,
         "value": value,
@@ -166,11 +166,11 @@ def record(protocol: Protocol, setting: Setting, images: int, value: float) -> d
         "protocol": protocol.id,
         "protocol_fields": protocol.fields(),
         "split": protocol.split,
-        "nfe": setting.nfe,
+        "nfe": session.nfe(setting),
         "steps": setting.steps,
         "guidance": setting.guidance,
         "weights": setting.weights,
-        "images": images,
+        "images": session.images,
         "seed": protocol.sampling_seed,
     }
 

@@ -53,7 +53,7 @@ class Cond:
 class Backbone(ABC):
     """One or more roles (teacher, student, fake_score, ...) of one denoising network.
 
-    ``evaluations`` counts network evaluations in samples, by role; guidance costs two a sample.
+    ``evaluations`` counts network evaluations in samples, by role; guidance costs ``passes`` a sample.
     """
 
     process: Process
@@ -139,12 +139,16 @@ class Backbone(ABC):
 
         The number 1 (no guidance) asks for the conditional pass alone.
         """
-        if isinstance(w, (int, float)) and w == 1:
+        if self.passes(w) == 1:
             return self.predict(role, x_t, t, cond, as_)
         both = self.predict(
             role, torch.cat([x_t, x_t]), torch.cat([t, t]), Cond.cat([cond, null.expand(len(x_t))]), as_
         )
         return combine(*both.chunk(2), w)
+
+    def passes(self, w: Tensor | float) -> int:
+        """Evaluations of the network that ``guided`` takes for one sample."""
+        return 1 if isinstance(w, (int, float)) and w == 1 else 2
 
     def features(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """Bottleneck features for a critic, float32; counted apart (half a network)."""

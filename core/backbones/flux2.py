@@ -114,6 +114,9 @@ class Flux2Backbone(PipelineBackbone):
         scale = torch.as_tensor(w, dtype=torch.float32, device=x_t.device).expand(len(x_t))
         return self.predict(role, x_t, t, Cond({**cond.tensors, "guidance": scale}), as_)
 
+    def passes(self, w: Tensor | float) -> int:
+        return 1 if self.has_embedded_guidance else super().passes(w)
+
     def _inputs(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> dict[str, Tensor | None]:
         """The network's arguments: tokens, their positions (time, row, column, index in the text), time, guidance."""
         text, (height, width) = cond.tensors["text"], x_t.shape[2:]

@@ -151,10 +151,15 @@ class Method(ABC):
         sampler: str = "lcm",
         eta: float = 0.0,
     ) -> Tensor:
-        """Few-step sampling: latents (B, C, H, W) from injected noises; ``sampler``: see ``few_step_sample``."""
+        """Few-step sampling: latents (B, C, H, W) from injected noises; ``sampler``: see ``few_step_sample``.
+
+        Guidance 1 is the network as the student trains it, also where guidance is an input of the network.
+        """
         process = self.backbone.process
 
         def denoise(x_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+            if guidance == 1:
+                return self.backbone.predict(role, x_t, t, cond[rows])
             return self.backbone.guided(role, x_t, t, cond[rows], null, guidance)
 
         return few_step_sample(denoise, noises, process.timesteps(steps), process, sampler, eta)

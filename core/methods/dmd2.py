@@ -132,7 +132,7 @@ class Dmd2(Method):
         def compute() -> Tensor:
             return teacher_sample(self.backbone, noise, batch.cond, batch.null, steps, guidance, self.config.solver)
 
-        cost = (1 if guidance == 1 else 2) * steps * len(noise)
+        cost = self.backbone.passes(guidance) * steps * len(noise)
         target, rollout.stored = self.teacher_solution(batch.positions, compute, cost)
         rollout.tensors |= {"pair_noise": noise, "pair_x0": target.to(noise.device, non_blocking=True)}
 

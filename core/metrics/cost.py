@@ -28,8 +28,3 @@ def training_cost(metrics: Sequence[dict[str, Any]]) -> TrainingCost:
     last = max(metrics, key=lambda line: line["images"])
     stored = int(last.get("stored_evaluations", 0))
     return TrainingCost(int(last["images"]), float(last["device_hours"]), dict(last["evaluations"]), stored)
-
-
-def image_evaluations(steps: int, guidance: float) -> int:
-    """Network evaluations (NFE) for one image: guidance other than 1 needs a conditional and a null pass."""
-    return steps if guidance == 1.0 else 2 * steps

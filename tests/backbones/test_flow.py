@@ -18,7 +18,11 @@ from core.backbones.pipeline import PipelineBackbone
 from core.backbones.roles import Sharing
 from core.backbones.tiny import write_tiny_flux2, write_tiny_sd3
 from core.config import UserError, compose
+from core.data.batches import Batch
+from core.methods.base import Rollout
+from core.methods.dmd2 import Dmd2
 from core.methods.teacher import teacher_sample
+from experiments.build import Session, Setting
 from tests import worlds
 
 PROMPTS = ["red apple", ""]
@@ -132,6 +136,26 @@ def test_a_guidance_distilled_network_takes_guidance_in_one_pass(tmp_path: Path)
     assert (found[1.0] - found[4.0]).abs().max() > 1e-4
     each = backbone.guided(TEACHER, x_t, t, cond, null, torch.tensor([1.0, 4.0]))
     torch.testing.assert_close(each, torch.stack([found[1.0][0], found[4.0][1]]))
+    assert [backbone.passes(w) for w in (1.0, 4.0, torch.ones(2))] == [1, 1, 1]
+
+
+def test_a_student_whose_guidance_is_an_input_is_sampled_as_it_trains(tmp_path: Path) -> None:
+    """One step of its sampler is the x0 that its losses see; 4 steps cost 4 evaluations, also of its teacher."""
+    config = compose("dmd2/tiny", ["backbone=tiny_flux2", "method.num_steps=1"])
+    folder = write_tiny_flux2(tmp_path / "dev", guidance_embeds=True)
+    backbone = Flux2Backbone.load(str(folder), SHARING, image_size=64)
+    method = Dmd2(config.method, backbone, config.seed, ema=False)
+    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
+    cond, null = backbone.encode_text(PROMPTS), backbone.encode_text([""])
+    t = torch.full((2,), float(backbone.process.timesteps(1)[0]))
+    trained = method.student_x0(Rollout(Batch(np.arange(2), noise, cond, null), {"x_t": noise, "t": t}))
+    sampled = method.sample("student", [noise], cond, null, 1)
+    torch.testing.assert_close(sampled, trained.detach())
+    other = method.sample("student", [noise], cond, null, 1, guidance=2.0)
+    assert (other - sampled).abs().max() > 1e-3
+    session = Session(config, method, 0)
+    settings = Setting("student", "lcm", 4), Setting("teacher", "dpmpp_2m", 20, 4.0)
+    assert [session.nfe(setting) for setting in settings] == [4, 20]
 
 
 def test_a_network_in_bf16_is_told_the_time_in_full(folders: dict[str, str]) -> None:

@@ -95,6 +95,7 @@ def test_guidance_is_one_batch_and_one_convention(tmp_path: Path) -> None:
     backbone.evaluations.clear()
     torch.testing.assert_close(backbone.guided("teacher", x_t, t, cond, null, 1.0), conditional)
     assert backbone.evaluations == {"teacher": 3}
+    assert [backbone.passes(w) for w in (1.0, 7.5, w)] == [1, 2, 2]
 
 
 @pytest.mark.parametrize("sharing", ["lora", "full"])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from core.metrics.cost import TrainingCost, image_evaluations, training_cost
+from core.metrics.cost import TrainingCost, training_cost
 from core.metrics.protocol import Protocol, comparable_id
 
 BASE = Protocol(
@@ -57,7 +57,3 @@ def test_cost_is_read_from_the_newest_line() -> None:
     assert cost == TrainingCost(200, 0.2, {"teacher": 80, "student": 200})
     assert cost.total_evaluations == 280
     assert training_cost([]).total_evaluations == 0
-
-
-def test_guided_steps_cost_two_evaluations() -> None:
-    assert [image_evaluations(4, 1.0), image_evaluations(4, 3.0), image_evaluations(50, 7.5)] == [4, 8, 100]
