@@ -26,10 +26,11 @@ class StochasticAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter, 2019) in fp32 arithmetic on bf16 numbers.
 
     As ``torch.optim.AdamW(fused=True)`` it skips an update where ``found_inf`` is 1, and does not count it in ``step``.
-    The rounding's draws are keyed by ``key``, the parameter's index and the number of calls (``draws``, on the host,
-    which does not know what was skipped): no generator state is saved. They are drawn in the shape that is here, so
-    other shards of a parameter are rounded by other draws: with another number of sharded processes a run is the same
-    on average, not bit for bit. Processes that hold different shards need different keys.
+    The rounding's draws are keyed by the parameter's one of ``keys``, its index and the number of calls (``draws``, on
+    the host, which does not know what was skipped): no generator state is saved. They are drawn in the shape that is
+    here, so other shards of a parameter are rounded by other draws: with another number of sharded processes a run is
+    the same on average, not bit for bit. Processes need different keys for parameters of which they hold different
+    shards, and the same for those that each of them holds whole.
     """
 
     found_inf: Tensor | None = None
@@ -40,11 +41,11 @@ class StochasticAdamW(torch.optim.Optimizer):
         lr: float,
         betas: Sequence[float],
         weight_decay: float,
-        key: tuple[object, ...],
+        keys: Sequence[tuple[object, ...]],
         eps: float = 1e-8,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay, "eps": eps})
-        self.key = key
+        self.keys = keys
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -62,7 +63,8 @@ class StochasticAdamW(torch.optim.Optimizer):
             state["draws"] = state["step"].to("cpu", copy=True)
         state["draws"] += 1
         draws = int(state["draws"].item())  # on the host: no synchronisation
-        generator = torch.Generator(parameter.device).manual_seed(torch_seed(*self.key, "rounding", draws, index))
+        seed = torch_seed(*self.keys[index], "rounding", draws, index)
+        generator = torch.Generator(parameter.device).manual_seed(seed)
         step = (state["step"] + 1).double()
         gradient = parameter.grad.float()
         mean = state["exp_avg"].float().lerp_(gradient, 1 - beta1)

@@ -37,7 +37,7 @@ def descend(optimizer: type, parameter: torch.Tensor, **more: object) -> float:
 def test_small_updates_vanish_when_rounded_to_nearest_and_count_when_rounded_by_chance() -> None:
     exact = descend(torch.optim.AdamW, torch.ones(64))
     nearest = descend(torch.optim.AdamW, torch.ones(64, dtype=torch.bfloat16), fused=True)
-    chance = descend(StochasticAdamW, torch.ones(64, dtype=torch.bfloat16), key=(0,))
+    chance = descend(StochasticAdamW, torch.ones(64, dtype=torch.bfloat16), keys=[(0,)])
     assert exact == pytest.approx(0.1, rel=1e-3)
     assert nearest == 0
     assert chance == pytest.approx(exact, rel=0.1)
@@ -48,7 +48,7 @@ def test_its_arithmetic_is_that_of_adamw() -> None:
     gradient = torch.linspace(-1, 1, 33)
     ours, theirs = torch.ones(33, dtype=torch.bfloat16), torch.ones(33)
     for parameter, tool in (
-        (ours, StochasticAdamW([ours], 0.5, (0.9, 0.99), 0.1, key=(0,))),
+        (ours, StochasticAdamW([ours], 0.5, (0.9, 0.99), 0.1, keys=[(0,)])),
         (theirs, torch.optim.AdamW([theirs], 0.5, (0.9, 0.99), weight_decay=0.1)),
     ):
         parameter.grad = gradient.to(parameter.dtype)
@@ -91,7 +91,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_not_counted(tmp_path:
 def test_after_a_skipped_update_the_next_is_corrected_for_those_that_were_taken() -> None:
     """Corrected for three, the second update would be 14% too short."""
     ours, theirs = torch.ones(33, dtype=torch.bfloat16), torch.ones(33)
-    tool = StochasticAdamW([ours], 0.5, (0.9, 0.99), 0.0, key=(0,))
+    tool = StochasticAdamW([ours], 0.5, (0.9, 0.99), 0.0, keys=[(0,)])
     exact = torch.optim.AdamW([theirs], 0.5, (0.9, 0.99), weight_decay=0.0)
     for gradient in (0.25, math.nan, 0.5):
         ours.grad = torch.full_like(ours, gradient)
@@ -108,7 +108,7 @@ def test_a_state_of_before_draws_were_counted_goes_on_with_the_same_draws() -> N
     found = []
     for forget in (False, True):
         parameter = torch.ones(33, dtype=torch.bfloat16)
-        tool = StochasticAdamW([parameter], 1e-3, (0.9, 0.99), 0.0, key=(0,))
+        tool = StochasticAdamW([parameter], 1e-3, (0.9, 0.99), 0.0, keys=[(0,)])
         for _ in range(2):
             parameter.grad = torch.full_like(parameter, 0.1)
             tool.step()
