@@ -163,7 +163,8 @@ def _join(folder: Path, pickled: bytes, rank: int, processes: int) -> None:
         work: Callable[[World], object] = cloudpickle.loads(pickled)
         dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=processes)
         work(World(rank, processes))
-        dist.destroy_process_group()
+        if dist.is_initialized():  # a command of its own leaves by itself
+            dist.destroy_process_group()
     except BaseException:
         (folder / f"error-{rank}").write_text(traceback.format_exc())
         raise

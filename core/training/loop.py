@@ -211,9 +211,13 @@ class Trainer:
                 )
 
     def save(self) -> None:
-        """One state of all processes, whose counters are summed."""
+        """One state of all processes, whose counters are summed.
+
+        All wait until it is durable: of processes that stop one after the other a launcher kills the last ones.
+        """
         clock = self.clock.state(self.world.total)
         self.checkpoints.save(self.clock.images, self._state(), {"run": self.run.id, "clock": clock})
+        self.world.barrier()
 
     def _state(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,16 +17,17 @@ from safetensors.torch import load_file
 from core.config import UserError
 from core.methods.base import total
 from core.run import Run, find_runs
+from core.training import checkpoint
 from core.training.loop import Trainer
 from core.training.preemption import Preempted
-from core.training.sharding import local, whole
+from core.training.sharding import DTensor, local, whole
 from core.training.world import ALONE, World, check_processes
 from tests import worlds
 
 FSDP = "execution.sharding=fsdp"
 DMD2 = [
-    "method.num_steps=2", "method.gan=off", "method.fake_score_lr=1e-3", "train.budget.amount=50", "train.batch_size=8",
-    "execution.log_every_images=8", "train.ema_decay=0.9",
+    "method.num_steps=2", "method.gan=bottleneck", "method.adversarial_weight=0.1", "method.fake_score_lr=1e-3",
+    "train.budget.amount=50", "train.batch_size=8", "execution.log_every_images=8", "train.ema_decay=0.9",
 ]  # fmt: skip
 
 
@@ -87,6 +89,15 @@ def test_two_processes_give_the_curve_of_one(alone: Run, tmp_path: Path, options
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [[FSDP], []], ids=["fsdp", "replicated"])
+def test_three_copies_of_a_unet_give_the_curve_of_one_process(tmp_path: Path, options: list[str]) -> None:
+    kind, rates = {"sharing": "full", "family": "unet"}, ["method.student_lr=1e-4", "method.fake_score_lr=1e-4"]
+    training(tmp_path / "one", *DMD2, *rates, **kind)(World())
+    worlds.together(tmp_path / "two", training(tmp_path / "two", *DMD2, *rates, *options, **kind))
+    agree(run_in(tmp_path / "two"), run_in(tmp_path / "one"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["lora", "full"])
 def test_critics_and_teacher_solutions_are_sharded_too(tmp_path: Path, sharing: str) -> None:
     """Half a network's forward (features), active sets of the teacher's solver of unequal lengths."""
@@ -100,16 +111,18 @@ def test_critics_and_teacher_solutions_are_sharded_too(tmp_path: Path, sharing: 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(alone: Run, tmp_path: Path) -> None:
-    """Two processes in parts, then one that holds everything, then two in parts again: one curve."""
+    """Two processes in parts, four, one that holds everything, then two in parts again: one curve."""
     pair = [*DMD2, FSDP]
-    worlds.together(tmp_path, training(tmp_path, *pair, "execution.stop_after_images=120"))
-    state = next(tmp_path.glob("runs/*/*/*/state/0*"))
-    parts = {file.name for file in state.glob("*.safetensors")}
-    assert len(parts) == 2 and set(json.loads((state / "COMPLETE").read_text())) == parts
+    for processes, images in ((2, 80), (4, 160)):
+        work = training(tmp_path, *pair, f"execution.stop_after_images={images}")
+        worlds.together(tmp_path / str(processes), work, processes)
+        state = max(tmp_path.glob("runs/*/*/*/state/0*"))
+        parts = {file.name for file in state.glob("*.safetensors")}
+        assert len(parts) == processes and set(json.loads((state / "COMPLETE").read_text())) == parts
     training(tmp_path, *DMD2, "execution.stop_after_images=240")(World())
     worlds.together(tmp_path / "again", training(tmp_path, *pair))
     run = run_in(tmp_path)
-    assert len(list(run.path.glob("attempts/*"))) == 3
+    assert len(list(run.path.glob("attempts/*"))) == 4
     agree(run, alone)
 
 
@@ -174,7 +187,10 @@ def test_a_picture_on_the_way_leaves_nothing_gathered(tmp_path: Path, sharing: s
 
 @pytest.mark.parametrize(("state_dtype", "sharing"), [("bf16", "full"), ("bf16_stochastic", "lora")])
 def test_bf16_states_are_sharded_and_stay_so(tmp_path: Path, state_dtype: str, sharing: str) -> None:
-    """Three iterations, of which the last goes on from a state; shards of one parameter are rounded on their own."""
+    """Three iterations, of which the last goes on from a state; shards of one parameter are rounded on their own.
+
+    The critic, a head that each process holds whole, is rounded alike.
+    """
     options = [*DMD2, FSDP, f"train.state_dtype={state_dtype}", "train.budget.amount=3"]
 
     def train(world: World, *more: str) -> Trainer:
@@ -186,7 +202,7 @@ def test_bf16_states_are_sharded_and_stay_so(tmp_path: Path, state_dtype: str, s
 
     def work(world: World) -> None:
         train(world, "execution.stop_after_images=16")
-        trained = train(world)
+        trained, heads = train(world), []
         for name, player in trained.players.items():
             assert {part.dtype for part in player.parts} == {torch.bfloat16}
             states = [player.optimizer.state[part] for part in player.parts]
@@ -199,7 +215,14 @@ def test_bf16_states_are_sharded_and_stay_so(tmp_path: Path, state_dtype: str, s
             assert {average.dtype for average in player.ema.values()} <= {torch.float32}
             if state_dtype == "bf16_stochastic":
                 assert {state["draws"].item() for state in states} == {updates}
-                assert player.optimizer.key[-1] == world.rank
+                for part, parameter, key in zip(player.parts, player.trained, player.optimizer.keys, strict=True):
+                    assert (key[-1] == world.rank) == isinstance(parameter, DTensor)
+                    if not isinstance(parameter, DTensor):
+                        heads.append(part)
+        sums = [head.double().sum().item() for head in heads]
+        shared = world.total({str(index): value for index, value in enumerate(sums)})
+        assert [shared[str(index)] for index in range(len(sums))] == [2 * value for value in sums]
+        assert len(heads) == {"bf16": 0, "bf16_stochastic": len(list(trained.method.critic.parameters()))}[state_dtype]
 
     worlds.together(tmp_path, work)
     lines = run_in(tmp_path).metrics()
@@ -249,19 +272,26 @@ def test_checkpointed_activations_give_the_same_gradients(tmp_path: Path, family
 def test_a_signal_to_one_process_stops_all_with_one_state(
     tmp_path: Path, number: signal.Signals, options: list[str]
 ) -> None:
+    """Nobody leaves before the state is complete, however long that takes: a launcher kills those who leave late."""
+
     def work(world: World) -> None:
         settings = [*DMD2, *options]
         trained = worlds.trainer(tmp_path, settings, experiment="dmd2/tiny", world=world, family="flux2")
-        iteration = trained._iteration
+        iteration, hashed = trained._iteration, checkpoint._hash
+
+        def slowly(file: Path) -> str:
+            time.sleep(0.5)
+            return hashed(file)
 
         def interrupted() -> None:
             if world.rank == 1 and trained.clock.images == 8:
                 signal.raise_signal(number)
             iteration()
 
-        trained._iteration = interrupted
+        trained._iteration, checkpoint._hash = interrupted, slowly
         with pytest.raises(Preempted, match="stopped at 16 images"):
             trained.train()
+        assert (trained.run.path / "state" / "0000000016" / "COMPLETE").exists()
 
     worlds.together(tmp_path, work)
     assert [state.name for state in (run_in(tmp_path).path / "state").iterdir()] == ["0000000016"]
