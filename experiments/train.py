@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -75,6 +76,9 @@ def _attempt(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, w
     """Exit code and reason; what is neither a stop nor a divergence is noted as failed and raised."""
     try:
         _train(config, run, attempt, evaluate, world)
+        if evaluate and world.is_main and config.method.trains and is_sharded(config.execution, world.size):
+            gc.collect()  # the main process will hold the snapshot whole, where the training held its parts
+            _evaluate(config, run)
     except Preempted as reason:
         log.info("%s", reason)
         return PREEMPTED, str(reason)
@@ -122,8 +126,6 @@ def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, wor
     counters = clock.counters(world.total)
     if world.is_main:
         _report_cost(counters)
-    if evaluate and trainer.sharded:  # the main process holds the snapshot whole
-        _evaluate(config, run)
 
 
 def _trainable(method: Method) -> dict[str, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from core.config import compose, resolve
+from core.backbones.base import Backbone
+from core.config import ExperimentConfig, compose, resolve
 from core.run import Run
 from core.training.loop import Trainer
+from core.training.player import TrainedPlayer
+from core.training.world import World
+from experiments import train
 from experiments.build import build_backbone, build_method
 from experiments.sheet import contact_sheet
 from experiments.train import train_config
@@ -41,6 +47,27 @@ def test_a_finished_run_without_its_last_sheet_gets_the_one_that_training_had_dr
     assert train_config(config) == 0 and not sheet.exists()
     assert train_config(config, evaluate=True) == 0
     assert sheet.read_bytes() == drawn
+
+
+def test_a_sharded_training_is_released_before_its_run_is_measured(tmp_path: Path) -> None:
+    """What is measured is held whole: beside the training's parts it would not fit on a device."""
+
+    def work(world: World) -> None:
+        launched = {"RANK": world.rank, "WORLD_SIZE": 2, "LOCAL_RANK": world.rank, "MASTER_ADDR": "-", "MASTER_PORT": 0}
+        os.environ |= {name: str(value) for name, value in launched.items()}
+        measured, kinds = [], (Backbone, Trainer, TrainedPlayer)
+
+        def evaluate(config: ExperimentConfig, run: Run) -> int:
+            measured.append([found for found in gc.get_objects() if issubclass(type(found), kinds)])
+            return 0
+
+        train._evaluate = evaluate
+        small = ["execution.sharding=fsdp", f"execution.runs_dir={tmp_path}/runs", f"execution.cache_dir={tmp_path}"]
+        config = resolve(compose("flash/tiny", [*small, "train.budget.amount=8", "eval.at=[1.0]"]))
+        assert train.train_config(config, evaluate=True) == 0
+        assert measured == [[]] * world.is_main
+
+    worlds.together(tmp_path, work)
 
 
 def test_the_sheet_shows_the_steps_that_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
