@@ -262,7 +262,11 @@ def sampling(config: ExperimentConfig, steps: Sequence[int], teacher_steps: int,
         "device": _device_name(backbone.device),
         "batch_size": len(prompts),
         **{
-            f"{how.weights}, {how.steps} steps": {"nfe": session.nfe(how), "seconds": seconds, "speedup": teacher / seconds}
+            f"{how.weights}, {how.steps} steps": {
+                "nfe": session.nfe(how),
+                "seconds": seconds,
+                "speedup": teacher / seconds,
+            }
             for how, seconds in found.items()
         },
     }

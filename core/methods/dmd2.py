@@ -151,7 +151,8 @@ class Dmd2(Method):
 
     def _student_losses(self, rollout: Rollout, weights: dict[str, float]) -> dict[str, Tensor]:
         batch = rollout.batch
-        x0 = self.student_x0(rollout)
+        with torch.set_grad_enabled(bool(weights["dmd"] or weights["adversarial"])):
+            x0 = self.student_x0(rollout)
         rollout.samples = x0.detach()
         terms: dict[str, Tensor] = {}
         if weights["regression"]:

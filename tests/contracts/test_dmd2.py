@@ -153,6 +153,10 @@ def test_pairs_teach_the_teachers_solutions_in_one_step(tmp_path: Path) -> None:
     x0 = method.backbone.predict("student", noise, torch.full((4,), 999), early.batch.cond)
     assert set(terms) == {"regression"}
     assert terms["regression"].item() == pytest.approx((x0 - expected).square().mean().item(), rel=1e-4)
+    recorded = []
+    trained.method.backbone.roles.base.register_forward_hook(lambda *given: recorded.append(torch.is_grad_enabled()))
+    method.losses("student", early, trained.clock)
+    assert recorded == [False, True], "of its sample, which the critics read, nothing is kept for a backward pass"
     trained.clock.iteration, trained.clock.images = 4, 16
     assert set(method.losses("student", one_rollout(trained), trained.clock)) == {"regression", "dmd", "adversarial"}
     assert method.weights("student", trained.clock)["regression"] == 0.25
