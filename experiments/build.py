@@ -28,6 +28,7 @@ from core.backbones.sdxl import SDXLBackbone
 from core.backbones.tiny import (
     write_random_sd,
     write_tiny_flux2,
+    write_tiny_flux2_dev,
     write_tiny_pixart,
     write_tiny_sd,
     write_tiny_sd3,
@@ -59,7 +60,8 @@ FAMILIES: dict[str, type[PipelineBackbone]] = {
 METHODS: dict[str, type[Method]] = {"flash": Flash, "dmd2": Dmd2, "teacher": Teacher}
 RANDOM_PIPELINES = {
     "tiny-sd": write_tiny_sd, "tiny-sdxl": write_tiny_sdxl, "tiny-pixart": write_tiny_pixart,
-    "tiny-sd3": write_tiny_sd3, "tiny-flux2": write_tiny_flux2, "sd-50m": write_random_sd,
+    "tiny-sd3": write_tiny_sd3, "tiny-flux2": write_tiny_flux2,
+    "tiny-flux2-dev": write_tiny_flux2_dev, "sd-50m": write_random_sd,
 }  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHTS = {"student": STUDENT, "ema": STUDENT_EMA}

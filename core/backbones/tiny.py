@@ -14,6 +14,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
@@ -28,6 +29,12 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    PixtralVisionConfig,
     Qwen2TokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -40,6 +47,7 @@ from core.backbones.roles import keyed_init
 from core.run import atomic_folder
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+PARTS_TEMPLATE = "{% for message in messages %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endfor %}"
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789-:,.'&!"
 
 
@@ -202,9 +210,44 @@ def write_tiny_sd3(target: Path) -> None:
 
 
 @_written_once("tiny-flux2")
-def write_tiny_flux2(target: Path, guidance_embeds: bool = False) -> None:
+def write_tiny_flux2(target: Path) -> None:
     """A FLUX.2-klein-class pipeline: 64x64 images, 16-channel 4x4 latents of patches, a language model of 4 layers."""
-    tokenizer = _character_chat_tokenizer()
+    tokenizer, parts = _character_chat_tokenizer(), _tiny_flux2_parts(guidance_embeds=False)
+    text = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, tie_word_embeddings=True, max_position_embeddings=64,
+    )  # fmt: skip
+    pipeline = Flux2KleinPipeline(**parts, text_encoder=Qwen3ForCausalLM(text), tokenizer=tokenizer)
+    pipeline.save_pretrained(target)
+
+
+@_written_once("tiny-flux2-dev")
+def write_tiny_flux2_dev(target: Path) -> None:
+    """A FLUX.2-dev-class pipeline: guidance is an input, and the language model one that could also see."""
+    tokenizer, parts = _character_chat_tokenizer(), _tiny_flux2_parts(guidance_embeds=True)
+    images = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": list(images.values()), "pad_token": tokenizer.eos_token or "<|endoftext|>"}
+    )
+    tokenizer.model_max_length = 512  # the pipeline's instruction comes before the prompt
+    processor = PixtralProcessor(
+        image_processor=PixtralImageProcessor(size={"longest_edge": 8}, patch_size=4), tokenizer=tokenizer,
+        patch_size=4, chat_template=PARTS_TEMPLATE, **images,
+    )  # fmt: skip
+    heads = {"num_hidden_layers": 4, "num_attention_heads": 2, "head_dim": 8, "hidden_size": 16}
+    text = MistralConfig(
+        vocab_size=len(tokenizer), intermediate_size=32, num_key_value_heads=2, max_position_embeddings=512, **heads
+    )
+    vision = PixtralVisionConfig(intermediate_size=16, image_size=8, patch_size=4, **(heads | {"num_hidden_layers": 1}))
+    config = Mistral3Config(
+        text_config=text, vision_config=vision, spatial_merge_size=1,
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+    )  # fmt: skip
+    pipeline = Flux2Pipeline(**parts, text_encoder=Mistral3ForConditionalGeneration(config), tokenizer=processor)
+    pipeline.save_pretrained(target)
+
+
+def _tiny_flux2_parts(*, guidance_embeds: bool) -> dict[str, Any]:
     transformer = Flux2Transformer2DModel(
         in_channels=16,
         num_layers=2,
@@ -219,17 +262,9 @@ def write_tiny_flux2(target: Path, guidance_embeds: bool = False) -> None:
     vae = AutoencoderKLFlux2(**TINY_VAE)
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2)
-    text = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=8, tie_word_embeddings=True, max_position_embeddings=64,
-    )  # fmt: skip
-    Flux2KleinPipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=vae,
-        text_encoder=Qwen3ForCausalLM(text),
-        tokenizer=tokenizer,
-    ).save_pretrained(target)
+    return {
+        "transformer": transformer, "vae": vae, "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    }  # fmt: skip
 
 
 TINY_VAE: dict[str, Any] = {

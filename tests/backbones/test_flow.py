@@ -1,6 +1,7 @@
 """SD3 and FLUX.2 against diffusers' own pipelines, and their published sizes."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree, rmtree
 from typing import Any
@@ -8,63 +9,64 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import Flux2KleinPipeline, StableDiffusion3Pipeline
+from diffusers import Flux2KleinPipeline, Flux2Pipeline, StableDiffusion3Pipeline
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from transformers import Dinov2Config, Dinov2Model
 
 from core.backbones.base import TEACHER
 from core.backbones.flux2 import Flux2Backbone
 from core.backbones.mmdit import SD3Backbone
 from core.backbones.pipeline import PipelineBackbone
 from core.backbones.roles import Sharing
-from core.backbones.tiny import write_tiny_flux2, write_tiny_sd3
+from core.backbones.tiny import write_tiny_flux2, write_tiny_flux2_dev, write_tiny_sd3, write_tiny_sdxl
 from core.config import UserError, compose
 from core.data.batches import Batch
 from core.methods.base import Rollout
 from core.methods.dmd2 import Dmd2
 from core.methods.teacher import teacher_sample
 from experiments.build import Session, Setting
+from experiments.fake_training import architectures
 from tests import worlds
 
 PROMPTS = ["red apple", ""]
+SMALL_DINO = {
+    "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
 SHARING = Sharing("lora", 4, 4, ("to_q", "to_k", "to_v"))
-SD3_MEDIUM = {
-    "sample_size": 128, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536,
-    "pos_embed_max_size": 192,
-}  # fmt: skip
-KLEIN = {
-    "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680,
-    "guidance_embeds": False,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("pipelines")
-    return {"flux2": str(write_tiny_flux2(root / "flux2")), "sd3": str(write_tiny_sd3(root / "sd3"))}
+    written = {"flux2": write_tiny_flux2, "dev": write_tiny_flux2_dev, "sd3": write_tiny_sd3}
+    return {name: str(write(root / name)) for name, write in written.items()}
 
 
 def load(folders: dict[str, str], family: str) -> tuple[PipelineBackbone, Any]:
-    ours, theirs = {"flux2": (Flux2Backbone, Flux2KleinPipeline), "sd3": (SD3Backbone, StableDiffusion3Pipeline)}[
-        family
-    ]
+    ours, theirs = {
+        "flux2": (Flux2Backbone, Flux2KleinPipeline), "dev": (Flux2Backbone, Flux2Pipeline),
+        "sd3": (SD3Backbone, StableDiffusion3Pipeline),
+    }[family]  # fmt: skip
     pipe = theirs.from_pretrained(folders[family])
     pipe.set_progress_bar_config(disable=True)
     return ours.load(folders[family], SHARING, image_size=64), pipe
 
 
 @pytest.mark.parametrize(
-    ("built", "architecture", "parameters"),
+    ("built", "name", "parameters"),
     [
-        (SD3Backbone, SD3_MEDIUM, 2_028_328_000),
-        (Flux2Backbone, KLEIN, 3_875_544_576),
-        (Flux2Backbone, {}, 32_223_281_152),
+        (SD3Backbone, "stabilityai/stable-diffusion-3-medium-diffusers", 2_028_328_000),
+        (Flux2Backbone, "black-forest-labs/FLUX.2-klein-base-4B", 3_875_544_576),
+        (Flux2Backbone, "black-forest-labs/FLUX.2-dev", 32_223_281_152),
     ],
     ids=["sd3-medium", "flux2-klein", "flux2-dev"],
 )
-def test_the_published_networks_build_without_weights(built: Any, architecture: dict, parameters: int) -> None:
+def test_the_published_networks_build_without_weights(built: Any, name: str, parameters: int) -> None:
     """About 2.0, 3.9 and 32 billion parameters."""
+    published = architectures()[name]
     with torch.device("meta"):
-        backbone = built.from_architecture(architecture, {"shift": 3.0}, SHARING)
+        backbone = built.from_architecture(published["network"], published["scheduler"], SHARING)
         backbone.add_role("student", trainable=True)
     assert sum(p.numel() for p in backbone.role_parameters(TEACHER).values()) == parameters
     assert backbone.latent_shape[1:] == {SD3Backbone: (128, 128), Flux2Backbone: (64, 64)}[built]  # 1024 pixels
@@ -76,24 +78,24 @@ def test_prompts_are_encoded_as_diffusers_does(folders: dict[str, str]) -> None:
     ours = backbone.encode_text(PROMPTS)
     torch.testing.assert_close(ours.tensors["text"], torch.cat([text, null]))
     torch.testing.assert_close(ours.tensors["pooled"], torch.cat([pooled, null_pooled]))
-    backbone, pipe = load(folders, "flux2")
-    theirs = pipe.encode_prompt(PROMPTS, device="cpu", max_sequence_length=32, text_encoder_out_layers=(1, 2, 3))[0]
-    torch.testing.assert_close(backbone.encode_text(PROMPTS).tensors["text"], theirs)
-    assert (theirs[0] - theirs[1]).abs().max() > 1e-3
+    for family, length in (("flux2", 32), ("dev", 512)):
+        backbone, pipe = load(folders, family)
+        options = {"max_sequence_length": length, "text_encoder_out_layers": (1, 2, 3)}
+        theirs = pipe.encode_prompt(PROMPTS, device="cpu", **options)[0]
+        torch.testing.assert_close(backbone.encode_text(PROMPTS).tensors["text"], theirs)
+        assert theirs.shape == (2, length, 48) and (theirs[0] - theirs[1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux2"])
+@pytest.mark.parametrize("family", ["sd3", "flux2", "dev"])
 def test_guided_pictures_are_those_of_diffusers(folders: dict[str, str], family: str) -> None:
     """Euler's method from one noise, to pixels: time shift, guidance, packing, VAE statistics."""
     backbone, pipe = load(folders, family)
     noise = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
     cond, null = backbone.encode_text(PROMPTS[:1]), backbone.encode_text([""])
     ours = teacher_sample(backbone, noise, cond, null, 4, 3.0, "ddim")
-    options = {"sigmas": np.linspace(1, 0.25, 4)} | (
-        {"max_sequence_length": 32, "text_encoder_out_layers": (1, 2, 3), "latents": noise}
-        if family == "flux2"
-        else {"latents": noise}
-    )
+    options = {"sigmas": np.linspace(1, 0.25, 4), "latents": noise}
+    if family != "sd3":
+        options |= {"max_sequence_length": {"flux2": 32, "dev": 512}[family], "text_encoder_out_layers": (1, 2, 3)}
     theirs = pipe(
         prompt=PROMPTS[0], height=64, width=64, num_inference_steps=4, guidance_scale=3.0, output_type="np", **options
     ).images
@@ -126,7 +128,7 @@ def test_features_are_what_half_of_the_blocks_hand_on(folders: dict[str, str], f
 
 
 def test_a_guidance_distilled_network_takes_guidance_in_one_pass(tmp_path: Path) -> None:
-    folder = write_tiny_flux2(tmp_path / "dev", guidance_embeds=True)
+    folder = write_tiny_flux2_dev(tmp_path / "dev")
     backbone = Flux2Backbone.load(str(folder), SHARING, image_size=64)
     x_t, t = torch.randn(2, *backbone.latent_shape), torch.tensor([900.0, 300.0])
     cond, null = backbone.encode_text(PROMPTS), backbone.encode_text([""])
@@ -142,7 +144,7 @@ def test_a_guidance_distilled_network_takes_guidance_in_one_pass(tmp_path: Path)
 def test_a_student_whose_guidance_is_an_input_is_sampled_as_it_trains(tmp_path: Path) -> None:
     """One step of its sampler is the x0 that its losses see; 4 steps cost 4 evaluations, also of its teacher."""
     config = compose("dmd2/tiny", ["backbone=tiny_flux2", "method.num_steps=1"])
-    folder = write_tiny_flux2(tmp_path / "dev", guidance_embeds=True)
+    folder = write_tiny_flux2_dev(tmp_path / "dev")
     backbone = Flux2Backbone.load(str(folder), SHARING, image_size=64)
     method = Dmd2(config.method, backbone, config.seed, ema=False)
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
@@ -180,7 +182,7 @@ def test_the_tiny_twins_train_through_the_same_code(tmp_path: Path, family: str,
 @pytest.mark.parametrize("sharing", ["lora", "full"])
 def test_a_guidance_distilled_network_is_distilled_without_null_passes(tmp_path: Path, sharing: str) -> None:
     """FLUX.2 dev's class of network: DMD2 asks the teacher once for each of 4 samples in 2 iterations."""
-    folder = write_tiny_flux2(tmp_path / "dev", guidance_embeds=True)
+    folder = write_tiny_flux2_dev(tmp_path / "dev")
     data = ["data.view=plain", "data.split=train", "train.budget.amount=2", "train.budget.unit=iterations"]
     options = ["backbone=tiny_flux2", f"backbone.path={folder}", f"backbone.sharing={sharing}", "method.ttur=1"]
     last = worlds.trained_on_pictures(tmp_path, "dmd2/tiny", *options, *data)
@@ -188,6 +190,31 @@ def test_a_guidance_distilled_network_is_distilled_without_null_passes(tmp_path:
     assert last["images"] == 8 and all(math.isfinite(value) for value in losses.values())
     assert losses["student/grad_norm"] > 0 and losses["fake_score/grad_norm"] > 0
     assert last["evaluations"]["teacher"] == 8
+
+
+@pytest.mark.parametrize(
+    ("experiment", "write"),
+    [
+        ("dmd2/flux2_dev", write_tiny_flux2_dev),
+        ("dmd2/flux2_dev_4", write_tiny_flux2_dev),
+        ("dmd2/flux2_klein", write_tiny_flux2),
+        ("dmd2/flux2_klein_4", write_tiny_flux2),
+        ("dmd2/sdxl", write_tiny_sdxl),
+        ("flash/sd3", write_tiny_sd3),
+    ],
+)
+def test_the_experiments_of_paper_scale_train_tiny_twins(
+    tmp_path: Path, experiment: str, write: Callable[[Path], Path]
+) -> None:
+    """As they are written: precision, states, critics, sharing, micro-batches; only sizes and budget are smaller."""
+    Dinov2Model(Dinov2Config(**SMALL_DINO)).save_pretrained(tmp_path / "dino")
+    small = ["data.image_size=64", "train.budget.amount=2", "train.budget.unit=iterations", "train.batch_size=4"]
+    paths = [f"backbone.path={write(tmp_path / 'twin')}"]
+    of_dmd2 = compose(experiment).method.name == "dmd2"
+    paths += [f"method.dino_path={tmp_path / 'dino'}", "method.ttur=1"] if of_dmd2 else ["method.distill_loss=mse"]
+    last = worlds.trained_on_pictures(tmp_path, experiment, *paths, *small)
+    assert last["images"] == 8 and all(math.isfinite(value) for key, value in last.items() if "/" in key)
+    assert last["student/grad_norm"] > 0
 
 
 def test_the_time_shift_of_flux2_is_that_of_its_pipeline(folders: dict[str, str]) -> None:
