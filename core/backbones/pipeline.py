@@ -215,7 +215,7 @@ class PipelineBackbone(Backbone):
         return self._from_vae(self.vae.encode(pixels).latent_dist.mode())
 
     def pixels(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(self._to_vae(latents.to(self.device).float())).sample
+        return self.vae.decode(self._to_vae(latents.to(self.device, non_blocking=True).float())).sample
 
 
 class TransformerBackbone(PipelineBackbone):

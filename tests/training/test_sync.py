@@ -10,10 +10,15 @@ import torch
 from tests import worlds
 
 OURS = ("core.", "tests.")
-READS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__")
+READS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "nonzero")
+COPIES = ("cpu", "cuda")
 FLASH = ["method.adversarial_weight=[.1,.1,.1,.1]", "method.dmd_weight=[.3,.3,.3,.3]"]
 DMD2 = ["method.regression_weight=0.25", "method.regression_steps=4"]
-CASES = [("flash/tiny", "unet", FLASH), ("dmd2/tiny", "unet", DMD2), ("dmd2/tiny", "flux2", DMD2)]
+IMAGES = ["method.gan=effnet_lite1", "method.ttur=1", "execution.activation_checkpointing=true"]
+CASES = [
+    ("flash/tiny", "unet", FLASH), ("dmd2/tiny", "unet", DMD2), ("dmd2/tiny", "flux2", DMD2),
+    ("dmd2/tiny", "unet", IMAGES),
+]  # fmt: skip
 OPTIONS = ["train.ema_decay=0.9", "train.lr_decay=0.5", "execution.micro_batch=2", "execution.log_every_images=1000"]
 
 
@@ -25,6 +30,15 @@ def forbid_reads(monkeypatch: pytest.MonkeyPatch) -> None:
             raise AssertionError(f"Tensor.{name} in a training step")
 
         monkeypatch.setattr(torch.Tensor, name, read)
+    for name in COPIES:
+        copy = getattr(torch.Tensor, name)
+
+        def copied(self: torch.Tensor, *given: object, copy: Callable = copy, name: str = name) -> object:
+            caller = sys._getframe(1).f_globals["__name__"]
+            assert not caller.startswith(OURS), f"{caller}: Tensor.{name} in a training step"
+            return copy(self, *given)
+
+        monkeypatch.setattr(torch.Tensor, name, copied)
     to = torch.Tensor.to
 
     def move(self: torch.Tensor, *given: object, **named: object) -> torch.Tensor:
@@ -64,6 +78,9 @@ def test_the_guard_sees_a_copy_that_waits(monkeypatch: pytest.MonkeyPatch) -> No
         torch.zeros(1).to("cpu", non_blocking=True)
         for wait in (lambda: torch.zeros(1).to("cpu"), lambda: torch.tensor([0], device="cpu")):
             with pytest.raises(AssertionError, match="waits for it in a training step"):
+                wait()
+        for wait in (lambda: torch.zeros(1).cpu(), lambda: torch.ones(1).nonzero()):
+            with pytest.raises(AssertionError, match="in a training step"):
                 wait()
 
 
