@@ -49,6 +49,9 @@ def plan_memory(config: ExperimentConfig, num_devices: int) -> list[Row]:
         rows.append(_on_each(name, "parameters", _bytes(judge.parameters(), None), num_devices))
     if sharded:
         rows += _gathered(method, found[True], micro_batches > 1, num_devices)
+    elif num_devices > 1:
+        turn = max(_bytes(player.parameters.values(), None) for player in method.players())
+        rows.append(_on_each("all", "gradients of a turn, averaged at once", turn, num_devices))
     for checkpointing, name in ((False, "activations, all kept"), (True, "activations, checkpointed")):
         rows.append(_on_each("all", name, found[checkpointing].peak, num_devices))
     return rows

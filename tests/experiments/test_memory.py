@@ -71,6 +71,17 @@ def test_a_device_of_several_holds_its_part(tmp_path: Path) -> None:
     assert replicated["teacher", "parameters"].all == 4 * alone["teacher", "parameters"].all
 
 
+@pytest.mark.usefixtures("states_only")
+def test_copies_of_a_training_average_the_gradients_of_a_turn_in_one_message(tmp_path: Path) -> None:
+    folder = write_tiny_sd(tmp_path / "tiny-sd")
+    options = [f"backbone.path={folder}", "backbone.sharing=full", "train.batch_size=8"]
+    key = ("all", "gradients of a turn, averaged at once")
+    found = plan("dmd2/tiny", *options, gpus=2)
+    turns = [row.each for (role, what), row in found.items() if what == "gradients"]
+    assert len(turns) == 2 and found[key].each == max(turns) and found[key].all == 2 * max(turns)
+    assert key not in plan("dmd2/tiny", *options) | plan("dmd2/tiny", *options, "execution.sharding=fsdp", gpus=2)
+
+
 def test_what_lives_is_counted_once_and_no_longer() -> None:
     weight = torch.ones(10, 10)
     with LiveBytes([weight]) as live:
