@@ -121,6 +121,8 @@ def figure_metrics(grid: Grid) -> list[str]:
 
 
 def _panel(ax: Axes, grid: Grid, frame: pd.DataFrame, column: Column) -> None:
+    # Other grids that have the same run may ask for more steps of it: of one row, or of one seed
+    frame = frame[frame["reference"] | frame["nfe"].isin([*grid.layout.nfe, *grid.evaluate.steps])]
     ticks = sorted({int(n) for n in frame.loc[~frame["reference"], "nfe"]}) or list(grid.layout.nfe)
     ticks = sorted({*ticks, *_references(ax, grid, frame, column, 2 * max(ticks))})
     shown = [row.id for row in grid.rows_of(str(frame["budget"].iat[0]))] if len(frame) else []

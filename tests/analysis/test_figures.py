@@ -50,6 +50,16 @@ def test_points_are_means_in_shown_units_with_error_bars(full) -> None:
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx([3.6, 3.6])  # the teacher
 
 
+def test_steps_that_only_another_grid_has_measured_are_not_drawn(full) -> None:
+    run = full.run(full.cells()["full", 0])
+    for metric in ("kid", "clip_score"):
+        full.measure(run, metric, 0.001, steps=4)
+    assert 4 in set(full.frame()["nfe"])
+    for ax in grid_figure(full.grid, full.frame()).axes:
+        drawn = [[round(nfe) for nfe in container[0].get_xdata()] for container in ax.containers]
+        assert drawn == [[1, 2], [1, 2]]
+
+
 def test_rows_differ_in_colour_marker_and_dash() -> None:
     assert len(set(COLOURS)) == len(set(MARKERS)) == len(COLOURS) == len(DASHES)
     looks = [(look(i)["color"], look(i)["marker"], str(look(i)["linestyle"])) for i in range(len(COLOURS))]
