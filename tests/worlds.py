@@ -152,7 +152,7 @@ def together(folder: Path, work: Callable[[World], object], processes: int = 2) 
     for child in children:
         child.start()
     for child in children:
-        child.join(timeout=120)
+        child.join(timeout=300)
     left = [child.kill() for child in children if child.is_alive()]
     errors = "".join(file.read_text() for file in folder.glob("error-*"))
     assert not left and all(child.exitcode == 0 for child in children), errors or "the processes wait for one another"

@@ -156,6 +156,8 @@ class Roles:
     def checkpointing(self) -> Callable:
         """A gradient-checkpointing function that recomputes under the role of the forward."""
 
+        # Blocks of UNets call it inside of what is compiled, where contexts cannot be traced: their parts are compiled
+        @torch.compiler.disable(recursive=False)
         def run(function: Callable, *args: object) -> object:
             role = self._current
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import signal
@@ -91,7 +92,7 @@ def test_two_processes_give_the_curve_of_one(alone: Run, tmp_path: Path, options
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[FSDP], []], ids=["fsdp", "replicated"])
 def test_three_copies_of_a_unet_give_the_curve_of_one_process(tmp_path: Path, options: list[str]) -> None:
-    kind, rates = {"sharing": "full", "family": "unet"}, ["method.student_lr=1e-4", "method.fake_score_lr=1e-4"]
+    kind, rates = {"sharing": "full", "family": "unet"}, ["method.student_lr=2e-5", "method.fake_score_lr=2e-5"]
     training(tmp_path / "one", *DMD2, *rates, **kind)(World())
     worlds.together(tmp_path / "two", training(tmp_path / "two", *DMD2, *rates, *options, **kind))
     agree(run_in(tmp_path / "two"), run_in(tmp_path / "one"))
@@ -264,6 +265,22 @@ def test_checkpointed_activations_give_the_same_gradients(tmp_path: Path, family
         for name, gradient in gradients(tmp_path / "fsdp", family, sharing, *options, world=world).items():
             assert (gradient - kept[name]).abs().max() < 1e-6 * size, name
             assert (gradient - plain[name]).abs().max() < 2e-6 * size, name
+
+    worlds.together(tmp_path / "pair", work)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "sharing"), [("flux2", "lora"), ("unet", "full")])
+def test_compiled_blocks_may_be_checkpointed_and_sharded(tmp_path: Path, family: str, sharing: str) -> None:
+    plain = gradients(tmp_path / "plain", family, sharing)
+    size = max(gradient.abs().max() for gradient in plain.values())
+    options = ["execution.compile=aot_eager", "execution.activation_checkpointing=true"]
+
+    def work(world: World) -> None:
+        importlib.import_module("torch._dynamo").config.fail_on_recompile_limit_hit = True  # a process of its own
+        found = gradients(tmp_path / "compiled", family, sharing, FSDP, *options, world=world)
+        for name, gradient in found.items():
+            assert (gradient - plain[name]).abs().max() < 1e-5 * size, name
 
     worlds.together(tmp_path / "pair", work)
 
