@@ -168,7 +168,7 @@ def probe(profile: Profile, shared: Path, code: Path, nodes: int) -> Iterator[Fi
     gpus = min(profile.gpus_per_node, 1)
     resources = Resources(nodes=nodes, gpus_per_process=gpus, mem_gb=min(4, profile.mem_gb_per_node))
     parameters = slurm_parameters(profile, resources, "fewstep-doctor", code) | {"time": min(15, profile.time_min)}
-    executor = SlurmExecutor(folder / "%j", python=profile.python)
+    executor = SlurmExecutor(folder, python=profile.python)
     executor.update_parameters(**parameters)
     try:
         job = executor.submit(Report(str(folder / token), token, gpus))
@@ -182,7 +182,7 @@ def probe(profile: Profile, shared: Path, code: Path, nodes: int) -> Iterator[Fi
 def _answers(job: Any, folder: Path, nodes: int) -> Iterator[Finding]:
     from submitit.core.utils import JobPaths
 
-    name = f"the probe (job {job.job_id}, log {folder}/{job.job_id})"
+    name = f"the probe (job {job.job_id}, log {folder}/{job.job_id}_0_log.err)"
     end, alive = time.monotonic() + PROBE_S, True
     while alive and time.monotonic() < end:
         time.sleep(1)
@@ -193,7 +193,7 @@ def _answers(job: Any, folder: Path, nodes: int) -> Iterator[Finding]:
         yield Finding(False, f"{name} did not run within {PROBE_S:.0f} s")
         return
     for task in range(nodes):
-        paths = JobPaths(folder / "%j", job.job_id, task)
+        paths = JobPaths(folder, job.job_id, task)
         if not paths.result_pickle.exists():  # asking submitit for it would wait for ever where there is no accounting
             yield Finding(False, f"{name} gave no answer: {_complaint(paths.stderr)}")
             return

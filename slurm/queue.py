@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -32,7 +33,9 @@ class JobState:
 
 
 class Queue:
-    """Read-only questions; ``timeout_s`` for each command."""
+    """Read-only questions; ``timeout_s`` for each command, which a busy controller is asked again after pauses."""
+
+    pauses_s = (1.0, 5.0, 10.0)
 
     def __init__(self, timeout_s: float = 30.0) -> None:
         self.timeout_s = timeout_s
@@ -60,9 +63,18 @@ class Queue:
         return int(found[1])
 
     def _controller(self) -> dict[str, JobState]:
-        """``scontrol -o show job``: everything that the controller still remembers."""
-        text = self._ask(["scontrol", "-o", "show", "job", "-a"])
-        found = [_of_controller(line) for line in (text or "").splitlines() if "JobId=" in line]
+        """``scontrol -o show job``: everything that the controller still remembers.
+
+        UserError when it does not answer: of a job that runs nobody else may know, and it would be called lost.
+        """
+        for pause in (*self.pauses_s, None):
+            text = self._ask(["scontrol", "-o", "show", "job", "-a"])
+            if text is not None:
+                break
+            if pause is None:
+                raise UserError("scontrol show job: the controller does not answer; try again when it does")
+            time.sleep(pause)
+        found = [_of_controller(line) for line in text.splitlines() if "JobId=" in line]
         return {state.task: state for job in found for state in job}
 
     def _accounting(self, which: list[str]) -> dict[str, JobState]:

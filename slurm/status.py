@@ -45,12 +45,15 @@ class CellState:
 
 
 def grid_states(cells: Sequence[Cell], runs_dir: Path, queue: Queue) -> list[CellState]:
-    """Of every distinct cell, in the grid's order; SLURM is asked when one was submitted to it."""
-    ledger = Ledger(runs_dir)
-    newest = {key: entries[-1][1] for key, entries in ledger.jobs().items()}
+    """Of every distinct cell, in the grid's order; SLURM is asked when one was submitted to it.
+
+    It is asked first: a job that it calls completed has written its results, while what was read before the answer may
+    be of a moment when the job had hardly begun.
+    """
+    ledger, ids = Ledger(runs_dir), {cell.id for cell in cells}
+    newest = {key: entries[-1][1] for key, entries in ledger.jobs().items() if key.partition("-")[0] in ids}
+    known = queue.states(newest.values()) if newest else {}
     found = [(Work(_at(item), item.cell), item) for item in plan(cells, runs_dir)]
-    wanted = [newest[work.key] for work, _ in found if work.key in newest]
-    known = queue.states(wanted) if wanted else {}
     out = []
     for work, item in found:
         job = newest.get(work.key, "")

@@ -128,6 +128,26 @@ def test_tasks_that_were_cancelled_together_are_known_each(monkeypatch: pytest.M
     assert (states["15_1"].state, states["15_1"].node) == ("FAILED", "n1") and "15_2" not in states
 
 
+def test_a_controller_that_does_not_answer_loses_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy one is asked again; what runs is never called lost because nobody could be asked."""
+    asked: list[str] = []
+
+    def answers_after(times: int) -> None:
+        asked.clear()
+        monkeypatch.setattr(Queue, "pauses_s", (0.0, 0.0))
+        monkeypatch.setattr(
+            Queue,
+            "_ask",
+            lambda self, words: asked.append(words[0]) or (LINE if asked.count("scontrol") > times else None),
+        )
+
+    answers_after(2)
+    assert Queue().states(["6_0"])["6_0"].state == "RUNNING" and asked.count("scontrol") == 3
+    answers_after(3)
+    with pytest.raises(UserError, match="scontrol show job: the controller does not answer"):
+        Queue().states(["6_0"])
+
+
 def test_nothing_but_what_was_asked_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of completed jobs has all jobs, by raw ids: that of an array is the id of its last task."""
     said = {"sacct": "16|x|COMPLETED|n2\n17|x|FAILED|n1\n3|old|COMPLETED|n1\n", "scontrol": ""}

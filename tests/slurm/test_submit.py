@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ from slurm.local import background_pid
 from slurm.profile import Profile
 from slurm.queue import JobState
 from slurm.resources import Resources
-from slurm.status import bad_nodes
+from slurm.status import bad_nodes, grid_states
 from slurm.submit import Submitter
 from tests.slurm.waiting import wait
 
@@ -231,6 +233,17 @@ def test_the_time_to_save_follows_the_profiles_signal(tmp_path: Path) -> None:
         assert submitter._job([], Resources()).save_s == save_s
 
 
+def test_logs_open_in_a_folder_that_is_there_when_a_job_starts(grid: str, tmp_path: Path) -> None:
+    """submitit makes a folder of the job's own only after sbatch, which a job that starts at once does not wait for."""
+    submitter = Submitter("cells", Profile(cpus_per_node=8, mem_gb_per_node=64), tmp_path / "runs", tmp_path, print)
+    submitter.most_tasks = 3
+    array = next(submitter.arrays([Work(TRAIN, cell) for cell in load(grid).expand("tiny")]))
+    text = submitter.sbatch_text(array)
+    folders = {str(Path(log).parent) for log in re.findall(r"--(?:output|error)[= ](\S+)", text)}
+    assert folders == {str(submitter.job_folder)} and text.rstrip().endswith(f"_submit {submitter.job_folder}")
+    assert "%" not in str(submitter.job_folder)
+
+
 def test_what_measures_follows_what_trains(grid: str, tmp_path: Path) -> None:
     submitter = Submitter("cells", Profile(cpus_per_node=8, mem_gb_per_node=64), tmp_path / "runs", tmp_path, print)
     submitter.most_tasks = 3
@@ -246,6 +259,25 @@ def test_what_measures_follows_what_trains(grid: str, tmp_path: Path) -> None:
     assert command[1:4] == ["-m", "experiments.evaluate", "--finished"]
     assert "--evaluate" not in submitter.command(arrays[0].work[0], arrays[0].resources)
     assert "--evaluate" in submitter.command(arrays[0].work[0], arrays[0].resources, whole=True)
+
+
+def test_a_job_that_ends_while_slurm_is_asked_has_not_failed(grid: str, tmp_path: Path) -> None:
+    """A busy controller answers late; what the run's folder said before that is out of date."""
+    (cell, *_) = load(grid).expand("tiny", "quick")
+    cell.config.execution.runs_dir = str(tmp_path / "runs")
+    ledger = Ledger(tmp_path / "runs")
+    ledger.confirm(ledger.intend("cells", TRAIN, [[cell.id]], {}), ["7"])
+
+    class Late:
+        def states(self, jobs: Iterable[str]) -> dict[str, JobState]:
+            assert list(jobs) == ["7"]
+            run = Run.create(cell.config)
+            run.begin_attempt()
+            run.end_attempt("done")
+            return {"7": JobState("7", "x", "COMPLETED", "n1")}
+
+    (found,) = grid_states([cell], tmp_path / "runs", Late())
+    assert (found.state, found.work.kind) == ("trained", EVALUATE)
 
 
 def test_only_nodes_on_which_nothing_works_are_bad() -> None:
