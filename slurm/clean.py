@@ -57,7 +57,7 @@ def _submissions(runs_dir: Path) -> Iterator[tuple[Path, str]]:
         if str(folder) not in used:
             yield folder, "no job runs from this code"
     if not alive:
-        for folder in sorted((ledger.root / "jobs").glob("*")):
+        for folder in sorted(ledger.job_folder.glob("*")):
             yield folder, "its job has ended"
 
 

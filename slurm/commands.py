@@ -201,10 +201,8 @@ def run_cancel(arguments: argparse.Namespace) -> int:
     from slurm.queue import Queue
 
     cells = load_grid(arguments).expand(arguments.scale, arguments.budget)
-    ids = {cell.id for cell in cells}
-    jobs = Ledger(arguments.runs_dir).jobs()
-    newest = [entries[-1][1] for key, entries in jobs.items() if key.partition("-")[0] in ids]
-    alive = [task for task, state in Queue().states(newest).items() if state.alive]
+    newest = Ledger(arguments.runs_dir).newest({cell.id for cell in cells})
+    alive = [task for task, state in Queue().states(newest.values()).items() if state.alive]
     if alive and not arguments.dry_run:
         done = subprocess.run(["scancel", *alive], capture_output=True, text=True)
         if done.returncode:

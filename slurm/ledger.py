@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,16 @@ class Ledger:
         """All of them, oldest first."""
         folders = (file.parent for file in (self.root / "submissions").glob("*/intent.json"))
         return sorted(map(_read, folders), key=lambda submission: submission.created)
+
+    @property
+    def job_folder(self) -> Path:
+        """Of submitit's files and logs. Not one for each job (%j): submitit would make it after sbatch, and a job that
+        starts at once would have no log to open."""
+        return self.root / "jobs"
+
+    def newest(self, runs: Collection[str]) -> dict[str, str]:
+        """The last job of each training and measurement of these runs, by the work's key."""
+        return {key: entries[-1][1] for key, entries in self.jobs().items() if key.partition("-")[0] in runs}
 
     def jobs(self) -> dict[str, list[tuple[Submission, str]]]:
         """By ``Work.key``: its submissions with their task's SLURM id, oldest first."""

@@ -58,7 +58,7 @@ JobRequeue=1
 KillWait=5
 SlurmdTimeout=15
 # Clients of a busy machine give up after 10 seconds by default.
-MessageTimeout=60
+MessageTimeout=30
 InactiveLimit=0
 MinJobAge=3600
 MaxArraySize={max_array_size}
@@ -168,9 +168,8 @@ class Cluster:
         """Output of a SLURM command on this cluster."""
         done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60)
         if check and done.returncode:
-            raise UserError(
-                f"{' '.join(words)}: {(done.stderr or done.stdout).strip() or f'ends with {done.returncode}'}"
-            )
+            said = (done.stderr or done.stdout).strip() or f"ends with {done.returncode}"
+            raise UserError(f"{' '.join(words)}: {said}")
         return done.stdout
 
     # --- configuration ------------------------------------------------------------------------------------

@@ -57,25 +57,29 @@ class Queue:
 
     def max_array_size(self) -> int:
         """Tasks that one array may have."""
-        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", self._ask(["scontrol", "show", "config"]) or "", re.MULTILINE)
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", self._of_scontrol("show", "config"), re.MULTILINE)
         if found is None:
             raise UserError("scontrol show config: the controller does not answer")
         return int(found[1])
 
     def _controller(self) -> dict[str, JobState]:
-        """``scontrol -o show job``: everything that the controller still remembers.
-
-        UserError when it does not answer: of a job that runs nobody else may know, and it would be called lost.
-        """
-        for pause in (*self.pauses_s, None):
-            text = self._ask(["scontrol", "-o", "show", "job", "-a"])
-            if text is not None:
-                break
-            if pause is None:
-                raise UserError("scontrol show job: the controller does not answer; try again when it does")
-            time.sleep(pause)
+        """Everything that the controller still remembers."""
+        text = self._of_scontrol("show", "job", "-a", "-o")
         found = [_of_controller(line) for line in text.splitlines() if "JobId=" in line]
         return {state.task: state for job in found for state in job}
+
+    def _of_scontrol(self, *words: str) -> str:
+        """UserError when the controller does not answer: of a job that runs nobody else may know, and it would be
+        called lost."""
+        text = self._ask(["scontrol", *words])
+        for pause in self.pauses_s:
+            if text is not None:
+                break
+            time.sleep(pause)
+            text = self._ask(["scontrol", *words])
+        if text is None:
+            raise UserError(f"scontrol {' '.join(words[:2])}: the controller does not answer; try again when it does")
+        return text
 
     def _accounting(self, which: list[str]) -> dict[str, JobState]:
         """``sacct``, or what it reads from the file of completed jobs where there is no database."""

@@ -50,8 +50,8 @@ def grid_states(cells: Sequence[Cell], runs_dir: Path, queue: Queue) -> list[Cel
     It is asked first: a job that it calls completed has written its results, while what was read before the answer may
     be of a moment when the job had hardly begun.
     """
-    ledger, ids = Ledger(runs_dir), {cell.id for cell in cells}
-    newest = {key: entries[-1][1] for key, entries in ledger.jobs().items() if key.partition("-")[0] in ids}
+    ledger = Ledger(runs_dir)
+    newest = ledger.newest({cell.id for cell in cells})
     known = queue.states(newest.values()) if newest else {}
     found = [(Work(_at(item), item.cell), item) for item in plan(cells, runs_dir)]
     out = []

@@ -225,16 +225,10 @@ class Submitter:
             words = train_command(cell, self.runs_dir, threads)
         return [self.python, *words[1:], *where]
 
-    @property
-    def job_folder(self) -> Path:
-        """Of submitit's files and logs. Not one for each job (%j): submitit would make it after sbatch, and a job that
-        starts at once would have no log to open."""
-        return self.ledger.root / "jobs"
-
     def _executor(self, array: Array, name: str) -> Any:
         from submitit.slurm.slurm import SlurmExecutor
 
-        executor = SlurmExecutor(self.job_folder, max_num_timeout=1000, python=self.profile.python)
+        executor = SlurmExecutor(self.ledger.job_folder, max_num_timeout=1000, python=self.profile.python)
         parameters = slurm_parameters(self.profile, array.resources, name, self.code, self.after(array), self.bad_nodes)
         executor.update_parameters(**parameters)
         return executor
@@ -255,7 +249,9 @@ class Submitter:
         log, command = self.ledger.log_of(work.key), self.command(work, resources, whole=True)
         parameters = slurm_parameters(self.profile, resources, f"fewstep-{work.cell.name}", self.code)
         setup, srun = parameters.pop("setup"), parameters.pop("srun_args", [])
-        options = [line for line in _sbatch_text(parameters, self.job_folder, "").splitlines() if "#SBATCH" in line]
+        options = [
+            line for line in _sbatch_text(parameters, self.ledger.job_folder, "").splitlines() if "#SBATCH" in line
+        ]
         options = [line for line in options if line.partition("=")[0].split("--")[1] not in SUBMITITS_OWN]
         environment = {**ALLOCATOR, **job_environment(resources.cpus_per_process)}
         parents = ", ".join(work.cell.parents)
@@ -285,7 +281,9 @@ class Submitter:
         )
         if len(array.tasks) > 1:
             parameters["map_count"] = len(array.tasks)
-        return _sbatch_text(parameters, self.job_folder, f"{self.python} -u -m submitit.core._submit {self.job_folder}")
+        return _sbatch_text(
+            parameters, self.ledger.job_folder, f"{self.python} -u -m submitit.core._submit {self.ledger.job_folder}"
+        )
 
 
 def _sbatch_text(parameters: Mapping[str, Any], folder: Path, command: str) -> str:

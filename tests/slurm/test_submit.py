@@ -240,8 +240,8 @@ def test_logs_open_in_a_folder_that_is_there_when_a_job_starts(grid: str, tmp_pa
     array = next(submitter.arrays([Work(TRAIN, cell) for cell in load(grid).expand("tiny")]))
     text = submitter.sbatch_text(array)
     folders = {str(Path(log).parent) for log in re.findall(r"--(?:output|error)[= ](\S+)", text)}
-    assert folders == {str(submitter.job_folder)} and text.rstrip().endswith(f"_submit {submitter.job_folder}")
-    assert "%" not in str(submitter.job_folder)
+    folder = submitter.ledger.job_folder
+    assert folders == {str(folder)} and text.rstrip().endswith(f"_submit {folder}") and "%" not in str(folder)
 
 
 def test_what_measures_follows_what_trains(grid: str, tmp_path: Path) -> None:
