@@ -76,7 +76,7 @@ def _attempt(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, w
     """Exit code and reason; what is neither a stop nor a divergence is noted as failed and raised."""
     try:
         _train(config, run, attempt, evaluate, world)
-        if evaluate and world.is_main and config.method.trains and is_sharded(config.execution, world.size):
+        if evaluate and world.is_main and _is_sharded(config, world):
             gc.collect()  # the main process will hold the snapshot whole, where the training held its parts
             _evaluate(config, run)
     except Preempted as reason:
@@ -95,8 +95,7 @@ def _attempt(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, w
 
 def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, world: World) -> None:
     with world.main_first():
-        sharded = config.method.trains and is_sharded(config.execution, world.size)
-        backbone = build_backbone(config, to_be_sharded=sharded)
+        backbone = build_backbone(config, to_be_sharded=_is_sharded(config, world))
     evaluate = evaluate and world.is_main
     if not config.method.trains:
         session = Session(config, build_method(config, backbone), 0)
@@ -126,6 +125,10 @@ def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, wor
     counters = clock.counters(world.total)
     if world.is_main:
         _report_cost(counters)
+
+
+def _is_sharded(config: ExperimentConfig, world: World) -> bool:
+    return config.method.trains and is_sharded(config.execution, world.size)
 
 
 def _trainable(method: Method) -> dict[str, int]:

@@ -226,9 +226,7 @@ def write_tiny_flux2_dev(target: Path) -> None:
     """A FLUX.2-dev-class pipeline: guidance is an input, and the language model one that could also see."""
     tokenizer, parts = _character_chat_tokenizer(), _tiny_flux2_parts(guidance_embeds=True)
     images = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": list(images.values()), "pad_token": tokenizer.eos_token or "<|endoftext|>"}
-    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(images.values()), "pad_token": END})
     tokenizer.model_max_length = 512  # the pipeline's instruction comes before the prompt
     processor = PixtralProcessor(
         image_processor=PixtralImageProcessor(size={"longest_edge": 8}, patch_size=4), tokenizer=tokenizer,

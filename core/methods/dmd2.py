@@ -10,6 +10,7 @@ every ``ttur``-th.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -151,7 +152,7 @@ class Dmd2(Method):
 
     def _student_losses(self, rollout: Rollout, weights: dict[str, float]) -> dict[str, Tensor]:
         batch = rollout.batch
-        with torch.set_grad_enabled(bool(weights["dmd"] or weights["adversarial"])):
+        with nullcontext() if weights["dmd"] or weights["adversarial"] else torch.no_grad():
             x0 = self.student_x0(rollout)
         rollout.samples = x0.detach()
         terms: dict[str, Tensor] = {}

@@ -43,8 +43,7 @@ class TrainedPlayer:
         self.weight_clip, self.lr = settings.weight_clip, settings.lr
         common = {"lr": self.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
         if state_dtype == "bf16_stochastic":
-            rank = (dist.get_rank(),) if self.sharded else ()
-            keys = [(*key, self.name, *(rank if isinstance(p, DTensor) else ())) for p in self.trained]
+            keys = [(*key, self.name, *((dist.get_rank(),) if isinstance(p, DTensor) else ())) for p in self.trained]
             self.optimizer: torch.optim.Optimizer = StochasticAdamW(self.parts, keys=keys, **common)
         else:
             self.optimizer = torch.optim.AdamW(self.parts, fused=True, **common)

@@ -23,7 +23,7 @@ from core.config import UserError, compose
 from core.data.batches import Batch
 from core.methods.base import Rollout
 from core.methods.dmd2 import Dmd2
-from core.methods.teacher import teacher_sample
+from core.methods.teacher import Teacher, teacher_sample
 from experiments.build import Session, Setting
 from experiments.fake_training import architectures
 from tests import worlds
@@ -158,6 +158,14 @@ def test_a_student_whose_guidance_is_an_input_is_sampled_as_it_trains(tmp_path: 
     session = Session(config, method, 0)
     settings = Setting("student", "lcm", 4), Setting("teacher", "dpmpp_2m", 20, 4.0)
     assert [session.nfe(setting) for setting in settings] == [4, 20]
+
+
+def test_guided_steps_cost_two_evaluations(folders: dict[str, str]) -> None:
+    config = compose("teacher/tiny", ["backbone=tiny_flux2"])
+    backbone = load(folders, "flux2")[0]
+    session = Session(config, Teacher(config.method, backbone, config.seed, ema=False), 0)
+    settings = [(4, 1.0), (4, 3.0), (5, 3.0), (50, 7.5)]
+    assert [session.nfe(Setting("teacher", "ddim", steps, w)) for steps, w in settings] == [4, 8, 10, 100]
 
 
 def test_a_network_in_bf16_is_told_the_time_in_full(folders: dict[str, str]) -> None:

@@ -277,7 +277,7 @@ def test_compiled_blocks_may_be_checkpointed_and_sharded(tmp_path: Path, family:
     options = ["execution.compile=aot_eager", "execution.activation_checkpointing=true"]
 
     def work(world: World) -> None:
-        importlib.import_module("torch._dynamo").config.fail_on_recompile_limit_hit = True  # a process of its own
+        importlib.import_module("torch._dynamo").config.fail_on_recompile_limit_hit = True  # named, it is pickled
         found = gradients(tmp_path / "compiled", family, sharing, FSDP, *options, world=world)
         for name, gradient in found.items():
             assert (gradient - plain[name]).abs().max() < 1e-5 * size, name
