@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from core.backbones.flux2 import Flux2Backbone
 from core.backbones.pipeline import PipelineBackbone
-from core.backbones.roles import Sharing
+from core.backbones.roles import Sharing, keyed_init
 from core.backbones.tiny import write_tiny_flux2, write_tiny_sd
 from core.backbones.unet import UNetBackbone
 from core.config import ExperimentConfig, compose, resolve
@@ -39,6 +40,7 @@ MINIATURE = [
     "train.precision=fp32", "backbone.lora_rank=4", "backbone.lora_alpha=4", "method.num_timesteps=8",
 ]  # fmt: skip
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+SMALL_VISION = {"hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 32}
 
 
 def backbone(
@@ -71,6 +73,18 @@ def pictures(folder: Path, count: int = 8) -> Path:
         Image.new("RGB", (80, 64), (30 * index, 90, 120)).save(target / f"{index}.png")
         (target / f"{index}.txt").write_text(f"colour {index}")
     return target
+
+
+def vision(folder: Path, kind: str) -> Path:
+    """A random network of the kind dinov2, vit or clip, as a folder of transformers."""
+    with keyed_init(kind):
+        model = {
+            "dinov2": lambda: Dinov2Model(Dinov2Config(**SMALL_VISION, image_size=56, patch_size=14)),
+            "vit": lambda: ViTModel(ViTConfig(**SMALL_VISION, image_size=32, patch_size=8)),
+            "clip": lambda: CLIPVisionModel(CLIPVisionConfig(**SMALL_VISION, image_size=32, patch_size=8)),
+        }[kind]()
+    model.save_pretrained(folder)
+    return folder
 
 
 def trained_on_pictures(folder: Path, experiment: str, *overrides: str) -> dict[str, Any]:

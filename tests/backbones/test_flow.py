@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline, StableDiffusion3Pipeline
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
-from transformers import Dinov2Config, Dinov2Model
 
 from core.backbones.base import TEACHER
 from core.backbones.flux2 import Flux2Backbone
@@ -29,10 +28,6 @@ from experiments.fake_training import architectures
 from tests import worlds
 
 PROMPTS = ["red apple", ""]
-SMALL_DINO = {
-    "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 28,
-    "patch_size": 14,
-}  # fmt: skip
 SHARING = Sharing("lora", 4, 4, ("to_q", "to_k", "to_v"))
 
 
@@ -215,11 +210,11 @@ def test_the_experiments_of_paper_scale_train_tiny_twins(
     tmp_path: Path, experiment: str, write: Callable[[Path], Path]
 ) -> None:
     """As they are written: precision, states, critics, sharing, micro-batches; only sizes and budget are smaller."""
-    Dinov2Model(Dinov2Config(**SMALL_DINO)).save_pretrained(tmp_path / "dino")
     small = ["data.image_size=64", "train.budget.amount=2", "train.budget.unit=iterations", "train.batch_size=4"]
     paths = [f"backbone.path={write(tmp_path / 'twin')}"]
     of_dmd2 = compose(experiment).method.name == "dmd2"
-    paths += [f"method.dino_path={tmp_path / 'dino'}", "method.ttur=1"] if of_dmd2 else ["method.distill_loss=mse"]
+    dino = worlds.vision(tmp_path / "dino", "dinov2")
+    paths += [f"method.dino_path={dino}", "method.ttur=1"] if of_dmd2 else ["method.distill_loss=mse"]
     last = worlds.trained_on_pictures(tmp_path, experiment, *paths, *small)
     assert last["images"] == 8 and all(math.isfinite(value) for key, value in last.items() if "/" in key)
     assert last["student/grad_norm"] > 0

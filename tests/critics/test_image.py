@@ -5,30 +5,16 @@ from shutil import copytree
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from core.backbones.roles import keyed_init
 from core.config import UserError, compose, resolve, run_id
 from core.critics.image import IMAGE_FEATURES, DinoFeatures, EffnetFeatures, ImageCritic
 from tests import worlds
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 32}
-
-
-def write(folder: Path, kind: str) -> Path:
-    with keyed_init(kind):
-        model = {
-            "dinov2": lambda: Dinov2Model(Dinov2Config(**SMALL, image_size=56, patch_size=14)),
-            "vit": lambda: ViTModel(ViTConfig(**SMALL, image_size=32, patch_size=8)),
-            "clip": lambda: CLIPVisionModel(CLIPVisionConfig(**SMALL, image_size=32, patch_size=8)),
-        }[kind]()
-    model.save_pretrained(folder)
-    return folder
-
 
 @pytest.mark.parametrize(("kind", "side"), [("dinov2", 5), ("vit", 8)])
 def test_dino_features_are_the_patch_tokens_of_three_layers_as_maps(tmp_path: Path, kind: str, side: int) -> None:
-    features = DinoFeatures(str(write(tmp_path / kind, kind)))
+    features = DinoFeatures(str(worlds.vision(tmp_path / kind, kind)))
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     maps = features(pixels)
     assert [tuple(found.shape) for found in maps] == [(2, 16, side, side)] * 3 and features.layers == [2, 4, 6]
@@ -57,7 +43,7 @@ def test_wrong_folders_are_told_in_one_line(tmp_path: Path) -> None:
     for path, line in (
         (None, "method.gan=dino needs method.dino_path"),
         (str(tmp_path), "no config.json there"),
-        (str(write(tmp_path / "clip", "clip")), "is a clip_vision_model; allowed: vit \\(DINO\\), dinov2"),
+        (str(worlds.vision(tmp_path / "clip", "clip")), "is a clip_vision_model; allowed: vit \\(DINO\\), dinov2"),
     ):
         with pytest.raises(UserError, match=line):
             IMAGE_FEATURES["dino"](path)
@@ -67,7 +53,7 @@ def test_dmd2_trains_against_a_users_dino_whose_content_is_part_of_the_run(tmp_p
     def settings(folder: Path) -> list[str]:
         return ["method.gan=dino", f"method.dino_path={folder}", "method.ttur=1", "data.path=random:noise"]
 
-    first = write(tmp_path / "dino", "dinov2")
+    first = worlds.vision(tmp_path / "dino", "dinov2")
     trained = worlds.trainer(tmp_path, settings(first), experiment="dmd2/tiny")
     before = worlds.parameters(trained)
     trained._iteration()
@@ -75,6 +61,6 @@ def test_dmd2_trains_against_a_users_dino_whose_content_is_part_of_the_run(tmp_p
     moved = [name for name in after if not torch.equal(before[name], after[name])]
     assert {name.partition("/")[0] for name in moved} == {"student", "fake_score", "critic"}
     assert all(torch.isfinite(value).all() for value in after.values())
-    same, other = copytree(first, tmp_path / "same"), write(tmp_path / "other", "vit")
+    same, other = copytree(first, tmp_path / "same"), worlds.vision(tmp_path / "other", "vit")
     ids = [run_id(resolve(compose("dmd2/tiny", settings(folder)))) for folder in (first, same, other)]
     assert ids[0] == ids[1] != ids[2]
