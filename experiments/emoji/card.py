@@ -19,8 +19,8 @@ from core.methods.teacher import teacher_sample
 from core.metrics.fid import Extractor, kernel_distance, load_extractor
 from core.randomness import Stream
 from experiments.build import FAMILIES
+from experiments.emoji.recipes.train_vae import psnr, validation_images
 from experiments.emoji.sheets import save_sheet
-from experiments.emoji.train_vae import psnr, validation_images
 from experiments.emoji.views import view
 
 PROMPTS = (

@@ -48,6 +48,20 @@ def view(example: Example, variant: int, seed: int = 0) -> tuple[np.ndarray, str
     return image, f"{words} on a {colour} background" if named else words
 
 
+def centred(example: Example, variant: int, seed: int = 0) -> tuple[np.ndarray, str]:
+    """Like ``view``, but the picture always fills the canvas: uint8 (64, 64, 3) and its caption.
+
+    A network that must also guess scale and shift from noise spends its few steps on them and blurs what is drawn.
+    """
+    rng = Stream(seed, "data", f"centred/{example.key}").generator(variant)
+    words = _caption(example.meta, example.caption, rng)
+    colour = _background(rng)
+    named = rng.random() < NAMED_PROB
+    mirrored = rng.random() < 0.5 and example.meta["mirror"]
+    image = compose(example.image, colour, mirrored=mirrored)
+    return image, f"{words} on a {colour} background" if named else words
+
+
 def plain(example: Example, variant: int = 0) -> tuple[np.ndarray, str]:
     """The picture itself on white at full scale, with its full name (any data set; ``variant`` has no effect)."""
     if example.image.shape[-1] == 3:

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 
 from core.backbones.tiny import write_tiny_sd
 from core.config import UserError
-from experiments.emoji.assemble import assemble
+from experiments.emoji.recipes.assemble import assemble
 
 
 def test_a_published_folder_is_readable_and_names_no_machine(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from core.data.shards import ImageTextDataset, open_dataset
-from experiments.emoji.build_dataset import EmojiName, held_out_keys, with_palette
-from experiments.emoji.names import attributes, caption, kind, parse_emoji_test
+from experiments.emoji.recipes.build_dataset import EmojiName, held_out_keys, with_palette
+from experiments.emoji.recipes.names import attributes, caption, kind, parse_emoji_test
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "emoji" / "assets" / "emoji-64-v1"
 

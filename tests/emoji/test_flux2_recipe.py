@@ -11,8 +11,8 @@ from core.backbones.flux2 import Flux2Backbone
 from core.backbones.roles import Sharing, keyed_init
 from core.backbones.tiny import TINY_VAE
 from core.data.shards import Example
-from experiments.emoji.flux2_recipe import Flux2Recipe
-from experiments.emoji.train_teacher import RECIPES
+from experiments.emoji.recipes.flux2_recipe import Flux2Recipe
+from experiments.emoji.recipes.train_teacher import RECIPES
 
 CAPTIONS = ["red apple", "woman pilot dark skin tone", "blue heart on a red background"]
 

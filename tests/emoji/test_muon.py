@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.emoji.muon import Muon, MuonAdamW, orthogonalised
+from experiments.emoji.recipes.muon import Muon, MuonAdamW, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (16, 144), (144, 16)])

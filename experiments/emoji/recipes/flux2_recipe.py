@@ -110,7 +110,7 @@ class Networks(nn.Module):
 
 
 class Flux2Recipe:
-    """What ``experiments.emoji.train_teacher --family flux2`` trains."""
+    """What ``experiments.emoji.recipes.train_teacher --family flux2`` trains."""
 
     outside = ("embed", "proj_out", "lm_head")  # of Muon
 

@@ -1,6 +1,6 @@
 """Render the Noto colour emoji into ``emoji-64-v1``: tar shards, split, checksums.
 
-``python -m experiments.emoji.build_dataset --out FOLDER`` needs the font NotoColorEmoji.ttf (Debian package
+``python -m experiments.emoji.recipes.build_dataset --out FOLDER`` needs the font NotoColorEmoji.ttf (Debian package
 fonts-noto-color-emoji) and Unicode's emoji-test.txt (Debian package unicode-data). The same two files give
 the same bytes. Images are stored as RGBA 64x64, so that views can put any background behind them.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from core.data.shards import RawExample, write_checksums, write_shards
-from experiments.emoji.names import EmojiName, attributes, caption, kind, parse_emoji_test
+from experiments.emoji.recipes.names import EmojiName, attributes, caption, kind, parse_emoji_test
 
 SIZE = 64
 BITMAP_SIZE = 109  # the only size of the font's embedded bitmaps

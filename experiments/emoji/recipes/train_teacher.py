@@ -7,7 +7,7 @@ for the rest. Kinds are drawn in a balanced way, then a picture of the kind, the
 number of such draws are computed once. The learning rate decays with wall-clock time (``--minutes`` of training, cache
 excluded). Resumable: run the same command again.
 
-``python -m experiments.emoji.train_teacher --family sd --data FOLDER --vae FOLDER --out FOLDER --minutes 80``
+``python -m experiments.emoji.recipes.train_teacher --family sd --data FOLDER --vae FOLDER --out FOLDER --minutes 80``
 """
 
 import argparse
@@ -25,10 +25,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from core.backbones.base import computing_in
 from core.data.shards import Example, open_dataset
 from core.randomness import Stream, permutation
-from experiments.emoji.flux2_recipe import Flux2Recipe
-from experiments.emoji.muon import MuonAdamW
+from experiments.emoji.recipes.flux2_recipe import Flux2Recipe
+from experiments.emoji.recipes.muon import MuonAdamW
+from experiments.emoji.recipes.train_vae import ema_update, learning_rate, to_tensor
 from experiments.emoji.tokenizer import MAX_TOKENS, train_tokenizer
-from experiments.emoji.train_vae import ema_update, learning_rate, to_tensor
 from experiments.emoji.views import view
 
 SCHEDULE = {

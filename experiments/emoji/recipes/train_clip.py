@@ -5,7 +5,7 @@ kinds and groups of variants of a few kinds (hard negatives), and pairs with equ
 each other. The learning rate decays with wall-clock time. Writes the folder that
 ``experiments.emoji.judge.load_emoji_clip`` reads, with ``retrieval.json``, its accuracy on both splits.
 
-``python -m experiments.emoji.train_clip --data FOLDER --out FOLDER --minutes 5``
+``python -m experiments.emoji.recipes.train_clip --data FOLDER --out FOLDER --minutes 5``
 """
 
 import argparse
@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from core.data.shards import Example, ImageTextDataset, open_dataset
 from core.randomness import Stream
 from experiments.emoji.judge import build_clip, preprocess, tokenizer_function, trained_state
+from experiments.emoji.recipes.train_vae import ema_update, learning_rate
 from experiments.emoji.tokenizer import train_tokenizer
-from experiments.emoji.train_vae import ema_update, learning_rate
 from experiments.emoji.views import compose, view
 
 BATCH = 256
