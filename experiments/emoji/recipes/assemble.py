@@ -1,7 +1,7 @@
 """Make a trained teacher pipeline the folder to publish, with a further trained decoder if there is one.
 
-``python -m experiments.emoji.recipes.assemble --pipeline FOLDER [--vae FOLDER] --out FOLDER``. The encoder must be the one
-whose latents the teacher was trained on.
+``python -m experiments.emoji.recipes.assemble --pipeline FOLDER [--vae FOLDER] --out FOLDER``. The encoder must be the
+one whose latents the teacher was trained on.
 """
 
 import argparse
