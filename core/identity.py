@@ -54,30 +54,41 @@ def _identity_fields(schema: type) -> list[tuple[str, Any]]:
     return [(item.name, item.metadata.get("reproduces_old", dataclasses.MISSING)) for item in kept]
 
 
+def teacher_identity(config: ExperimentConfig) -> dict[str, str]:
+    """Which network teaches, by content: the base's weights and, in a later round of a chain, the parent run.
+
+    Whatever is computed with the teacher and kept (solutions, measurements) is kept under this.
+    """
+    teacher = {"teacher": config.backbone.weights_hash}
+    if config.method.teacher_is_parent:
+        assert config.train.parent is not None, "a teacher that is the parent has one"
+        teacher["parent"] = config.train.parent
+    return teacher
+
+
 def teacher_problem(config: ExperimentConfig) -> dict[str, Any] | None:
     """What decides the teacher's problems, so that runs that agree in it share solutions; None: none are stored.
 
     Everything downstream of the teacher is absent; of batch size and budget only what decides a sample's problem: how
     many are drawn, and at which each stage begins. A budget in evaluations has none: its stages end at positions that
-    depend on the loss terms.
+    depend on the loss terms. Under sharding all processes must call the teacher, or none.
     """
-    method, budget, batch = identity_dict(config.method), config.train.budget, config.train.batch_size
-    fields = getattr(config.method, "problem_fields", ())
-    if not (config.execution.use_solution_store and fields):
+    budget, batch, problem = config.train.budget, config.train.batch_size, config.method.teacher_problem
+    if problem is None or not config.execution.use_solution_store:
         return None
-    if config.execution.sharding != "none":  # all processes must call the teacher, or none
+    if budget.unit == "evaluations" or config.execution.sharding != "none":
         return None
-    if budget.unit == "evaluations":
-        return None
-    # The student's turns; with an update ratio more iterations draw samples
-    turn, ratio = (batch, method.get("ttur", 1)) if budget.unit == "images" else (1, 1)
-    problem = {key: method[key] for key in fields}
-    stages = len(problem.get("stage_weights", [None]))
-    return problem | {
+    # Images are counted in the learner's turns; with an update ratio more iterations draw samples
+    turn, ratio = (batch, config.method.period) if budget.unit == "images" else (1, 1)
+    settings = identity_dict(config.method)
+    stages = range(problem.num_stages)
+    return {
+        **{name: settings[name] for name in problem.fields},
+        **teacher_identity(config),
         "seed": config.seed,
         "precision": config.train.precision,
         "samples": -(-budget.amount // turn) * ratio * batch,
-        "stages": [-(-k * budget.amount // (stages * turn)) * batch for k in range(stages)],
+        "stages": [-(-stage * budget.amount // (problem.num_stages * turn)) * batch for stage in stages],
     }
 
 
@@ -94,13 +105,15 @@ def run_id(config: ExperimentConfig) -> str:
 
 
 def fill_hashes(config: ExperimentConfig, known: dict[str, str]) -> None:
-    """Set weights_hash, data_hash, dino_hash and parent of ``config`` in place; UserError for a missing folder."""
+    """Set the hashes of weights and data, and the parent, of ``config`` in place; UserError for a missing folder."""
     cache = Path(config.execution.cache_dir)
     backbone, data, train = config.backbone, config.data, config.train
     backbone.weights_hash = _weights_hash(backbone.path, backbone.revision, cache, known)
     data.data_hash = _source_hash("data.path", data.path, cache, _NOT_DATA, known)
-    if getattr(config.method, "gan", None) == "dino" and config.method.dino_path is not None:
-        config.method.dino_hash = _source_hash("method.dino_path", config.method.dino_path, cache, _NOT_WEIGHTS, known)
+    for file in config.method.weight_files:
+        path = getattr(config.method, file.path)
+        if file.hash is not None and path is not None:
+            setattr(config.method, file.hash, _source_hash(f"method.{file.path}", path, cache, _NOT_WEIGHTS, known))
     train.parent = None if train.init_from is None else _parent_id(train.init_from, cache)
 
 

@@ -34,7 +34,6 @@ from torch import Tensor
 from core.backbones.base import Backbone, Cond
 from core.config import ExperimentConfig, UserError, compose, resolve
 from core.data.batches import LatentData
-from core.methods.base import Method
 from core.run import Run
 from core.schema import check_range
 from core.training.loop import Trainer
@@ -117,18 +116,13 @@ def build(config: ExperimentConfig, folder: Path) -> Trainer:
     return Trainer(config, method, noise_data(backbone, config), run, build_clock(config), run.begin_attempt())
 
 
-def period(method: Method) -> int:
-    """Iterations after which the turns repeat."""
-    return getattr(method.config, "ttur", 1)
-
-
 def measure(config: ExperimentConfig, repeats: int, stage: float) -> dict[str, Any]:
     """Images/s, evaluations an image by role, efficiency and peak memory, after one period to warm up."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(config, Path(folder))
         clock, backbone = trainer.clock, trainer.method.backbone
         clock.budget, clock.unit = 10**6, "iterations"
-        recorder, length = Recorder(backbone), period(trainer.method)
+        recorder, length = Recorder(backbone), config.method.period
         start = int(stage * clock.budget) // length * length
         steps, networks, counted = [], [], Counter[str]()
         for repeat in range(repeats + 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -153,25 +153,38 @@ def build_clock(config: ExperimentConfig) -> Clock:
 
 
 def build_method(
-    config: ExperimentConfig, backbone: Backbone, data: LatentData | None = None, *, training: bool = True
+    config: ExperimentConfig,
+    backbone: Backbone,
+    data: LatentData | None = None,
+    *,
+    training: bool = True,
+    lockstep: bool = False,
 ) -> Method:
     """The method with its roles; ``data`` is needed to train with stored teacher solutions.
 
-    Without ``training`` only with what sampling reads: the student and its average.
+    Without ``training`` only with what sampling reads: the student, its average, a parent that teaches. ``lockstep``:
+    the networks will be sharded over several processes.
     """
     method = METHODS[config.method.name](
         config.method,
         backbone,
         config.seed,
-        ema=config.train.ema_decay > 0,
+        ema_decay=config.train.ema_decay,
         solutions=None if data is None else _solutions(config, backbone, data),
         training=training,
+        lockstep=lockstep,
+        initial=_initial(config),
     )
     if training:
         place_players(method, config)
-    if config.train.init_from is not None:
-        _load_student(backbone, _parent_weights(config))
     return method
+
+
+def _initial(config: ExperimentConfig) -> dict[str, Callable[[Backbone, str], None]]:
+    """What loads the weights of roles that start from a file."""
+    if config.train.init_from is None:
+        return {}
+    return {STUDENT: partial(load_role, file=_parent_weights(config))}
 
 
 def storage_dtype(config: ExperimentConfig) -> torch.dtype:
@@ -196,7 +209,7 @@ def _solutions(config: ExperimentConfig, backbone: Backbone, data: LatentData) -
     problem = teacher_problem(config)
     if problem is None:
         return None
-    key = problem | {"teacher": config.backbone.weights_hash, "data": data.content_hash}
+    key = problem | {"data": data.content_hash}
     root = Path(config.execution.solutions_dir or Path(config.execution.cache_dir) / "solutions")
     return SolutionStore(root, key, key["samples"], backbone.latent_shape)
 
@@ -211,12 +224,6 @@ def _parent_weights(config: ExperimentConfig) -> Path:
     if snapshot is None:
         raise UserError(f"train.init_from={config.train.init_from}: run {run.id} has no snapshot yet; train it first")
     return snapshot / f"{STUDENT}.safetensors"
-
-
-def _load_student(backbone: Backbone, file: Path) -> None:
-    load_role(backbone, STUDENT, file)
-    if STUDENT_EMA in backbone.roles:
-        backbone.copy_role(STUDENT, STUDENT_EMA)
 
 
 @torch.no_grad()
@@ -287,9 +294,10 @@ class Session:
     def _latents(self, how: Setting, cond: Cond, positions: np.ndarray, seed: int) -> Tensor:
         if how.weights == "teacher":
             noise = self.noises(1, positions, seed)[0]
-            return teacher_sample(self.backbone, noise, cond, self.null, how.steps, how.guidance, how.solver)
+            role = self.method.teacher
+            return teacher_sample(self.backbone, noise, cond, self.null, how.steps, how.guidance, how.solver, role)
         role = WEIGHTS[how.weights]
-        if not self.method.trains or role not in self.backbone.roles:
+        if not self.config.method.trains or role not in self.backbone.roles:
             raise UserError(
                 f"weights={how.weights}: this run has none; allowed: teacher, student, ema (train.ema_decay > 0)"
             )
@@ -318,7 +326,7 @@ def load_run(
     if images != 0:
         config.train.init_from = None  # the snapshot has the weights
     session = Session(config, build_method(config, build_backbone(config), training=False), 0)
-    if session.method.trains and images != 0:
+    if session.config.method.trains and images != 0:
         load_snapshot(session, run, images)
     return session, run
 

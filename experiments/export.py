@@ -118,7 +118,7 @@ def few_step_scheduler(backbone: PipelineBackbone, steps: int, sampler: str = "l
 def run_command(arguments: Namespace) -> int:
     """``fewstep export RUN --out DIR``."""
     session, run = load_target(arguments.target, arguments.overrides, arguments.runs_dir)
-    if not session.method.trains:
+    if not session.config.method.trains:
         raise UserError(f"run {run.id} is the teacher itself: nothing to export")
     steps = arguments.steps or max(session.config.eval.steps)
     how = session.config.eval

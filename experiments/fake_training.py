@@ -30,7 +30,6 @@ from core.backbones.pipeline import SCHEDULER, PipelineBackbone, read_json
 from core.config import ExperimentConfig, UserError
 from core.data.batches import Batch
 from core.identity import locate
-from core.losses.perceptual import PerceptualLoss
 from core.methods.base import Method, total
 from core.methods.clock import Clock
 from core.training.loop import micro_batch
@@ -60,7 +59,7 @@ def build(config: ExperimentConfig) -> Method:
         for parameter in backbone.roles.base.parameters():
             parameter.data = parameter.data.to(storage_dtype(config))
         backbone.compute_dtype, backbone.device = compute_dtype(config), torch.device("meta")
-        method = METHODS[config.method.name](config.method, backbone, config.seed, ema=config.train.ema_decay > 0)
+        method = METHODS[config.method.name](config.method, backbone, config.seed, ema_decay=config.train.ema_decay)
         place_players(method, config)
     return method
 
@@ -85,12 +84,12 @@ def _architecture(config: ExperimentConfig) -> dict[str, Any]:
     return {**plain, "tokens": found["tokenizer"].get("model_max_length")}
 
 
-def judges(method: Method) -> dict[str, nn.Module]:
-    """Frozen networks that a loss reads beside the backbone's: features or a distance of images, and the VAE."""
-    found = {k: v for k, v in vars(method).items() if isinstance(v, nn.Module) and k != "critic"}
-    distill = getattr(method, "distill", None)
-    if isinstance(distill, PerceptualLoss):
-        found["perceptual"] = distill.distance
+def frozen_beside(method: Method) -> dict[str, nn.Module]:
+    """Frozen networks that a loss reads beside the backbone's, by name, and the VAE that decodes for them."""
+    found: dict[str, nn.Module] = {}
+    for name, network in method.networks_beside().items():
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            found[name] = network
     return {"vae": method.backbone.vae, **found} if found else {}
 
 
@@ -113,7 +112,7 @@ def iteration(config: ExperimentConfig, num_devices: int, checkpointing: bool, s
     method.solutions = SolvedBefore(backbone.latent_shape)
     if checkpointing:
         backbone.enable_activation_checkpointing()
-    beside = [value for value in (getattr(method, "critic", None), *judges(method).values()) if value is not None]
+    beside = list((method.networks_beside() | frozen_beside(method)).values())
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda():
         _materialise(backbone.networks(), backbone.compute_dtype if sharded else None)  # as they are gathered
         _materialise(beside, None)
@@ -128,12 +127,12 @@ def iteration(config: ExperimentConfig, num_devices: int, checkpointing: bool, s
         with live:
             batch = _fake_batch(backbone, _architecture(config)["tokens"], config.train.batch_size // num_devices)
             rollout = method.rollout(batch.split(micro_batch(config, num_devices))[0], clock)
-            for name in method.turns(clock):
-                loss = total(method.losses(name, rollout, clock), method.weights(name, clock))
-                loss.backward(inputs=None if sharded else trained[name])  # as the trainer
+            for turn in method.turns(clock):
+                loss = total(method.losses(turn.name, rollout, clock), method.weights(turn.name, clock))
+                loss.backward(inputs=None if sharded else trained[turn.player])  # as the trainer
                 del loss
                 networks = [parameter for network in backbone.networks() for parameter in network.parameters()]
-                reached[name] = [parameter for parameter in networks if parameter.grad is not None]
+                reached[turn.name] = [parameter for parameter in networks if parameter.grad is not None]
                 for parameter in every:
                     parameter.grad = None
     return Lived(live.peak, reached)

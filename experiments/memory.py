@@ -15,15 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.backbones.base import FAKE_SCORE, STUDENT, STUDENT_EMA, TEACHER
+from core.backbones.base import TEACHER
 from core.config import ExperimentConfig, UserError, compose
-from core.methods.base import Method
+from core.methods.base import Method, Role
 from core.training.loop import micro_batch
 from core.training.world import check_processes, is_sharded
-from experiments.fake_training import Lived, build, iteration, judges
+from experiments.fake_training import Lived, build, frozen_beside, iteration
 
 GB = 1e9
-ROLES = (TEACHER, STUDENT, STUDENT_EMA, FAKE_SCORE)
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ def plan_memory(config: ExperimentConfig, num_devices: int) -> list[Row]:
     sharded = is_sharded(config.execution, num_devices)
     rows = list(_states(method, num_devices if sharded else 1, num_devices))
     found = {checkpointing: iteration(config, num_devices, checkpointing, sharded) for checkpointing in (False, True)}
-    for name, judge in judges(method).items():
-        rows.append(_on_each(name, "parameters", _bytes(judge.parameters(), None), num_devices))
+    for name, network in frozen_beside(method).items():
+        rows.append(_on_each(name, "parameters", _bytes(network.parameters(), None), num_devices))
     if sharded:
         rows += _gathered(method, found[True], micro_batches > 1, num_devices)
     elif num_devices > 1:
@@ -69,8 +68,10 @@ def _gathered(method: Method, lived: Lived, accumulates: bool, num_devices: int)
     accumulated, kept whole in fp32 until the last (``synchronise_gradients``).
     """
     dtype = method.backbone.compute_dtype
-    averages = method.backbone.role_parameters(STUDENT_EMA) if STUDENT_EMA in method.backbone.roles else {}
-    unused = {id(parameter) for parameter in averages.values()}
+    unused: set[int] = set()
+    for role in method.roles():
+        if role.is_average:
+            unused |= {id(parameter) for parameter in method.backbone.role_parameters(role.name).values()}
     units = [[p for p in unit.parameters() if id(p) not in unused] for unit in method.backbone.shard_units()]
     counted = unused | {id(parameter) for unit in units for parameter in unit}
     outside = [[p for p in network.parameters() if id(p) not in counted] for network in method.backbone.networks()]
@@ -90,19 +91,17 @@ def _gathered(method: Method, lived: Lived, accumulates: bool, num_devices: int)
 def _states(method: Method, parts: int, num_devices: int) -> Iterator[Row]:
     """Parameters of every role; gradients and moments of those that train."""
     in_parts: set[int] = set()  # parameters of the networks; critics are held whole
-    for role in ROLES:
-        if role not in method.backbone.roles:
-            continue
-        held = list(method.backbone.role_parameters(role).values())
+    for role in (Role(TEACHER), *method.roles()):
+        held = list(method.backbone.role_parameters(role.name).values())
         in_parts |= {id(parameter) for parameter in held}
-        what = "parameters (fp32 average)" if role == STUDENT_EMA else "parameters"
-        yield _row(role, what, held, [parts] * len(held), num_devices)
+        what = "parameters (fp32 average)" if role.is_average else "parameters"
+        yield _row(role.name, what, held, [parts] * len(held), num_devices)
     for player in method.players():
         trained = list(player.parameters.values())
         cuts = [parts if id(parameter) in in_parts else 1 for parameter in trained]
         head = [parameter for parameter in trained if id(parameter) not in in_parts]
         if head:
-            name = f"{player.name}: head" if player.name in ROLES else player.name
+            name = f"{player.name}: head" if player.role is not None else player.name
             yield _row(name, "parameters", head, [1] * len(head), num_devices)
         yield _row(player.name, "gradients", trained, cuts, num_devices)
         yield _row(player.name, "AdamW's two moments", trained * 2, cuts * 2, num_devices)
@@ -155,8 +154,9 @@ def _sum(rows: list[Row], checkpointing: bool) -> tuple[int, int]:
 
 def _notes(config: ExperimentConfig) -> Iterator[str]:
     """What the numbers leave out, or assume."""
-    if getattr(config.method, "gan", None) == "dino" and config.method.dino_path is None:
-        yield "method.dino_path is not set: image_features is planned as DINOv2-B"
+    for file in config.method.weight_files:
+        if file.stand_in and getattr(config.method, file.path) is None:
+            yield f"method.{file.path} is not set: {file.stand_in}"
     yield (
         "not planned: CUDA's context, what its allocator and NCCL keep, and the text encoder, which is released before "
         "the training begins"

@@ -106,7 +106,7 @@ def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, wor
         run.heartbeat({"reading": "latents, computed once"})
     with world.main_first():
         data = build_data(config, backbone)
-    method = build_method(config, backbone, data)
+    method = build_method(config, backbone, data, lockstep=_is_sharded(config, world))
     if world.is_main:
         run.note(trainable_parameters=_trainable(method))
     clock = build_clock(config)
@@ -143,7 +143,7 @@ def _evaluate(config: ExperimentConfig, run: Run) -> int:
     session, _ = load_run(run.path)
     session.config.eval, session.config.execution = config.eval, config.execution
     _measure(session, run)
-    if session.method.trains and not _sheet_path(run, session.images).exists():
+    if session.config.method.trains and not _sheet_path(run, session.images).exists():
         _sheet(session, run, ALONE)(session.images)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,20 +19,19 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
-from core.backbones.flux2 import Flux2Backbone
 from core.backbones.pipeline import PipelineBackbone
 from core.backbones.roles import Sharing, keyed_init
-from core.backbones.tiny import write_tiny_flux2, write_tiny_sd
-from core.backbones.unet import UNetBackbone
+from core.backbones.tiny import write_tiny_flux2, write_tiny_pixart, write_tiny_sd, write_tiny_sd3, write_tiny_sdxl
 from core.config import ExperimentConfig, compose, resolve
 from core.data.batches import LatentData
 from core.data.solutions import SolutionStore
+from core.methods.base import Rollout
 from core.randomness import Stream
 from core.run import Run
 from core.training.loop import Trainer
 from core.training.sharding import local, part_of, whole
 from core.training.world import ALONE, World, is_sharded
-from experiments.build import METHODS, build_clock, place_players
+from experiments.build import FAMILIES, METHODS, build_clock, place_players
 from experiments.train import train_config
 
 # Two iterations of a paper's experiment on a tiny pipeline
@@ -39,6 +39,16 @@ MINIATURE = [
     "data.image_size=64", "method.distill_loss=mse", "train.budget.amount=2", "train.batch_size=4",
     "train.precision=fp32", "backbone.lora_rank=4", "backbone.lora_alpha=4", "method.num_timesteps=8",
 ]  # fmt: skip
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "unet": write_tiny_sd, "unet_sdxl": write_tiny_sdxl, "pixart": write_tiny_pixart, "mmdit": write_tiny_sd3,
+    "flux2": write_tiny_flux2,
+}  # fmt: skip
+LATENTS = {"flux2": (16, 4, 4)}
+CONDS: dict[str, dict[str, tuple[int, ...]]] = {
+    "unet": {"text": (16, 16)}, "unet_sdxl": {"text": (16, 40), "pooled": (12,)},
+    "pixart": {"text": (12, 32), "mask": (12,)}, "mmdit": {"text": (20, 32), "pooled": (20,)},
+    "flux2": {"text": (6, 48)},
+}  # fmt: skip
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 SMALL_VISION = {"hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -47,21 +57,20 @@ def backbone(
     folder: Path, sharing: str = "lora", family: str = "unet", device: str = "cpu", *, to_be_sharded: bool = False
 ) -> PipelineBackbone:
     settings, options = Sharing(sharing, 4, 4, TARGETS), {"device": device, "to_be_sharded": to_be_sharded}
-    if family == "flux2":
-        return Flux2Backbone.load(str(write_tiny_flux2(folder / "tiny-flux2")), settings, image_size=64, **options)
-    return UNetBackbone.load(str(write_tiny_sd(folder / "tiny-sd")), settings, **options)
+    write = WRITERS[family]
+    return FAMILIES[family].load(str(write(folder / f"tiny-{family}")), settings, image_size=64, **options)
 
 
 def data(seed: int = 0, items: int = 24, family: str = "unet", device: str = "cpu") -> LatentData:
-    """Noise for latents and conditioning, of the sizes that ``backbone`` has."""
+    """Noise for latents and conditioning, of the sizes that ``backbone`` has; every token counts."""
     rng = np.random.default_rng(0)
-    latents, text = {"unet": ((4, 8, 8), (16, 16)), "flux2": ((16, 4, 4), (6, 48))}[family]
+    latents = rng.standard_normal((items, *LATENTS.get(family, (4, 8, 8)))).astype(np.float16)
+    cond = {name: rng.standard_normal((5, *shape)).astype(np.float16) for name, shape in CONDS[family].items()}
+    if "mask" in cond:
+        cond["mask"] = np.ones_like(cond["mask"])
     cache = SimpleNamespace(
-        latents=rng.standard_normal((items, *latents)).astype(np.float16),
-        caption_index=np.arange(items) % 5,
-        cond={"text": rng.standard_normal((5, *text)).astype(np.float16)},
-        content_hash="synthetic",
-    )
+        latents=latents, caption_index=np.arange(items) % 5, cond=cond, content_hash="synthetic"
+    )  # fmt: skip
     return LatentData(cache, seed, device)
 
 
@@ -117,8 +126,8 @@ def trainer(
     with world.main_first():
         sharded = is_sharded(settings.execution, world.size)
         run, network = Run.create(settings), backbone(folder, sharing, family, device, to_be_sharded=sharded)
-    ema = settings.train.ema_decay > 0
-    method = METHODS[settings.method.name](settings.method, network, settings.seed, ema=ema, solutions=solutions)
+    options = {"ema_decay": settings.train.ema_decay, "solutions": solutions, "lockstep": sharded}
+    method = METHODS[settings.method.name](settings.method, network, settings.seed, **options)
     place_players(method, settings)
     attempt, latents = run.begin_attempt() if world.is_main else 0, data(settings.seed, family=family, device=device)
     return Trainer(settings, method, latents, run, build_clock(settings), attempt, world=world)
@@ -133,12 +142,22 @@ def move_apart(backbone: PipelineBackbone) -> None:
 
 
 def parameters(trained: Trainer) -> dict[str, Tensor]:
-    """Everything that training may change, by player, cloned."""
-    return {
-        f"{name}/{key}": value.detach().clone()
-        for name, player in trained.players.items()
-        for key, value in (*player.parameters.items(), *((f"ema/{k}", v) for k, v in player.ema.items()))
-    }
+    """Everything that training may change, by player, cloned; averages by whom they follow."""
+    found = {}
+    for name, player in trained.players.items():
+        for key, value in player.parameters.items():
+            found[f"{name}/{key}"] = value.detach().clone()
+    for role in trained.method.roles():
+        if not role.trainable:
+            for key, value in trained.method.backbone.role_parameters(role.name).items():
+                found[f"{role.follows or role.name}/{role.name}/{key}"] = value.detach().clone()
+    return found
+
+
+def tensors(rollout: Rollout) -> dict[str, Tensor]:
+    """The tensors of a rollout, by field."""
+    found = {item.name: getattr(rollout, item.name) for item in dataclasses.fields(rollout)}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

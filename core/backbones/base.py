@@ -23,6 +23,7 @@ from core.diffusion.guidance import combine
 from core.diffusion.process import Process
 
 STUDENT, TEACHER, STUDENT_EMA, FAKE_SCORE = "student", "teacher", "student_ema", "fake_score"
+PARENT = "parent"  # the student of the round before, where that is the teacher
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,13 @@ class Backbone(ABC):
         """The role's bottleneck (B, F, h, w), by an explicit half-forward (an early stop breaks sharding)."""
 
     @abstractmethod
-    def add_role(self, role: str, like: str | None = None, *, trainable: bool, seed: int = 0) -> None:
-        """Create a role: an adapter or a copy, initialised from ``like`` (or as the teacher)."""
+    def add_role(
+        self, role: str, like: str | None = None, *, trainable: bool, average: bool = False, seed: int = 0
+    ) -> None:
+        """Create a role: an adapter or a copy, initialised from ``like`` (or as the teacher).
+
+        An ``average`` is kept in fp32: it moves by less than bf16 can tell.
+        """
 
     @abstractmethod
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
@@ -158,6 +164,10 @@ class Backbone(ABC):
 
     def _autocast(self, like: Tensor) -> AbstractContextManager:
         return computing_in(self.compute_dtype, like)
+
+    def count_in(self, counter: Counter[str]) -> None:
+        """Go on counting evaluations in ``counter``, which is the caller's."""
+        self.evaluations = counter
 
     @contextmanager
     def uncounted(self) -> Iterator[Counter[str]]:

@@ -116,7 +116,9 @@ class GaussianBackbone(Backbone):
     def feature_shape(self) -> tuple[int, int, int]:
         return self.latent_shape
 
-    def add_role(self, role: str, like: str | None = None, *, trainable: bool, seed: int = 0) -> None:
+    def add_role(
+        self, role: str, like: str | None = None, *, trainable: bool, average: bool = False, seed: int = 0
+    ) -> None:
         mixture = copy.deepcopy(self.roles[like or TEACHER])
         self.roles[role] = mixture.requires_grad_(trainable)
 

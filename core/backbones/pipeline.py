@@ -145,8 +145,10 @@ class PipelineBackbone(Backbone):
                 built._resize(image_size, built.vae.config, scheduler)
         return built
 
-    def add_role(self, role: str, like: str | None = None, *, trainable: bool, seed: int = 0) -> None:
-        self.roles.add(role, like, trainable=trainable, seed=seed)
+    def add_role(
+        self, role: str, like: str | None = None, *, trainable: bool, average: bool = False, seed: int = 0
+    ) -> None:
+        self.roles.add(role, like, trainable=trainable, average=average, seed=seed)
 
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         return self.roles.parameters(role)

@@ -67,13 +67,16 @@ class Roles:
     def __contains__(self, role: str) -> bool:
         return role in self._trainable
 
-    def add(self, role: str, like: str | None, *, trainable: bool, seed: int) -> None:
-        """Create ``role`` with the weights of ``like``, or (None) those that compute what the teacher computes."""
+    def add(self, role: str, like: str | None, *, trainable: bool, average: bool = False, seed: int) -> None:
+        """Create ``role`` with the weights of ``like``, or (None) those that compute what the teacher computes.
+
+        A copy that is an ``average`` is kept in fp32; adapters always are.
+        """
         assert role not in self, f"role {role} exists"
         if self.sharing.kind == "full":
             source = self.base if like in (None, TEACHER) else self._copies[like]
             self._copies[role] = self._copy(source)
-            if not trainable:  # an average moves by less than bf16 can tell
+            if average:
                 self._copies[role].float()
         else:
             self._inject(role, seed)

@@ -130,7 +130,7 @@ def few_step_sample(
         if sampler == "lcm":
             x_t = process.add_noise(x0, noise, following)
         else:
-            x_t = _ddim_step(x_t, x0, noise, t, following, process, eta)
+            x_t = _noisy_ddim_step(x_t, x0, noise, t, following, process, eta)
     return x0
 
 
@@ -163,7 +163,14 @@ def simulate(
     return x_t
 
 
-def _ddim_step(
+def ddim_step(x_t: Tensor, x0: Tensor, t: Tensor, following: Tensor, process: Process) -> Tensor:
+    """x at ``following`` (B,) that keeps the noise which ``x0`` implies (Song et al., 2021, Eq. 12, eta 0)."""
+    alpha, sigma = process.alpha_sigma(t, x_t.dtype)
+    alpha_next, sigma_next = process.alpha_sigma(following, x_t.dtype)
+    return alpha_next * x0 + sigma_next * (x_t - alpha * x0) / sigma
+
+
+def _noisy_ddim_step(
     x_t: Tensor, x0: Tensor, noise: Tensor, t: Tensor, following: Tensor, process: Process, eta: float
 ) -> Tensor:
     """x at ``following``: alpha' x0 + sigma' (direction and new noise), the latter's share as in DDPM times eta."""

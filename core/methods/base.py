@@ -1,8 +1,10 @@
-"""The method contract: players, turns, one rollout per iteration, one short loss function per player.
+"""The method contract: roles, players, turns, one rollout per iteration, one short loss function per turn.
 
-A method holds no counters, no optimizers and no generator state; it moves nothing between devices, calls no backward
-and logs nothing. ``players`` is the single list from which optimizers, EMA and checkpoints are made; ``turns`` is the
-only place where an update ratio exists.
+Three things that are never fused. *Roles* are networks on the backbone: a table that says like whom each starts,
+whether it trains, and whom it follows as a moving average. *Players* are what an optimizer steps. *Turns* say which
+player steps, by which losses and in which order; ``turns`` is the only place where an update ratio exists, and two
+turns may step the same player by different losses. A method holds no counters, no optimizers and no generator state;
+it moves nothing between devices, calls no backward and logs nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.backbones.base import STUDENT, STUDENT_EMA, Backbone, Cond
+from core.backbones.base import PARENT, STUDENT, STUDENT_EMA, TEACHER, Backbone, Cond
 from core.data.batches import Batch
 from core.data.solutions import SolutionStore
 from core.diffusion.solvers import boundary_scalings, few_step_sample
@@ -35,33 +37,62 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Role:
+    """One network on the backbone: a row of the table that ``Method.roles`` returns.
+
+    It starts with the weights of ``like``. If it ``follows`` a role, it is a moving average of it: after each update
+    of that role it keeps the share ``decay`` of itself. A role that neither trains nor follows is a frozen reference.
+    """
+
+    name: str
+    like: str = TEACHER
+    trainable: bool = False
+    follows: str | None = None
+    decay: float = 0.0
+    for_sampling: bool = False  # exists also where a finished run is only sampled, and is part of its snapshots
+
+    @property
+    def is_average(self) -> bool:
+        """Whether nothing but following moves it; such a role is kept in fp32."""
+        return self.follows is not None and not self.trainable
+
+
+@dataclass(frozen=True)
 class Player:
-    """A set of trainable parameters with its optimizer; ``ema_role`` names the role that averages them."""
+    """A set of trainable parameters with its optimizer; ``role``: the role whose parameters are among them."""
 
     name: str
     parameters: Mapping[str, nn.Parameter]
     optimizer: Optimizer
-    ema_role: str | None = None
+    role: str | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One update of one player by the losses of this name; ``player`` is by default the one of the same name."""
+
+    name: str
+    player: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "player", self.player or self.name)
 
 
 @dataclass
 class Rollout:
-    """What one micro-batch's turns share. Only detached tensors may be put here: they outlive the turn.
+    """What one micro-batch's turns share; a method adds its own typed fields.
 
-    ``samples`` is the student's latest output (logged as latent mean and standard deviation).
+    Only detached tensors may be put here, since they outlive the turn. ``samples`` is the student's latest output
+    (B, C, H, W), logged as latent mean and standard deviation.
     """
 
     batch: Batch
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    samples: Tensor | None = None
-    stored: int = 0  # network evaluations that stored teacher solutions have saved
+    samples: Tensor | None = field(default=None, kw_only=True)
+    stored: int = field(default=0, kw_only=True)  # network evaluations that stored teacher solutions have saved
 
 
 class Method(ABC):
     """A distillation method on any backbone; see the module's docstring for the contract."""
-
-    trains = True
-    lockstep = False  # whether every process must call the networks equally often (sharded training)
 
     def __init__(
         self,
@@ -69,57 +100,91 @@ class Method(ABC):
         backbone: Backbone,
         seed: int,
         *,
-        ema: bool = False,
+        ema_decay: float = 0.0,
         solutions: SolutionStore | None = None,
         training: bool = True,
+        lockstep: bool = False,
+        initial: Mapping[str, Callable[[Backbone, str], None]] | None = None,
     ) -> None:
-        self.config, self.backbone, self.seed, self.ema = config, backbone, seed, ema
-        self.solutions = solutions
-        if self.trains:
-            self._add_student()
+        """Make the roles in the order of their table, then (``training``) what trains beside them.
+
+        ``initial`` loads the weights of roles that start from a file (``train.init_from``); roles made later that are
+        like them start with these weights too. ``lockstep``: every process must call the networks equally often
+        (sharded training).
+        """
+        self.config, self.backbone, self.seed = config, backbone, seed
+        self.ema_decay, self.solutions, self.lockstep = ema_decay, solutions, lockstep
+        for role in self.roles():
+            if training or role.for_sampling:
+                self._make(role, (initial or {}).get(role.name))
         if training:
             self.build()
 
+    def _make(self, role: Role, load: Callable[[Backbone, str], None] | None) -> None:
+        settings = {"trainable": role.trainable, "average": role.is_average, "seed": self.seed}
+        self.backbone.add_role(role.name, role.like, **settings)
+        if load is not None:
+            load(self.backbone, role.name)
+
+    def roles(self) -> list[Role]:
+        """The student, its moving average where ``train.ema_decay`` asks for one, and a parent that is the teacher."""
+        rows = [Role(STUDENT, trainable=True, for_sampling=True)]
+        if self.ema_decay:
+            rows.append(Role(STUDENT_EMA, STUDENT, follows=STUDENT, decay=self.ema_decay, for_sampling=True))
+        if self.config.teacher_is_parent:
+            rows.append(Role(PARENT, STUDENT, for_sampling=True))
+        return rows
+
+    @property
+    def teacher(self) -> str:
+        """The role that teaches: the base, or in a later round of a chain the student of the round before."""
+        return PARENT if self.config.teacher_is_parent else TEACHER
+
     @abstractmethod
     def build(self) -> None:
-        """Add what training needs beside the student: further roles, critics, losses."""
+        """Add what training needs beside the roles: critics, losses."""
 
     @abstractmethod
     def players(self) -> list[Player]:
-        """Everything that trains."""
+        """Everything that an optimizer steps."""
 
     @abstractmethod
-    def turns(self, clock: Clock) -> Sequence[str]:
-        """Names of the players that are updated in this iteration, in order."""
+    def turns(self, clock: Clock) -> Sequence[Turn]:
+        """The updates of this iteration, in order."""
 
     @abstractmethod
     def rollout(self, batch: Batch, clock: Clock) -> Rollout:
         """The iteration's shared samples, without graph."""
 
     @abstractmethod
-    def losses(self, player: str, rollout: Rollout, clock: Clock) -> dict[str, Tensor]:
-        """Unweighted named terms (scalars) of one player; terms of zero weight are absent."""
+    def losses(self, turn: str, rollout: Rollout, clock: Clock) -> dict[str, Tensor]:
+        """Unweighted named terms (scalars) of one turn; terms of zero weight are absent."""
 
     @abstractmethod
-    def weights(self, player: str, clock: Clock) -> dict[str, float]:
-        """Weight of every term of one player at this time."""
+    def weights(self, turn: str, clock: Clock) -> dict[str, float]:
+        """Weight of every term of one turn at this time."""
+
+    def networks_beside(self) -> dict[str, nn.Module]:
+        """Networks that the losses read beside the backbone's, by name: critics that train, and frozen ones."""
+        return {}
 
     def stream(self, player: str, purpose: str) -> Stream:
+        """Keyed draws for one purpose of one player (or role): a pure function of the run's seed and a position."""
         return Stream(self.seed, player, purpose)
 
-    def _add_student(self) -> None:
-        """The student, initialised as the teacher, and the role of its moving average."""
-        self.backbone.add_role(STUDENT, trainable=True, seed=self.seed)
-        if self.ema:
-            self.backbone.add_role(STUDENT_EMA, like=STUDENT, trainable=False, seed=self.seed)
-
     def student_player(self, optimizer: Optimizer) -> Player:
-        parameters = self.backbone.role_parameters(STUDENT)
-        return Player(STUDENT, parameters, optimizer, STUDENT_EMA if self.ema else None)
+        """The player that steps the student's own parameters."""
+        return Player(STUDENT, self.backbone.role_parameters(STUDENT), optimizer, STUDENT)
+
+    def has_turn_of(self, player: str, clock: Clock) -> bool:
+        """Whether a player steps in this iteration."""
+        return any(turn.player == player for turn in self.turns(clock))
 
     def problem_stage(self, clock: Clock) -> int | None:
-        """What beside its samples decides the teacher problems of an iteration: those of one number may be solved in
-        one rollout. None: its rollout asks for none."""
+        """The stage whose kind of teacher problems this iteration poses; those of one stage may be solved together.
+
+        None: its rollout asks for none.
+        """
         return 0
 
     def teacher_solution(self, positions: np.ndarray, solve: Callable[[], Tensor], cost: int) -> tuple[Tensor, int]:
@@ -129,11 +194,20 @@ class Method(ABC):
         solution, stored = self.solutions.fetch(positions, solve)
         return solution, stored * cost
 
-    def student_x0(self, rollout: Rollout) -> Tensor:
-        """f(x_t, t) = c_skip x_t + c_out x0 at the rollout's x_t and t, as the sampler evaluates it."""
-        x_t, t = rollout.tensors["x_t"], rollout.tensors["t"]
+    def few_step_x0(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """A role's f(x_t, t) = c_skip x_t + c_out x0, as the sampler evaluates it; latents (B, C, H, W)."""
         c_skip, c_out = boundary_scalings(t)
-        return c_skip * x_t + c_out * self.backbone.predict(STUDENT, x_t, t, rollout.batch.cond)
+        return c_skip * x_t + c_out * self.backbone.predict(role, x_t, t, cond)
+
+    def student_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """``few_step_x0`` of the student."""
+        return self.few_step_x0(STUDENT, x_t, t, cond)
+
+    def uniform_guidance(self, purpose: str, batch: Batch, low: float, high: float) -> Tensor | float:
+        """Guidance w ~ U[low, high] per sample, float32 (B,); a number when the range is a point."""
+        if low == high:
+            return float(low)
+        return draw(self.stream(STUDENT, purpose).uniform(batch.positions, low, high), batch.x0, torch.float32)
 
     def num_noises(self, steps: int) -> int:
         """How many injected noises ``sample`` reads."""

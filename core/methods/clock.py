@@ -59,8 +59,16 @@ class Clock:
         """Global indices of the samples of this iteration, int64 (batch_size,)."""
         return np.arange(self.images, self.images + self.batch_size, dtype=np.int64)
 
+    def spend_ahead(self, evaluations: int) -> None:
+        """Count network evaluations spent on problems of later iterations."""
+        self.ahead += evaluations
+
+    def save_stored(self, evaluations: int) -> None:
+        """Count network evaluations that stored teacher solutions have saved."""
+        self.stored += evaluations
+
     def advance(self, *, student: bool = True) -> None:
-        """The iteration is over; ``student``: it had a turn of the student."""
+        """The iteration is over; ``student``: it had a turn of the student (or of who learns in its place)."""
         self.iteration += 1
         self.images += self.batch_size
         self.student_images += self.batch_size * student

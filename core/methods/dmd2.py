@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from core.data.batches import Batch
 from core.diffusion.solvers import simulate
 from core.losses.adversarial import GAN_LOSSES
 from core.losses.distill import mse
-from core.methods.base import Method, Optimizer, Player, Rollout, draw
+from core.methods.base import Method, Optimizer, Player, Role, Rollout, Turn, draw
 from core.methods.clock import Clock
 from core.methods.matching import distribution_matching
 from core.methods.teacher import teacher_sample
@@ -33,15 +34,35 @@ CRITIC = "critic"
 FAKE_ROLES = {"network": FAKE_SCORE, "student": STUDENT, "none": None}
 
 
+@dataclass
+class Dmd2Rollout(Rollout):
+    """Where the student is called with a graph, and pairs of the teacher where it learns from them."""
+
+    x_t: Tensor  # (B, C, H, W)
+    t: Tensor  # (B,)
+    pair_noise: Tensor | None = None  # (B, C, H, W)
+    pair_x0: Tensor | None = None  # where the teacher's ODE takes it
+
+
 class Dmd2(Method):
     """See the module's docstring; settings are ``Dmd2Config``."""
 
+    def roles(self) -> list[Role]:
+        """The student's, and a fake score that starts as the teacher."""
+        rows = super().roles()
+        if self.fake_role == FAKE_SCORE:
+            rows.append(Role(FAKE_SCORE, self.teacher, trainable=True))
+        return rows
+
+    @property
+    def fake_role(self) -> str | None:
+        """The role whose score stands for the distribution of the student's samples."""
+        return FAKE_ROLES[self.config.fake_score]
+
     def build(self) -> None:
         self.timesteps = self.backbone.process.timesteps(self.config.num_steps)
-        self.fake_role = FAKE_ROLES[self.config.fake_score]
-        if self.fake_role == FAKE_SCORE:
-            self.backbone.add_role(FAKE_SCORE, trainable=True, seed=self.seed)
         self.gan = GAN_LOSSES[self.config.adversarial_loss]()
+        self.image_features: nn.Module | None = None
         self.critic = self._critic() if self.config.adversarial_weight else None
 
     def _critic(self) -> nn.Module | None:
@@ -68,23 +89,33 @@ class Dmd2(Method):
         head = {} if self.critic is None else {f"critic.{n}": p for n, p in self.critic.named_parameters()}
         if self.fake_role == FAKE_SCORE:
             own = self.backbone.role_parameters(FAKE_SCORE) | (head if self.shares_bottleneck else {})
-            players.append(Player(FAKE_SCORE, own, optimizer(self.config.fake_score_lr)))
+            players.append(Player(FAKE_SCORE, own, optimizer(self.config.fake_score_lr), FAKE_SCORE))
         if head and not self.shares_bottleneck:
             players.append(Player(CRITIC, head, optimizer(self.config.critic_lr, self.gan.weight_clip)))
         return players
 
-    def turns(self, clock: Clock) -> Sequence[str]:
-        """Critics in every iteration, from the samples that the student was shown; the student in each ``ttur``-th."""
-        critics = [FAKE_SCORE] if self.fake_role == FAKE_SCORE else []
-        if self.critic is not None and not self.shares_bottleneck:
-            critics.append(CRITIC)
-        due = not critics or clock.iteration % self.config.ttur == 0
-        return (STUDENT, *critics) if due else tuple(critics)
+    def networks_beside(self) -> dict[str, nn.Module]:
+        found: dict[str, nn.Module] = {}
+        if self.critic is not None:
+            found[CRITIC] = self.critic
+        if self.image_features is not None:
+            found["image_features"] = self.image_features
+        return found
 
-    def weights(self, player: str, clock: Clock) -> dict[str, float]:
-        if player == FAKE_SCORE:
+    def turns(self, clock: Clock) -> Sequence[Turn]:
+        """Critics in every iteration, from the samples that the student was shown; the student in each ``ttur``-th."""
+        critics = []
+        if self.fake_role == FAKE_SCORE:
+            critics.append(Turn(FAKE_SCORE))
+        if self.critic is not None and not self.shares_bottleneck:
+            critics.append(Turn(CRITIC))
+        due = not critics or clock.iteration % self.config.ttur == 0
+        return (Turn(STUDENT), *critics) if due else tuple(critics)
+
+    def weights(self, turn: str, clock: Clock) -> dict[str, float]:
+        if turn == FAKE_SCORE:
             return {"denoise": 1.0, "critic": self.config.critic_weight}
-        if player == CRITIC:
+        if turn == CRITIC:
             return {"critic": 1.0}
         if clock.fraction < self.config.regression_init:
             return {"regression": 1.0, "dmd": 0.0, "adversarial": 0.0}
@@ -95,7 +126,7 @@ class Dmd2(Method):
         }
 
     @torch.no_grad()
-    def rollout(self, batch: Batch, clock: Clock) -> Rollout:
+    def rollout(self, batch: Batch, clock: Clock) -> Dmd2Rollout:
         """x_t of the student's call, and its sample where no student's turn makes it."""
         index, process = self._steps(batch.positions), self.backbone.process
         shape = batch.x0.shape[1:]
@@ -113,29 +144,30 @@ class Dmd2(Method):
                 return self.backbone.predict(STUDENT, x, t, batch.cond[rows])
 
             x_t = simulate(denoise, noises, index.tolist(), self.timesteps, process, self._calls(clock))
-        rollout = Rollout(batch, {"x_t": x_t, "t": t})
-        if STUDENT not in self.turns(clock):
-            rollout.samples = self.student_x0(rollout)
+        rollout = Dmd2Rollout(batch, x_t, t)
+        if not self.has_turn_of(STUDENT, clock):
+            rollout.samples = self.student_x0(x_t, t, batch.cond)
         if self.problem_stage(clock) is not None:
             self._add_pairs(rollout)
         return rollout
 
     def problem_stage(self, clock: Clock) -> int | None:
-        asks = STUDENT in self.turns(clock) and self.weights(STUDENT, clock)["regression"] > 0
+        asks = self.has_turn_of(STUDENT, clock) and self.weights(STUDENT, clock)["regression"] > 0
         return 0 if asks else None
 
-    def _add_pairs(self, rollout: Rollout) -> None:
+    def _add_pairs(self, rollout: Dmd2Rollout) -> None:
         """Noise, and where the teacher's guided ODE takes it."""
         batch, steps, guidance = rollout.batch, self.config.regression_steps, self.config.guidance
         draws = self.stream(STUDENT, "regression noise").normal(batch.positions, batch.x0.shape[1:])
         noise = draw(draws, batch.x0)
 
         def compute() -> Tensor:
-            return teacher_sample(self.backbone, noise, batch.cond, batch.null, steps, guidance, self.config.solver)
+            solver = self.config.solver
+            return teacher_sample(self.backbone, noise, batch.cond, batch.null, steps, guidance, solver, self.teacher)
 
         cost = self.backbone.passes(guidance) * steps * len(noise)
         target, rollout.stored = self.teacher_solution(batch.positions, compute, cost)
-        rollout.tensors |= {"pair_noise": noise, "pair_x0": target.to(noise.device, non_blocking=True)}
+        rollout.pair_noise, rollout.pair_x0 = noise, target.to(noise.device, non_blocking=True)
 
     def _steps(self, positions: np.ndarray) -> np.ndarray:
         """The sampling step that each sample trains, uniform over 0..num_steps-1, int64 (B,)."""
@@ -145,19 +177,19 @@ class Dmd2(Method):
         """Calls of a sharded network that the simulation of any process needs in this iteration."""
         return int(self._steps(clock.positions()).max()) if self.lockstep else None
 
-    def losses(self, player: str, rollout: Rollout, clock: Clock) -> dict[str, Tensor]:
-        if player == STUDENT:
+    def losses(self, turn: str, rollout: Dmd2Rollout, clock: Clock) -> dict[str, Tensor]:
+        if turn == STUDENT:
             return self._student_losses(rollout, self.weights(STUDENT, clock))
-        return self._fake_score_losses(rollout) if player == FAKE_SCORE else self._critic_losses(rollout)
+        return self._fake_score_losses(rollout) if turn == FAKE_SCORE else self._critic_losses(rollout)
 
-    def _student_losses(self, rollout: Rollout, weights: dict[str, float]) -> dict[str, Tensor]:
+    def _student_losses(self, rollout: Dmd2Rollout, weights: dict[str, float]) -> dict[str, Tensor]:
         batch = rollout.batch
         with nullcontext() if weights["dmd"] or weights["adversarial"] else torch.no_grad():
-            x0 = self.student_x0(rollout)
+            x0 = self.student_x0(rollout.x_t, rollout.t, batch.cond)
         rollout.samples = x0.detach()
         terms: dict[str, Tensor] = {}
         if weights["regression"]:
-            terms["regression"] = mse(self._one_step(rollout), rollout.tensors["pair_x0"]).mean()
+            terms["regression"] = mse(self._one_step(rollout), rollout.pair_x0).mean()
         if weights["dmd"]:
             low, high, w = self.config.dmd_min, self.config.dmd_max, self.config.guidance
             terms["dmd"] = 0.5 * distribution_matching(self, x0, batch, w, self.fake_role, low, high)
@@ -169,13 +201,13 @@ class Dmd2(Method):
             terms["adversarial"] = self.gan.generator(fake, real)
         return terms
 
-    def _one_step(self, rollout: Rollout) -> Tensor:
+    def _one_step(self, rollout: Dmd2Rollout) -> Tensor:
         """The student's x0 from the pairs' noise in one step."""
-        noise, first = rollout.tensors["pair_noise"], self.timesteps[0].item()
-        t = torch.full((len(noise),), first, dtype=rollout.tensors["t"].dtype, device=noise.device)
-        return self.student_x0(Rollout(rollout.batch, {"x_t": noise, "t": t}))
+        noise, first = rollout.pair_noise, self.timesteps[0].item()
+        t = torch.full((len(noise),), first, dtype=rollout.t.dtype, device=noise.device)
+        return self.student_x0(noise, t, rollout.batch.cond)
 
-    def _fake_score_losses(self, rollout: Rollout) -> dict[str, Tensor]:
+    def _fake_score_losses(self, rollout: Dmd2Rollout) -> dict[str, Tensor]:
         """Denoising of the student's samples, in what the network predicts (eps as in DMD2, velocity of a flow)."""
         batch, samples, process = rollout.batch, rollout.samples, self.backbone.process
         t = process.timestep(draw(self.stream(FAKE_SCORE, "timestep").uniform(batch.positions), samples))
@@ -187,7 +219,7 @@ class Dmd2(Method):
             terms |= self._critic_losses(rollout)
         return terms
 
-    def _critic_losses(self, rollout: Rollout) -> dict[str, Tensor]:
+    def _critic_losses(self, rollout: Dmd2Rollout) -> dict[str, Tensor]:
         real, fake = self._pair_of_logits(rollout.batch.x0, rollout.samples, rollout.batch)
         return {"critic": self.gan.discriminator(real, fake)}
 
@@ -197,7 +229,7 @@ class Dmd2(Method):
         return self._logits(torch.cat([real, fake]), both).chunk(2)
 
     def _logits(self, x0: Tensor, batch: Batch) -> Tensor:
-        """Of noised latents on the fake score's bottleneck, t' ~ U over all times; or of decoded images."""
+        """Logits of noised latents on the fake score's bottleneck, t' ~ U over all times; or of decoded images."""
         if not self.shares_bottleneck:
             return self.critic(self.image_features(self.backbone.training_pixels(x0)))
         process, p = self.backbone.process, batch.positions

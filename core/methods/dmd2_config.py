@@ -6,8 +6,8 @@ Provenance: [P] in the paper or the FLUX.2 article, [C] in DMD2's official code.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
+from core.methods.config_base import MethodConfig, TeacherProblem, WeightFile
 from core.schema import UserError, added, check_choice, check_range, execution, listing, register_schema
 
 REVISION = 1
@@ -18,10 +18,8 @@ GAN_LOSSES = ("non_saturating", "lsgan", "hinge", "wgan", "relativistic")
 
 
 @dataclass
-class Dmd2Config:
+class Dmd2Config(MethodConfig):
     """Generator: dmd_weight L_DMD + adversarial_weight L_G + regression_weight L_ODE; fake score: L_denoise + L_D."""
-
-    trains: ClassVar[bool] = True
 
     name: str = "dmd2"
     num_steps: int = 4  # of the student, trailing spacing: 999, 749, 499, 249 [C]
@@ -55,14 +53,28 @@ class Dmd2Config:
     weight_decay: float = 0.01  # [C]
 
     @property
-    def problem_fields(self) -> tuple[str, ...]:
-        """What decides the teacher's problems, beside the data and the budget; none without pairs."""
-        return ("regression_steps", "guidance", "solver") if self.regression_weight or self.regression_init else ()
+    def period(self) -> int:
+        """The update ratio: the student has its turn once in as many iterations."""
+        return self.ttur
+
+    @property
+    def teacher_problem(self) -> TeacherProblem | None:
+        """Solutions from pure noise, where the student learns from pairs."""
+        if not (self.regression_weight or self.regression_init):
+            return None
+        return TeacherProblem(("regression_steps", "guidance", "solver"))
 
     @property
     def teacher_guidance(self) -> float:
-        """w of the teacher's pictures beside the student's."""
+        """The guidance of the real score."""
         return self.guidance
+
+    @property
+    def weight_files(self) -> tuple[WeightFile, ...]:
+        """The network whose features of decoded images the critic reads."""
+        if self.gan != "dino":
+            return ()
+        return (WeightFile("dino_path", "dino_hash", "image_features is planned as DINOv2-B"),)
 
     def validate(self) -> None:
         """Raise UserError for the first value that is not allowed."""

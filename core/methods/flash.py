@@ -8,12 +8,13 @@ encoder half; the fake score is the student itself (Sec. 4.4), so no further net
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from core.backbones.base import STUDENT, TEACHER
+from core.backbones.base import STUDENT
 from core.backbones.roles import keyed_init
 from core.critics.latent import LatentCritic
 from core.data.batches import Batch
@@ -22,11 +23,22 @@ from core.diffusion.timesteps import timestep_pmf
 from core.losses.adversarial import GAN_LOSSES
 from core.losses.distill import DISTILL_LOSSES
 from core.losses.perceptual import PERCEPTUAL_LOSSES, PerceptualLoss
-from core.methods.base import Method, Optimizer, Player, Rollout, draw
+from core.methods.base import Method, Optimizer, Player, Rollout, Turn, draw
 from core.methods.clock import Clock
 from core.methods.matching import distribution_matching
 
 CRITIC = "critic"
+
+
+@dataclass
+class FlashRollout(Rollout):
+    """Start points of the teacher's ODE and their solutions, and features that both turns read."""
+
+    x_t: Tensor  # (B, C, H, W)
+    t: Tensor  # (B,)
+    target: Tensor | None = None  # the teacher's solution from x_t
+    real_features: Tensor | None = None
+    fake_features: Tensor | None = None
 
 
 class Flash(Method):
@@ -57,12 +69,20 @@ class Flash(Method):
             players.append(Player(CRITIC, dict(self.critic.named_parameters()), critic))
         return players
 
-    def turns(self, clock: Clock) -> Sequence[str]:
-        """Both every iteration; the discriminator trains from stage 0 on, before its weight is positive (release)."""
-        return (STUDENT, CRITIC) if self.critic is not None else (STUDENT,)
+    def networks_beside(self) -> dict[str, nn.Module]:
+        found: dict[str, nn.Module] = {}
+        if self.critic is not None:
+            found[CRITIC] = self.critic
+        if isinstance(self.distill, PerceptualLoss):
+            found["perceptual"] = self.distill.distance
+        return found
 
-    def weights(self, player: str, clock: Clock) -> dict[str, float]:
-        if player == CRITIC:
+    def turns(self, clock: Clock) -> Sequence[Turn]:
+        """Both every iteration; the discriminator trains from stage 0 on, before its weight is positive (release)."""
+        return (Turn(STUDENT), Turn(CRITIC)) if self.critic is not None else (Turn(STUDENT),)
+
+    def weights(self, turn: str, clock: Clock) -> dict[str, float]:
+        if turn == CRITIC:
             return {"critic": 1.0}
         stage = clock.stage(len(self.config.stage_weights))
         return {
@@ -71,7 +91,7 @@ class Flash(Method):
             "dmd": self.config.dmd_weight[stage],
         }
 
-    def rollout(self, batch: Batch, clock: Clock) -> Rollout:
+    def rollout(self, batch: Batch, clock: Clock) -> FlashRollout:
         """z_t with t ~ pi(t) of this stage, and the teacher's solution from it when a loss reads it."""
         pmf = timestep_pmf(
             self.config.timestep_distribution,
@@ -86,10 +106,10 @@ class Flash(Method):
         t = draw(self.timesteps[index], batch.x0)
         full_noise = draw(index == 0, batch.x0)[:, None, None, None]  # sampling starts there from pure noise
         x_t = torch.where(full_noise, noise, self.backbone.process.add_noise(batch.x0, noise, t))
-        rollout = Rollout(batch, {"x_t": x_t, "t": t})
+        rollout = FlashRollout(batch, x_t, t)
         if self.weights(STUDENT, clock)["distill"]:
             target, stored = self._teacher_solution(batch, x_t, index, first_call)
-            rollout.tensors["target"] = target.to(x_t.device, non_blocking=True)
+            rollout.target = target.to(x_t.device, non_blocking=True)
             rollout.stored = stored
         return rollout
 
@@ -110,7 +130,7 @@ class Flash(Method):
         def compute() -> Tensor:
             def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
                 w = guidance if isinstance(guidance, float) else guidance[rows]
-                return self.backbone.guided(TEACHER, x, t, batch.cond[rows], batch.null, w)
+                return self.backbone.guided(self.teacher, x, t, batch.cond[rows], batch.null, w)
 
             process, solver = self.backbone.process, self.config.solver
             return solve(denoise, x_t, index, self.timesteps, process, solver, first_call)[0]
@@ -119,29 +139,25 @@ class Flash(Method):
         return self.teacher_solution(batch.positions, compute, cost)
 
     def _guidance(self, purpose: str, batch: Batch) -> Tensor | float:
-        """w ~ U[guidance_min, guidance_max] per sample (B,); a number when the range is a point."""
-        low, high = self.config.guidance_min, self.config.guidance_max
-        if low == high:
-            return float(low)
-        return draw(self.stream(STUDENT, purpose).uniform(batch.positions, low, high), batch.x0, torch.float32)
+        return self.uniform_guidance(purpose, batch, self.config.guidance_min, self.config.guidance_max)
 
-    def losses(self, player: str, rollout: Rollout, clock: Clock) -> dict[str, Tensor]:
-        return self._critic_losses(rollout) if player == CRITIC else self._student_losses(rollout, clock)
+    def losses(self, turn: str, rollout: FlashRollout, clock: Clock) -> dict[str, Tensor]:
+        return self._critic_losses(rollout) if turn == CRITIC else self._student_losses(rollout, clock)
 
-    def _student_losses(self, rollout: Rollout, clock: Clock) -> dict[str, Tensor]:
+    def _student_losses(self, rollout: FlashRollout, clock: Clock) -> dict[str, Tensor]:
         weights = self.weights(STUDENT, clock)
-        x0 = self.student_x0(rollout)
+        x0 = self.student_x0(rollout.x_t, rollout.t, rollout.batch.cond)
         rollout.samples = x0.detach()
         terms: dict[str, Tensor] = {}
         if weights["distill"]:
-            terms["distill"] = self.distill(x0, rollout.tensors["target"]).mean()
+            terms["distill"] = self.distill(x0, rollout.target).mean()
         if weights["dmd"]:
             # Eq. 9 with the student as fake score; the guidance is a second draw from the range (release)
             w = self._guidance("dmd_guidance", rollout.batch)
             terms["dmd"] = distribution_matching(self, x0, rollout.batch, w, STUDENT)
         if weights["adversarial"]:
             features = self._features(x0, rollout.batch)
-            rollout.tensors["fake_features"] = features.detach()
+            rollout.fake_features = features.detach()
             real = self.critic(self._real_features(rollout)) if self.gan.paired else None
             terms["adversarial"] = self.gan.generator(self.critic(features), real)
         return terms
@@ -152,20 +168,20 @@ class Flash(Method):
         choice = self.stream(CRITIC, "timestep").integers(p, 0, len(fractions))
         t = self.backbone.process.timestep(draw(fractions[choice], x0))
         noise = draw(self.stream(CRITIC, "noise").normal(p, x0.shape[1:]), x0)
-        return self.backbone.features(TEACHER, self.backbone.process.add_noise(x0, noise, t), t, batch.cond)
+        return self.backbone.features(self.teacher, self.backbone.process.add_noise(x0, noise, t), t, batch.cond)
 
     @torch.no_grad()
-    def _real_features(self, rollout: Rollout) -> Tensor:
-        """Of the data's latents, once for both players."""
-        if "real_features" not in rollout.tensors:
-            rollout.tensors["real_features"] = self._features(rollout.batch.x0, rollout.batch)
-        return rollout.tensors["real_features"]
+    def _real_features(self, rollout: FlashRollout) -> Tensor:
+        """Teacher features of the data's latents, computed once for both turns."""
+        if rollout.real_features is None:
+            rollout.real_features = self._features(rollout.batch.x0, rollout.batch)
+        return rollout.real_features
 
-    def _critic_losses(self, rollout: Rollout) -> dict[str, Tensor]:
+    def _critic_losses(self, rollout: FlashRollout) -> dict[str, Tensor]:
         """Eq. 8; the fake features of the student's turn serve again, detached."""
         real = self._real_features(rollout)
         with torch.no_grad():
-            fake = rollout.tensors.get("fake_features")
+            fake = rollout.fake_features
             if fake is None:
                 fake = self._features(rollout.samples, rollout.batch)
         return {"critic": self.gan.discriminator(self.critic(real), self.critic(fake))}

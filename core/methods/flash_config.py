@@ -7,8 +7,8 @@ budget.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
+from core.methods.config_base import MethodConfig, TeacherProblem, WeightFile
 from core.schema import UserError, check_choice, check_range, execution, listing, register_schema
 
 REVISION = 1
@@ -18,10 +18,8 @@ TIMESTEP_DISTRIBUTIONS = ("mixture", "uniform", "gaussian", "sharp")
 
 
 @dataclass
-class FlashConfig:
+class FlashConfig(MethodConfig):
     """L = distill_weight L_distil + adversarial_weight L_adv + dmd_weight L_DMD (Eq. 10)."""
-
-    trains: ClassVar[bool] = True
 
     name: str = "flash"
     num_timesteps: int = 32  # K, start points of the teacher's ODE, trailing spacing [P]
@@ -48,16 +46,22 @@ class FlashConfig:
     critic_channels: int = 64  # width of the critic's head on the teacher's bottleneck features [C]
 
     @property
-    def problem_fields(self) -> tuple[str, ...]:
-        """What decides the teacher's problems, beside the data and the budget."""
-        return (
+    def teacher_problem(self) -> TeacherProblem:
+        """The start points of the teacher's ODE, its guidance and its solver."""
+        fields = (
             "num_timesteps", "timestep_distribution", "mixture_variance", "stage_weights", "guidance_min",
             "guidance_max", "solver",
         )  # fmt: skip
+        return TeacherProblem(fields, len(self.stage_weights))
+
+    @property
+    def weight_files(self) -> tuple[WeightFile, ...]:
+        """The network of LPIPS, whose file is checked by its hash when it is read."""
+        return (WeightFile("lpips_path"),) if self.distill_loss == "lpips" else ()
 
     @property
     def teacher_guidance(self) -> float:
-        """w of the teacher's pictures beside the student's."""
+        """The middle of the training's range of guidance."""
         return (self.guidance_min + self.guidance_max) / 2
 
     def validate(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from core.backbones.base import STUDENT, TEACHER
+from core.backbones.base import STUDENT
 from core.data.batches import Batch
 from core.losses.matching import dmd_gradient, dmd_loss
 from core.methods.base import Method, draw
@@ -29,7 +29,7 @@ def distribution_matching(
         t = process.timestep(draw(method.stream(STUDENT, "dmd_timestep").uniform(p, low, high), x0))
         noise = draw(method.stream(STUDENT, "dmd_noise").normal(p, x0.shape[1:]), x0)
         x_t = process.add_noise(x0.detach(), noise, t)
-        real = method.backbone.guided(TEACHER, x_t, t, batch.cond, batch.null, w)
+        real = method.backbone.guided(method.teacher, x_t, t, batch.cond, batch.null, w)
         fake = x0.detach() if fake_score is None else method.backbone.predict(fake_score, x_t, t, batch.cond)
         gradient = dmd_gradient(x0.detach(), real, fake)
     return dmd_loss(x0, gradient)

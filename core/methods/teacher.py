@@ -14,18 +14,19 @@ from core.data.batches import Batch
 from core.diffusion.process import VPProcess
 from core.diffusion.solvers import solve
 from core.diffusion.unipc import unipc
-from core.methods.base import Method, Player, Rollout
+from core.methods.base import Method, Player, Role, Rollout, Turn
 from core.methods.clock import Clock
 
 
 @torch.no_grad()
 def teacher_sample(
-    backbone: Backbone, x_t: Tensor, cond: Cond, null: Cond, steps: int, guidance: float, solver: str
-) -> Tensor:
-    """``steps`` solver steps of the teacher from pure noise ``x_t``; latents (B, C, H, W)."""
+    backbone: Backbone, x_t: Tensor, cond: Cond, null: Cond, steps: int, guidance: float, solver: str,
+    role: str = TEACHER,
+) -> Tensor:  # fmt: skip
+    """``steps`` solver steps of the teacher (``role``) from pure noise ``x_t``; latents (B, C, H, W)."""
 
     def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-        return backbone.guided(TEACHER, x, t, cond[rows], null, guidance)
+        return backbone.guided(role, x, t, cond[rows], null, guidance)
 
     if solver == "unipc":
         return unipc(denoise, x_t, steps, backbone.process)
@@ -34,9 +35,11 @@ def teacher_sample(
 
 
 class Teacher(Method):
-    """Settings are ``TeacherConfig``: solver, steps, guidance."""
+    """The teacher as it is; settings are ``TeacherConfig``: solver, steps, guidance."""
 
-    trains = False
+    def roles(self) -> list[Role]:
+        """None: the teacher is the base."""
+        return []
 
     def build(self) -> None:
         """The teacher needs no role of its own."""
@@ -46,14 +49,14 @@ class Teacher(Method):
     def players(self) -> list[Player]:
         return []
 
-    def turns(self, clock: Clock) -> Sequence[str]:
+    def turns(self, clock: Clock) -> Sequence[Turn]:
         return ()
 
     def rollout(self, batch: Batch, clock: Clock) -> Rollout:
         return Rollout(batch)
 
-    def losses(self, player: str, rollout: Rollout, clock: Clock) -> dict[str, Tensor]:
+    def losses(self, turn: str, rollout: Rollout, clock: Clock) -> dict[str, Tensor]:
         raise AssertionError("the teacher does not train")
 
-    def weights(self, player: str, clock: Clock) -> dict[str, float]:
+    def weights(self, turn: str, clock: Clock) -> dict[str, float]:
         return {}

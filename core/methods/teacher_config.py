@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from core.methods.config_base import MethodConfig
 from core.schema import check_choice, check_range, register_schema
 
 REVISION = 1
 
 
 @dataclass
-class TeacherConfig:
+class TeacherConfig(MethodConfig):
     """The frozen teacher sampled with an ODE solver."""
 
     trains: ClassVar[bool] = False

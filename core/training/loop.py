@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from core.backbones.base import STUDENT
 from core.config import ExperimentConfig, UserError
-from core.data.batches import Batch, LatentData
-from core.data.solutions import Busy
-from core.methods.base import Method, Rollout, total
+from core.data.batches import LatentData
+from core.methods.base import Method, Rollout, Turn, total
 from core.methods.clock import Clock
 from core.run import Run
+from core.training.ahead import Ahead
+from core.training.averages import Averages
 from core.training.checkpoint import SINGLE, Checkpoints, names_in, read_parts, save_snapshot
 from core.training.monitor import Monitor
 from core.training.player import TrainedPlayer
 from core.training.preemption import Preempted, PreemptionFlag
-from core.training.sharding import prepare, synchronise_gradients
+from core.training.sharding import local, part_of, prepare, synchronise_gradients
 from core.training.world import ALONE, World, is_sharded
 
 MAX_SKIPPED_IN_ROW = 20
-BUSY_POLL_S = 0.02
 
 
 class Diverged(Exception):  # noqa: N818  a result, not a crash
@@ -53,18 +50,11 @@ class Trainer:
         self.micro_batch = micro_batch(config, world.size)
         backbone = method.backbone
         prepare(backbone, config.execution, world)
-        self.sharded = method.lockstep = is_sharded(config.execution, world.size)
-        self.players = {
-            spec.name: TrainedPlayer(
-                spec,
-                config.train.max_grad_norm,
-                backbone.role_parameters(spec.ema_role) if spec.ema_role else {},
-                config.train.ema_decay,
-                config.train.state_dtype,
-                (config.seed,),
-            )
-            for spec in method.players()
-        }
+        self.sharded = is_sharded(config.execution, world.size)
+        settings = (config.train.max_grad_norm, config.train.state_dtype, (config.seed,))
+        self.players = {player.name: TrainedPlayer(player, *settings) for player in method.players()}
+        self.averages = Averages(backbone, method.roles())
+        self.ahead = Ahead(method, data, clock, self.micro_batch, config.execution.solve_batch, world)
         self.checkpoints = Checkpoints(run.path / "state", config.execution.keep_checkpoints, world)
         self.flag = PreemptionFlag()
         self._resume()
@@ -81,106 +71,47 @@ class Trainer:
 
     def _iteration(self) -> None:
         batch = self.data.batch(self.world.share(self.clock.positions()))
-        rollouts = [self._rollout(micro) for micro in batch.split(self.micro_batch)]
+        rollouts = [self.ahead.rollout(micro) for micro in batch.split(self.micro_batch)]
         turns = self.method.turns(self.clock)
-        for name in turns:
-            self._turn(name, rollouts)
+        for turn in turns:
+            self._turn(turn, rollouts)
         for rollout in rollouts:
             if rollout.samples is not None:
                 self.monitor.add("student/latent_mean", rollout.samples.mean())
                 # of each sample, so that it does not depend on how a batch is split
                 self.monitor.add("student/latent_std", rollout.samples.flatten(1).std(dim=1).mean())
-        self.clock.stored += sum(rollout.stored for rollout in rollouts)
-        self.clock.advance(student=STUDENT in turns)
+        self.clock.save_stored(sum(rollout.stored for rollout in rollouts))
+        self.clock.advance(student=self.method.has_turn_of(self.config.method.learner, self.clock))
 
-    def _rollout(self, micro: Batch) -> Rollout:
-        while True:
-            try:
-                if self._should_solve_more_than(micro):
-                    self._solve_next(self.clock)
-                return self.method.rollout(micro, self.clock)
-            except Busy:
-                later = copy.deepcopy(self.clock)
-                later.advance()
-                if not self._solve_next(later):
-                    time.sleep(BUSY_POLL_S)
-
-    def _should_solve_more_than(self, micro: Batch) -> bool:
-        """Whether its teacher solutions are missing and those of later iterations are to be solved with them."""
-        size, solutions = self.config.execution.solve_batch, self.method.solutions
-        if size is None or size <= self.micro_batch or solutions is None:
-            return False
-        return self.method.problem_stage(self.clock) is not None and not solutions.has(micro.positions)
-
-    def _solve_next(self, clock: Clock) -> bool:
-        """Solve the first problems from ``clock`` on that nobody has or is solving; whether there were any.
-
-        A rollout is a pure function of batch and clock, so that of a later iteration can be asked for now.
-        """
-        for positions, then in self._unsolved(clock):
-            try:
-                with self.method.backbone.uncounted() as evaluations:
-                    self.method.rollout(self.data.batch(positions), then)
-            except Busy:
-                continue
-            self.clock.ahead += evaluations.total()
-            return True
-        return False
-
-    def _unsolved(self, clock: Clock) -> Iterator[tuple[np.ndarray, Clock]]:
-        """Positions whose teacher solutions are not stored, with their clock: micro-batches, joined where they follow
-        each other in one stage of the problems and in one block of ``execution.solve_batch`` positions. Blocks are the
-        same for every process: what is solved together decides the last digits."""
-        size = max(self.config.execution.solve_batch or 0, self.micro_batch)
-        found: list[np.ndarray] = []
-        first = clock
-        for positions, then in self._unsolved_micro_batches(clock):
-            joins = found and positions[0] == found[-1][-1] + 1 and positions[0] // size == found[0][0] // size
-            if joins and self.method.problem_stage(then) == self.method.problem_stage(first):
-                found.append(positions)
-                continue
-            if found:
-                yield np.concatenate(found), first
-            found, first = [positions], then
-        if found:
-            yield np.concatenate(found), first
-
-    def _unsolved_micro_batches(self, clock: Clock) -> Iterator[tuple[np.ndarray, Clock]]:
-        clock = copy.deepcopy(clock)
-        while not clock.done:
-            positions = self.world.share(clock.positions())
-            if self.method.problem_stage(clock) is not None and not self.method.solutions.has(positions):
-                for micro in np.split(positions, len(positions) // self.micro_batch):
-                    if not self.method.solutions.has(micro):
-                        yield micro, copy.deepcopy(clock)
-            clock.advance()
-
-    def _turn(self, name: str, rollouts: list[Rollout]) -> None:
-        """One update of one player, accumulated over the micro-batches.
+    def _turn(self, turn: Turn, rollouts: list[Rollout]) -> None:
+        """One update of one player, accumulated over the micro-batches, and of the roles that follow its role.
 
         None where no term has a weight: Flash Diffusion without distillation, in its first stage.
         """
-        player = self.players[name]
+        player = self.players[turn.player]
         player.zero_grad()
-        weights = self.method.weights(name, self.clock)
+        weights = self.method.weights(turn.name, self.clock)
         for number, rollout in enumerate(rollouts, 1):
-            terms = self.method.losses(name, rollout, self.clock)
+            terms = self.method.losses(turn.name, rollout, self.clock)
             if not terms:
                 continue
             loss = total(terms, weights) / len(rollouts)
-            if self.sharded:  # gathered parameters are no inputs that could be named; who is not at turn starts at zero
+            if self.sharded:
+                # FSDP2 parameters cannot be passed as `inputs=`. Other players' gradients are cleared by their own
+                # `zero_grad`.
                 synchronise_gradients(self.method.backbone, number == len(rollouts))
                 loss.backward()
             else:
                 loss.backward(inputs=player.trained)  # nobody else's gradients are computed
             for term, value in terms.items():
-                self.monitor.add(f"{name}/{term}", value)
+                self.monitor.add(f"{turn.name}/{term}", value)
         if not terms:
             return
         self.world.average(player.gradients())
         factor = warmup_factor(self.clock.iteration, self.config.train.lr_warmup_iterations)
         factor *= lr_factor(self.clock.fraction, self.config.train.lr_decay)
-        self.monitor.add(f"{name}/grad_norm", player.step(factor))
+        self.monitor.add(f"{turn.name}/grad_norm", player.step(factor))
+        self.averages.move(player.role, player.applied)
 
     def _after_iteration(self) -> None:
         means = None
@@ -220,21 +151,30 @@ class Trainer:
         self.world.barrier()
 
     def _state(self) -> dict[str, torch.Tensor]:
+        """What a resume needs: of each player its parameters and moments, and every other role but the base."""
         tensors: dict[str, torch.Tensor] = {}
         for player in self.players.values():
             tensors |= player.state()
+        for role, name, parameter in self._frozen_parameters():
+            tensors[f"role/{role}/{name}"] = parameter.detach()
         return tensors
+
+    def _frozen_parameters(self) -> Iterator[tuple[str, str, torch.nn.Parameter]]:
+        """Role, name and parameter of the roles that no optimizer steps: averages and references."""
+        for role in self.method.roles():
+            if not role.trainable:
+                for name, parameter in self.method.backbone.role_parameters(role.name).items():
+                    yield role.name, name, parameter
 
     def snapshot(self) -> None:
         """Weights to use, at the current position."""
         if not self.world.is_main and not self.sharded:
             return
-        roles = {}
-        for spec in self.method.players():
-            roles[spec.name] = spec.parameters
-            if spec.ema_role:
-                roles[spec.ema_role] = self.method.backbone.role_parameters(spec.ema_role)
-        save_snapshot(self.run.path / "snapshots", self.clock.images, roles, self.world)
+        networks = {player.name: player.parameters for player in self.method.players()}
+        for role in self.method.roles():
+            if role.for_sampling and not role.trainable:
+                networks[role.name] = self.method.backbone.role_parameters(role.name)
+        save_snapshot(self.run.path / "snapshots", self.clock.images, networks, self.world)
 
     def _resume(self) -> None:
         """Rank 0 looks first: it sets corrupt states aside, so that all load the same one."""
@@ -246,7 +186,7 @@ class Trainer:
                 raise UserError(f"{folder} is a state of run {meta['run']}, not of {self.run.id}: move it away")
             self._load(folder)
             self.clock.load_state(meta["clock"], counts=self.world.is_main)
-        self.method.backbone.evaluations = self.clock.evaluations
+        self.method.backbone.count_in(self.clock.evaluations)
         if self.world.is_main:
             self.run.rewind_metrics(self.clock.images if state is not None else 0)
 
@@ -256,6 +196,8 @@ class Trainer:
             tensors = load_file(folder / SINGLE)
             for player in self.players.values():
                 player.load_state(tensors)
+            for role, name, parameter in self._frozen_parameters():
+                local(parameter).copy_(part_of(tensors[f"role/{role}/{name}"], parameter))
             return
         names = names_in(folder)
         for player in self.players.values():

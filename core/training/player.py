@@ -1,4 +1,4 @@
-"""One trained player: optimizer step, clipping, skipping of non-finite steps, moving average."""
+"""One trained player: optimizer step, clipping, skipping of steps that are not finite."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.methods.base import Player
 from core.training.rounding import StochasticAdamW
@@ -16,7 +16,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq", "draws")
 
 
 class TrainedPlayer:
-    """Owns the optimizer of a ``Player``; ``ema`` (fp32) moves once per update of this player, never on another's turn.
+    """Owns the optimizer of a ``Player``; ``applied``: 1 after an update, 0 after one that was skipped.
 
     A step whose gradient norm is not finite is skipped by the fused optimizer's ``found_inf`` flag: on the device,
     without reading it on the host. One such batch would poison a LoRA for ever. Of sharded parameters the optimizer
@@ -27,18 +27,15 @@ class TrainedPlayer:
         self,
         player: Player,
         max_grad_norm: float,
-        ema: Mapping[str, nn.Parameter],
-        ema_decay: float,
         state_dtype: str = "fp32",
         key: tuple[object, ...] = (),
     ) -> None:
-        self.name = player.name
+        self.name, self.role = player.name, player.role
         self.parameters = dict(player.parameters)
         self.trained = list(self.parameters.values())
         self.sharded = any(isinstance(parameter, DTensor) for parameter in self.trained)
         self.parts = [local(parameter) for parameter in self.trained]
         self.max_grad_norm = max_grad_norm
-        self.ema, self.ema_decay = dict(ema), ema_decay
         settings = player.optimizer
         self.weight_clip, self.lr = settings.weight_clip, settings.lr
         common = {"lr": self.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
@@ -48,6 +45,7 @@ class TrainedPlayer:
         else:
             self.optimizer = torch.optim.AdamW(self.parts, fused=True, **common)
         self.skipped_in_row = torch.zeros((), device=self.parts[0].device)
+        self.applied = torch.ones((), device=self.parts[0].device)
 
     def zero_grad(self) -> None:
         for parameter, part in zip(self.trained, self.parts, strict=True):
@@ -58,7 +56,7 @@ class TrainedPlayer:
         return [p.grad for p in self.trained if p.grad is not None and not isinstance(p, DTensor)]
 
     def step(self, lr_factor: float = 1.0) -> Tensor:
-        """Clip, update at ``lr_factor`` of the learning rate, average; the gradient norm before clipping, on device."""
+        """Clip, then update at ``lr_factor`` of the learning rate; the gradient norm before clipping, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * lr_factor
         norm = self._clip()
@@ -70,8 +68,7 @@ class TrainedPlayer:
                 torch._foreach_clamp_min_(self.parts, -self.weight_clip)
                 torch._foreach_clamp_max_(self.parts, self.weight_clip)
         self.skipped_in_row = (self.skipped_in_row + 1) * not_finite
-        if self.ema:
-            self._average((1 - self.ema_decay) * (1 - not_finite))
+        self.applied = 1 - not_finite
         return norm
 
     def _clip(self) -> Tensor:
@@ -86,16 +83,9 @@ class TrainedPlayer:
         torch._foreach_mul_(found, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
-    @torch.no_grad()
-    def _average(self, weight: Tensor) -> None:
-        for name, average in self.ema.items():
-            part = local(average)
-            part.lerp_(local(self.parameters[name]).to(part.dtype), weight.to(part.dtype))
-
     def state(self) -> dict[str, Tensor]:
         """Everything a resume needs, as flat named tensors that share memory with what they name."""
         out = {f"{self.name}/parameter/{name}": value.detach() for name, value in self.parameters.items()}
-        out |= {f"{self.name}/ema/{name}": value.detach() for name, value in self.ema.items()}
         for (name, parameter), part in zip(self.parameters.items(), self.parts, strict=True):
             for key, value in self.optimizer.state[part].items():
                 out[f"{self.name}/{key}/{name}"] = like(value, parameter.detach())
@@ -121,5 +111,3 @@ class TrainedPlayer:
                     # clone: a loaded tensor may be an unaligned view of the file, and vector code rounds differently
                     device = "cpu" if key == "draws" else part.device
                     self.optimizer.state[part][key] = part_of(value, parameter).to(device, copy=True)
-        for name, average in self.ema.items():
-            local(average).copy_(part_of(state[f"{self.name}/ema/{name}"], average))

@@ -19,8 +19,6 @@ from core.backbones.pipeline import PipelineBackbone
 from core.backbones.roles import Sharing
 from core.backbones.tiny import write_tiny_flux2, write_tiny_flux2_dev, write_tiny_sd3, write_tiny_sdxl
 from core.config import UserError, compose
-from core.data.batches import Batch
-from core.methods.base import Rollout
 from core.methods.dmd2 import Dmd2
 from core.methods.teacher import Teacher, teacher_sample
 from experiments.build import Session, Setting
@@ -141,11 +139,11 @@ def test_a_student_whose_guidance_is_an_input_is_sampled_as_it_trains(tmp_path: 
     config = compose("dmd2/tiny", ["backbone=tiny_flux2", "method.num_steps=1"])
     folder = write_tiny_flux2_dev(tmp_path / "dev")
     backbone = Flux2Backbone.load(str(folder), SHARING, image_size=64)
-    method = Dmd2(config.method, backbone, config.seed, ema=False)
+    method = Dmd2(config.method, backbone, config.seed)
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
     cond, null = backbone.encode_text(PROMPTS), backbone.encode_text([""])
     t = torch.full((2,), float(backbone.process.timesteps(1)[0]))
-    trained = method.student_x0(Rollout(Batch(np.arange(2), noise, cond, null), {"x_t": noise, "t": t}))
+    trained = method.student_x0(noise, t, cond)
     sampled = method.sample("student", [noise], cond, null, 1)
     torch.testing.assert_close(sampled, trained.detach())
     other = method.sample("student", [noise], cond, null, 1, guidance=2.0)
@@ -158,7 +156,7 @@ def test_a_student_whose_guidance_is_an_input_is_sampled_as_it_trains(tmp_path: 
 def test_guided_steps_cost_two_evaluations(folders: dict[str, str]) -> None:
     config = compose("teacher/tiny", ["backbone=tiny_flux2"])
     backbone = load(folders, "flux2")[0]
-    session = Session(config, Teacher(config.method, backbone, config.seed, ema=False), 0)
+    session = Session(config, Teacher(config.method, backbone, config.seed), 0)
     settings = [(4, 1.0), (4, 3.0), (5, 3.0), (50, 7.5)]
     assert [session.nfe(Setting("teacher", "ddim", steps, w)) for steps, w in settings] == [4, 8, 10, 100]
 

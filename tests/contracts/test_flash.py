@@ -11,6 +11,7 @@ from torch import Tensor
 from core.backbones.base import Cond
 from core.data.solutions import Busy, SolutionStore
 from core.losses.perceptual import EffnetDistance
+from core.methods.base import Turn
 from core.training.loop import Trainer
 from tests import worlds
 
@@ -24,7 +25,7 @@ def test_another_distillation_loss_is_that_distance_to_the_teachers_solution(tmp
     trained = worlds.trainer(tmp_path, [f"method.distill_loss={loss}", NO_GAN, NO_DMD])
     method, rollout = trained.method, one_rollout(trained)
     terms = method.losses("student", rollout, trained.clock)
-    x0, target = rollout.samples, rollout.tensors["target"]
+    x0, target = rollout.samples, rollout.target
     if loss == "l1":
         expected = (x0 - target).abs().mean()
     else:
@@ -51,7 +52,7 @@ def test_a_turn_changes_only_its_player(tmp_path: Path, sharing: str) -> None:
         trained._turn(turn, rollouts)
         after = worlds.parameters(trained)
         changed = {name.split("/")[0] for name in before if not torch.equal(before[name], after[name])}
-        assert changed == {turn}
+        assert changed == {turn.player}
     for name, parameter in trained.method.backbone.role_parameters("teacher").items():
         assert torch.equal(parameter, teacher[name]), name
 
@@ -59,8 +60,8 @@ def test_a_turn_changes_only_its_player(tmp_path: Path, sharing: str) -> None:
 def test_only_detached_tensors_outlive_a_turn(tmp_path: Path) -> None:
     trained = worlds.trainer(tmp_path, ALWAYS)
     rollout = one_rollout(trained)
-    trained._turn("student", [rollout])
-    assert not any(tensor.requires_grad for tensor in (*rollout.tensors.values(), rollout.samples))
+    trained._turn(Turn("student"), [rollout])
+    assert not any(tensor.requires_grad for tensor in worlds.tensors(rollout).values())
 
 
 @pytest.mark.parametrize("gan", ["lsgan", "relativistic"])
@@ -70,7 +71,7 @@ def test_evaluations_of_one_iteration_are_the_necessary_ones(gan: str, tmp_path:
     also where both players read them."""
     trained = worlds.trainer(tmp_path, [*ALWAYS, f"method.adversarial_loss={gan}"])
     method, batch = trained.method, trained.data.batch(trained.clock.positions())
-    t = method.rollout(batch, trained.clock).tensors["t"].numpy()
+    t = method.rollout(batch, trained.clock).t.numpy()
     index = np.array([list(method.timesteps).index(value) for value in t])
     trained.method.backbone.evaluations.clear()
     trained._iteration()
@@ -121,7 +122,7 @@ def test_cells_downstream_of_the_teacher_pose_the_same_problems(tmp_path: Path) 
     a, b = (worlds.trainer(tmp_path / n, o) for n, o in (("a", [NO_GAN, NO_DMD]), ("b", ALWAYS)))
     first, second = one_rollout(a), one_rollout(b)
     for name in ("x_t", "t", "target"):
-        assert torch.equal(first.tensors[name], second.tensors[name])
+        assert torch.equal(getattr(first, name), getattr(second, name))
 
 
 def test_a_second_cell_spends_no_teacher_solves(tmp_path: Path) -> None:
@@ -212,5 +213,5 @@ def test_at_full_noise_the_student_starts_from_pure_noise(tmp_path: Path) -> Non
     trained.method.config.stage_weights = [[1.0, 0.0, 0.0, 0.0]] * 4
     rollout = one_rollout(trained)
     noise = trained.method.stream("student", "noise").normal(rollout.batch.positions, (4, 8, 8))
-    assert rollout.tensors["t"].tolist() == [999] * 4
-    assert torch.equal(rollout.tensors["x_t"], torch.from_numpy(noise))
+    assert rollout.t.tolist() == [999] * 4
+    assert torch.equal(rollout.x_t, torch.from_numpy(noise))

@@ -104,12 +104,13 @@ def test_a_micro_batch_that_does_not_divide_is_an_error(tmp_path: Path) -> None:
 def test_the_average_moves_once_per_student_update_in_fp32(tmp_path: Path) -> None:
     trained = worlds.trainer(tmp_path, [EMA])
     name = next(n for n in trained.players["student"].parameters if "lora_B" in n)
-    average = trained.players["student"].ema[name].clone()
+    averages = trained.method.backbone.role_parameters("student_ema")
+    average = averages[name].clone()
     for _ in range(3):
         trained._iteration()
         average.lerp_(trained.players["student"].parameters[name].detach(), 0.1)
-    assert trained.players["student"].ema[name].dtype == torch.float32
-    torch.testing.assert_close(trained.players["student"].ema[name], average, rtol=1e-6, atol=0)
+    assert averages[name].dtype == torch.float32
+    torch.testing.assert_close(averages[name].detach(), average.detach(), rtol=1e-6, atol=0)
 
 
 def test_one_non_finite_batch_changes_nothing_and_many_diverge(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def test_everything_that_trains_is_bf16_and_its_average_is_not(tmp_path: Path, s
         assert {p.dtype for p in player.trained} == {torch.bfloat16}
         moments = {m.dtype for p in player.parts for k, m in player.optimizer.state[p].items() if "exp_avg" in k}
         assert moments == {torch.bfloat16}
-    assert {average.dtype for average in trained.players["student"].ema.values()} == {torch.float32}
+    averages = trained.method.backbone.role_parameters("student_ema")
+    assert {average.dtype for average in averages.values()} == {torch.float32}
     with pytest.raises(Exception, match="stopped at 12 images"):
         worlds.trainer(tmp_path / "cut", [*options, "execution.stop_after_images=12"]).train()
     resumed = worlds.trainer(tmp_path / "cut", options)

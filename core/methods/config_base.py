@@ -1,0 +1,60 @@
+"""What every method's schema tells core about the method, so that core knows no method by name or field. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class TeacherProblem:
+    """What a stored solution of the teacher's ODE depends on, beside teacher, data, seed and budget.
+
+    ``fields`` are names of the schema's fields; the problems of a run fall into ``num_stages`` equal parts of its
+    budget, each with problems of its own kind.
+    """
+
+    fields: tuple[str, ...]
+    num_stages: int = 1
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file or folder of weights that a method reads beside its backbone's.
+
+    ``path`` and ``hash`` name fields of the schema; a file whose content is fixed (checked when it is read) has no
+    ``hash``. ``stand_in`` says what a memory plan assumes while the path is not set.
+    """
+
+    path: str
+    hash: str | None = None
+    stand_in: str = ""
+
+
+class MethodConfig:
+    """The base of every method's schema; a schema overrides what differs from these answers."""
+
+    trains: ClassVar[bool] = True  # False: a reference row, sampled as it is
+    learner: ClassVar[str] = "student"  # the player whose samples the budget's unit ``images`` counts
+    # The teacher is what ``train.init_from`` names, kept as a role of its own: a later round of a chain
+    teacher_is_parent: ClassVar[bool] = False
+
+    @property
+    def period(self) -> int:
+        """Iterations after which the turns repeat; the learner has its turn in one of them."""
+        return 1
+
+    @property
+    def teacher_guidance(self) -> float:
+        """Guidance w of the teacher's pictures beside the student's."""
+        return 1.0
+
+    @property
+    def teacher_problem(self) -> TeacherProblem | None:
+        """What stored solutions of the teacher depend on; None: the method asks for none."""
+        return None
+
+    @property
+    def weight_files(self) -> tuple[WeightFile, ...]:
+        """Weights that these settings read beside the backbone's."""
+        return ()
