@@ -93,12 +93,7 @@ class Flash(Method):
 
     def rollout(self, batch: Batch, clock: Clock) -> FlashRollout:
         """z_t with t ~ pi(t) of this stage, and the teacher's solution from it when a loss reads it."""
-        pmf = timestep_pmf(
-            self.config.timestep_distribution,
-            self.config.num_timesteps,
-            self.config.stage_weights[self.problem_stage(clock)],
-            self.config.mixture_variance,
-        )
+        pmf = self.pmf(clock)
         index, first_call = self._starts(batch.positions, pmf), None
         if self.lockstep:
             first_call = int(self._starts(clock.positions(), pmf).min())
@@ -112,6 +107,12 @@ class Flash(Method):
             rollout.target = target.to(x_t.device, non_blocking=True)
             rollout.stored = stored
         return rollout
+
+    def pmf(self, clock: Clock) -> np.ndarray:
+        """pi(t) of this stage over the K start points, float64 (K,)."""
+        weights = self.config.stage_weights[self.problem_stage(clock)]
+        kind, variance = self.config.timestep_distribution, self.config.mixture_variance
+        return timestep_pmf(kind, self.config.num_timesteps, weights, variance)
 
     def problem_stage(self, clock: Clock) -> int | None:
         return clock.stage(len(self.config.stage_weights))

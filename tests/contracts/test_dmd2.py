@@ -47,26 +47,6 @@ def test_a_budget_in_images_counts_what_the_student_learned_from(tmp_path: Path)
     assert (trained.clock.student_images, trained.clock.iteration) == (8, 5)  # turns in iterations 0 and 4
 
 
-@pytest.mark.parametrize("sharing", ["lora", "full"])
-@pytest.mark.parametrize("gan", ["bottleneck", "effnet_lite1"])
-def test_a_turn_changes_only_its_player(tmp_path: Path, sharing: str, gan: str) -> None:
-    trained = dmd2(tmp_path, [f"method.gan={gan}", "train.ema_decay=0.5"], sharing)
-    teacher = {n: p.clone() for n, p in trained.method.backbone.role_parameters("teacher").items()}
-    rollouts = [one_rollout(trained)]
-    turns = trained.method.turns(trained.clock)
-    names = ["student", "fake_score"] if gan == "bottleneck" else ["student", "fake_score", "critic"]
-    assert [turn.player for turn in turns] == names
-    for turn in turns:
-        before = worlds.parameters(trained)
-        trained._turn(turn, rollouts)
-        after = worlds.parameters(trained)
-        changed = {name.split("/")[0] for name in before if not torch.equal(before[name], after[name])}
-        assert changed == {turn.player}
-        assert not any(tensor.requires_grad for tensor in worlds.tensors(rollouts[0]).values())
-    for name, parameter in trained.method.backbone.role_parameters("teacher").items():
-        assert torch.equal(parameter, teacher[name]), name
-
-
 def test_backward_simulation_meets_what_sampling_meets(tmp_path: Path) -> None:
     """The student's sample in training is the one that the sampler makes of the same noises with as many steps."""
     trained = dmd2(tmp_path)

@@ -11,7 +11,6 @@ from torch import Tensor
 from core.backbones.base import Cond
 from core.data.solutions import Busy, SolutionStore
 from core.losses.perceptual import EffnetDistance
-from core.methods.base import Turn
 from core.training.loop import Trainer
 from tests import worlds
 
@@ -40,28 +39,6 @@ def test_another_distillation_loss_is_that_distance_to_the_teachers_solution(tmp
 def one_rollout(trained: Trainer):
     batch = trained.data.batch(trained.clock.positions())
     return trained.method.rollout(batch, trained.clock)
-
-
-@pytest.mark.parametrize("sharing", ["lora", "full"])
-def test_a_turn_changes_only_its_player(tmp_path: Path, sharing: str) -> None:
-    trained = worlds.trainer(tmp_path, ALWAYS, sharing)
-    teacher = {n: p.clone() for n, p in trained.method.backbone.role_parameters("teacher").items()}
-    rollouts = [one_rollout(trained)]
-    for turn in trained.method.turns(trained.clock):
-        before = worlds.parameters(trained)
-        trained._turn(turn, rollouts)
-        after = worlds.parameters(trained)
-        changed = {name.split("/")[0] for name in before if not torch.equal(before[name], after[name])}
-        assert changed == {turn.player}
-    for name, parameter in trained.method.backbone.role_parameters("teacher").items():
-        assert torch.equal(parameter, teacher[name]), name
-
-
-def test_only_detached_tensors_outlive_a_turn(tmp_path: Path) -> None:
-    trained = worlds.trainer(tmp_path, ALWAYS)
-    rollout = one_rollout(trained)
-    trained._turn(Turn("student"), [rollout])
-    assert not any(tensor.requires_grad for tensor in worlds.tensors(rollout).values())
 
 
 @pytest.mark.parametrize("gan", ["lsgan", "relativistic"])
