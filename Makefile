@@ -16,7 +16,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo results test test-slow test-slurm lint install lock clean clean-runs clean-all
+.PHONY: help demo results test test-slow test-slurm compare lint install lock clean clean-runs clean-all
 
 help:
 	@echo "fewstep: few-step distillation of diffusion models"
@@ -27,6 +27,7 @@ help:
 	@echo "  make test        run the test suite (WORKERS=$(WORKERS) processes)"
 	@echo "  make test-slow   run the tests that take half a minute or more each"
 	@echo "  make test-slurm  run the tests that need a SLURM; installs it from Debian's packages (as root)"
+	@echo "  make compare BASE=REVISION  does the working tree compute what a revision did? golden curves, all experiments"
 	@echo "  make lint        check style and layering"
 	@echo "  make install     create $(VENV) and install the locked requirements (the targets above do it themselves)"
 	@echo "  make lock        resolve requirements.lock again from pyproject.toml (keeps versions that still fit)"
@@ -82,6 +83,11 @@ test-slurm: $(STAMP)
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SLURM_PACKAGES) >/dev/null || exit 1; \
 	fi
 	@$(BIN)/python -m pytest -m slurm -n $(WORKERS) --dist loadfile tests/slurm
+
+BASE ?= HEAD~1
+
+compare: $(STAMP)
+	@$(BIN)/python -m tests.compare $(BASE)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
