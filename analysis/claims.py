@@ -19,7 +19,7 @@ import yaml
 
 from ablations.grid import Grid
 from analysis import training
-from analysis.collect import Results, comparable
+from analysis.collect import Results, comparable, values_by_seed
 from analysis.columns import Column, shown_column
 from analysis.stats import Summary, paired_difference, seeds_to_decide, summarize
 from core.schema import METRICS, UserError, check_choice
@@ -178,8 +178,9 @@ def _compare(claim: Claim, contrast: Contrast, split: str, of: Results, frame: p
     if contrast.metric in training.TRAINING:
         values = [training.by_seed(of.items, row, contrast.metric) for row in (contrast.row, contrast.versus)]
     else:
-        part = frame[(frame["metric"] == contrast.metric) & (frame["split"] == split) & (frame["nfe"] == nfe)]
-        values = [_by_seed(part, row) for row in (contrast.row, contrast.versus)]
+        values = [
+            values_by_seed(frame, row, contrast.metric, split, nfe) for row in (contrast.row, contrast.versus)
+        ]
     ours, theirs = ({seed: column.factor * value for seed, value in found.items()} for found in values)
     labels = {row.id: row.label for row in (*of.grid.rows, *of.grid.references)}
     return Comparison(
@@ -192,11 +193,6 @@ def _compare(claim: Claim, contrast: Contrast, split: str, of: Results, frame: p
         difference=paired_difference(ours, theirs),
         allowed=contrast.margin * abs(summarize(list(theirs.values())).mean) if contrast.margin else 0.0,
     )
-
-
-def _by_seed(frame: pd.DataFrame, row: str) -> dict[int, float]:
-    counted = frame[(frame["row"] == row) & frame["value"].notna() & (frame["state"] != "diverged")]
-    return dict(zip(counted["seed"], counted["value"], strict=True))
 
 
 def counts(judgements: Sequence[Judgement]) -> dict[str, int]:

@@ -183,6 +183,18 @@ def comparable(frame: pd.DataFrame) -> pd.DataFrame:
     return newest.drop_duplicates(["run", "row", "metric", "split", "steps"], keep="last").sort_index()
 
 
+def values_by_seed(frame: pd.DataFrame, row: str, metric: str, split: str, nfe: int | None = None) -> dict[int, float]:
+    """Raw values of one row by training seed, in a ``comparable`` frame; a diverged seed is left out.
+
+    ``nfe`` None: at whatever number of evaluations it was measured, for a reference that is measured at one.
+    """
+    part = frame[(frame["row"] == row) & (frame["metric"] == metric) & (frame["split"] == split)]
+    if nfe is not None:
+        part = part[part["nfe"] == nfe]
+    counted = part[part["value"].notna() & (part["state"] != "diverged")]
+    return dict(zip(counted["seed"], counted["value"], strict=True))
+
+
 def _shared_protocol(part: pd.DataFrame) -> str:
     runs = part["run"].nunique()
     holders = part.groupby("comparable").agg(runs=("run", "nunique"), time=("time", "max"))
