@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,11 @@ class Results:
     budget: str
     items: tuple[CellRun, ...]
     frame: pd.DataFrame
+
+    @cached_property
+    def shared(self) -> pd.DataFrame:
+        """The lines of ``frame`` that may stand in one table (``comparable``), chosen once; not to be written into."""
+        return comparable(self.frame)
 
 
 def results(grid: Grid, scale: str, budget: str, sources: Sequence[Path]) -> Results:

@@ -13,7 +13,7 @@ from statistics import fmean
 from analysis.artefacts.budgets import moments
 from analysis.artefacts.context import Context
 from analysis.claims import Judgement, counts
-from analysis.collect import CellRun, comparable, values_by_seed
+from analysis.collect import CellRun, values_by_seed
 from analysis.columns import column, shown_column
 from analysis.labels import plain
 from analysis.render import claims_markdown, difference, number, to_markdown, verdicts_markdown
@@ -183,7 +183,7 @@ class Facts:
         of = self.context.grids[name]
         references = [reference.id for reference in of.grid.references]
         asked = None if row in references else nfe or self._nfe(name)
-        found = values_by_seed(comparable(of.frame), self._row(name, row), metric, split, asked)
+        found = values_by_seed(of.shared, self._row(name, row), metric, split, asked)
         if not found:
             raise UserError(f"{name}: row {row} has no {metric} on {split} captions")
         factor = shown_column(of.grid, metric).factor

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from analysis.artefacts.context import Context, File, figure_files
 from analysis.artefacts.grids import has_students
 from analysis.captions import notes
-from analysis.collect import CellRun, Results, comparable
+from analysis.collect import CellRun, Results
 from analysis.columns import shown_column
 from analysis.figures import look, style
 from analysis.labels import mathtext
@@ -35,7 +35,7 @@ def build(context: Context) -> Iterator[File]:
     of = context.grids[GRID]
     if not has_students(of):
         return
-    frame = comparable(of.frame)
+    frame = of.shared
     shown = frame[(frame["metric"] == METRIC) & (frame["split"] == SPLIT)]
     text = (
         f"{of.grid.title} (after {of.grid.source}): kernel distance at {of.grid.layout.nfe[0]} NFE over the training, "
@@ -80,7 +80,7 @@ def moments(of: Results, row: str) -> list[tuple[dict[str, float], Summary]]:
 
     A point of one seed among points of three would bend the line.
     """
-    frame, nfe, runs = comparable(of.frame), of.grid.layout.nfe[0], _finished(of, row)
+    frame, nfe, runs = of.shared, of.grid.layout.nfe[0], _finished(of, row)
     judged = set(frame.loc[(frame["metric"] == METRIC) & (frame["split"] == SPLIT), "comparable"].dropna())
     places: dict[int, dict[str, float]] = {}
     values: dict[int, dict[int, float]] = defaultdict(dict)

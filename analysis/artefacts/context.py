@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ablations.grid import load, names
-from analysis.collect import Results, comparable, results
+from analysis.collect import Results, results
 from analysis.columns import shown_column
 from analysis.figures import encode
 from analysis.stats import Summary, summarize
@@ -40,7 +40,7 @@ class Context:
 
 def measured(of: Results, split: str, nfe: int) -> dict[tuple[str, str], Summary]:
     """By (row, metric): shown values on ``split`` at ``nfe`` over the seeds that have not diverged."""
-    frame = comparable(of.frame)
+    frame = of.shared
     frame = frame[(frame["split"] == split) & (frame["nfe"] == nfe) & frame["value"].notna()]
     frame = frame[frame["state"] != "diverged"]
     return {
