@@ -64,12 +64,12 @@ class Facts:
 
     def value(self, name: str, row: str, metric: str, split: str = "train", nfe: int | None = None) -> str:
         """The number as the grid's table shows it: ``2.05 ± 0.01``."""
-        table, wanted = self._table(name), nfe or self._nfe(name)
+        table = self._table(name)
         index = self._column(table, metric)
-        for block, line in _lines(table, split):
-            if line.row == self._row(name, row) and (block.title == REFERENCE or line.nfe == wanted):
-                return number(line.entries[index].summary, table.digits[index])
-        raise UserError(f"{name}: row {row} has no {metric} on {split} captions at {wanted} NFE")
+        found = self._line(table, self._row(name, row), split, nfe or self._nfe(name)).entries[index].summary
+        if found.n == 0:
+            raise UserError(f"{name}: row {row} has no {metric} on {split} captions")
+        return number(found, table.digits[index])
 
     def both(self, name: str, row: str, metric: str, nfe: int | None = None) -> str:
         """On training captions / on held-out captions."""
@@ -156,6 +156,13 @@ class Facts:
         known = [shown.metric for shown in table.columns]
         check_choice(f"metric of {table.name}", metric, known)
         return known.index(metric)
+
+    def _line(self, table: Table, row: str, split: str, nfe: int) -> Line:
+        """The line of a row at ``nfe``; that of a reference, which is measured at one."""
+        for block, line in _lines(table, split):
+            if line.row == row and (block.title == REFERENCE or line.nfe == nfe):
+                return line
+        raise UserError(f"{table.name}: row {row} is not shown on {split} captions at {nfe} NFE")
 
     def _judgements(self, names: Sequence[str]) -> list[Judgement]:
         return [judgement for name in names for judgement in self._table(name).judgements]

@@ -99,6 +99,13 @@ def test_a_wrong_name_in_a_template_is_said(facts: Facts, name: str, row: str, m
         facts.value(name, row, metric)
 
 
+def test_a_number_that_nobody_has_measured_is_no_number(world) -> None:
+    context = Context((world.runs,))
+    context.__dict__["grids"] = {"influence": world.results()}
+    with pytest.raises(UserError, match="row full has no kid on train captions"):
+        Facts(context).value("influence", "full", "kid")
+
+
 def test_pages_hold_committed_records_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["results", "--pages", "--runs-dir", str(tmp_path)]) == 2
     assert "--runs-dir" in capsys.readouterr().err

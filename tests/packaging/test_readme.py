@@ -158,16 +158,18 @@ def test_links_lead_somewhere(name: str) -> None:
 
 def method_rows() -> Iterator[tuple[str, str, str]]:
     """(experiment, key, value as written) of every cell of the tables in core/methods/README.md."""
-    heads: list[str] = []
-    for line in (ROOT / "core/methods/README.md").read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
-        if cells[:1] == ["setting"]:
-            heads = [cell.strip("`") for cell in cells]
-        elif cells and heads and cells[0].startswith("`"):
-            for head, cell in zip(heads[2:4], cells[2:4], strict=True):
-                yield head, cells[0].strip("`"), cell
-        else:
-            heads = heads if cells else []
+    for block in (ROOT / "core/methods/README.md").read_text(encoding="utf-8").split("\n\n"):
+        if not block.startswith("| setting |"):
+            continue
+        head, _, *rows = map(cells_of, block.strip().splitlines())
+        for row in rows:
+            yield head[2], row[0], row[2]
+            yield head[3], row[0], row[3]
+
+
+def cells_of(line: str) -> list[str]:
+    """The cells of a line of a Markdown table, without the marks of code."""
+    return [cell.strip().strip("`") for cell in line.strip("|").split("|")]
 
 
 def test_our_hyper_parameters_are_the_configurations() -> None:
