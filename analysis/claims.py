@@ -19,7 +19,7 @@ import yaml
 
 from ablations.grid import Grid
 from analysis import training
-from analysis.collect import Results, comparable
+from analysis.collect import Results, values_by_seed
 from analysis.columns import Column, shown_column
 from analysis.stats import Summary, paired_difference, seeds_to_decide, summarize
 from core.schema import METRICS, UserError, check_choice
@@ -152,7 +152,7 @@ def _load(file: Path) -> tuple[Claim, ...]:
 def judge(of: Results, claims: Sequence[Claim] | None = None) -> list[Judgement]:
     """The claims that are made of this grid, on each of its splits; once where training logs alone decide."""
     out = []
-    frame = comparable(of.frame)
+    frame = of.shared
     for claim in load_claims() if claims is None else claims:
         if claim.grid != of.grid.name:
             continue
@@ -178,8 +178,7 @@ def _compare(claim: Claim, contrast: Contrast, split: str, of: Results, frame: p
     if contrast.metric in training.TRAINING:
         values = [training.by_seed(of.items, row, contrast.metric) for row in (contrast.row, contrast.versus)]
     else:
-        part = frame[(frame["metric"] == contrast.metric) & (frame["split"] == split) & (frame["nfe"] == nfe)]
-        values = [_by_seed(part, row) for row in (contrast.row, contrast.versus)]
+        values = [values_by_seed(frame, row, contrast.metric, split, nfe) for row in (contrast.row, contrast.versus)]
     ours, theirs = ({seed: column.factor * value for seed, value in found.items()} for found in values)
     labels = {row.id: row.label for row in (*of.grid.rows, *of.grid.references)}
     return Comparison(
@@ -192,11 +191,6 @@ def _compare(claim: Claim, contrast: Contrast, split: str, of: Results, frame: p
         difference=paired_difference(ours, theirs),
         allowed=contrast.margin * abs(summarize(list(theirs.values())).mean) if contrast.margin else 0.0,
     )
-
-
-def _by_seed(frame: pd.DataFrame, row: str) -> dict[int, float]:
-    counted = frame[(frame["row"] == row) & frame["value"].notna() & (frame["state"] != "diverged")]
-    return dict(zip(counted["seed"], counted["value"], strict=True))
 
 
 def counts(judgements: Sequence[Judgement]) -> dict[str, int]:

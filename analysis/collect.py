@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,11 @@ class Results:
     budget: str
     items: tuple[CellRun, ...]
     frame: pd.DataFrame
+
+    @cached_property
+    def shared(self) -> pd.DataFrame:
+        """The lines of ``frame`` that may stand in one table (``comparable``), chosen once; not to be written into."""
+        return comparable(self.frame)
 
 
 def results(grid: Grid, scale: str, budget: str, sources: Sequence[Path]) -> Results:
@@ -181,6 +187,18 @@ def comparable(frame: pd.DataFrame) -> pd.DataFrame:
         kept.append(part[part["comparable"] == _shared_protocol(part)])
     newest = pd.concat(kept).sort_values("time", kind="stable")
     return newest.drop_duplicates(["run", "row", "metric", "split", "steps"], keep="last").sort_index()
+
+
+def values_by_seed(frame: pd.DataFrame, row: str, metric: str, split: str, nfe: int | None = None) -> dict[int, float]:
+    """Raw values of one row by training seed, in a ``comparable`` frame; a diverged seed is left out.
+
+    ``nfe`` None: at whatever number of evaluations it was measured, for a reference that is measured at one.
+    """
+    part = frame[(frame["row"] == row) & (frame["metric"] == metric) & (frame["split"] == split)]
+    if nfe is not None:
+        part = part[part["nfe"] == nfe]
+    counted = part[part["value"].notna() & (part["state"] != "diverged")]
+    return dict(zip(counted["seed"], counted["value"], strict=True))
 
 
 def _shared_protocol(part: pd.DataFrame) -> str:

@@ -31,6 +31,7 @@ def register(subparsers: Any) -> None:
     everything = subparsers.add_parser("results", help="rebuild every table and figure from runs and committed records")
     everything.add_argument("--runs-dir", type=Path, metavar="DIR", help="run folders to read besides the records")
     everything.add_argument("--out", type=Path, default=Path("out/results"), help="folder; default: out/results")
+    everything.add_argument("--pages", action="store_true", help="only the pages of analysis/ (RESULTS.md, papers/)")
     everything.set_defaults(run=run_results)
 
 
@@ -128,9 +129,16 @@ def run_claims(arguments: argparse.Namespace) -> int:
 
 
 def run_results(arguments: argparse.Namespace) -> int:
-    from analysis.results import write_results
+    """Result pages hold committed records alone: with ``--runs-dir`` they stay as they are."""
+    from analysis.pages import FOLDER
+    from analysis.results import write_pages, write_results
+    from core.schema import UserError
 
-    for path in write_results(arguments.out, arguments.runs_dir):
+    if arguments.pages and arguments.runs_dir is not None:
+        raise UserError("--pages are written from committed records alone; leave --runs-dir out")
+    pages = FOLDER if arguments.runs_dir is None else None
+    written = write_pages() if arguments.pages else write_results(arguments.out, arguments.runs_dir, pages)
+    for path in written:
         print(path)
     return 0
 

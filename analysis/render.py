@@ -49,18 +49,24 @@ def difference(comparison: Comparison) -> str:
 # --- Markdown -------------------------------------------------------------------------------------------
 
 
-def to_markdown(table: Table) -> str:
-    """GitHub-flavoured Markdown; one table for each split."""
+def to_markdown(table: Table, folded: bool = False) -> str:
+    """GitHub-flavoured Markdown; one table for each split. ``folded``: notes open on a click, for a page of tables."""
     origin = f"{table.source}; " if table.source else ""
     parts = [f"### {plain(table.title)}", f"*{origin}{table.scale} scale, {table.budget} budget*"]
     for panel in table.panels:
         parts += [f"**{panel.title}**", _markdown_panel(table, panel)]
     if table.judgements:
         parts += ["**Published claims beside ours**", judgements_markdown(table.judgements)]
-    parts += ["  \n".join([*table.footnotes, *table.notes])]
+    notes = "  \n".join([*table.footnotes, *table.notes])
+    parts.append(fold("What these numbers are", notes) if folded else notes)
     if table.holes:
         parts.append("Runs without a number:\n\n" + "\n".join(f"- {name}" for name in table.holes))
     return "\n\n".join(parts) + "\n"
+
+
+def fold(summary: str, text: str) -> str:
+    """Markdown that a reader opens with a click."""
+    return f"<details><summary>{summary}</summary>\n\n{text.strip()}\n\n</details>"
 
 
 def _markdown_panel(table: Table, panel: Panel) -> str:
@@ -96,6 +102,22 @@ def claims_markdown(judgements: Sequence[Judgement]) -> str:
     total = ", ".join(f"{count} {verdict}" for verdict, count in counts(judgements).items())
     rule = "a claim about samples counts once on each split of captions; each interval stands for itself"
     return f"{judgements_markdown(judgements)}\n\n{total} ({rule})\n"
+
+
+def verdicts_markdown(judgements: Sequence[Judgement]) -> str:
+    """One line for each claim: its verdict on either split of captions, and the difference that decided it.
+
+    A claim about training logs alone has one verdict, in the first column.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for judgement in judgements:
+        decisive = next((c for c in judgement.comparisons if c.verdict == judgement.verdict), judgement.comparisons[0])
+        text = f"{verdict(judgement)}: {decisive.column.label} {difference(decisive)}"
+        found.setdefault(judgement.claim.claim, {})[judgement.split or "train"] = text
+    lines = [_pipe(["Claim", "training captions", "held-out captions"]), _pipe(["---"] * 3)]
+    for claim, by_split in found.items():
+        lines.append(_pipe([claim, by_split.get("train", ""), by_split.get("heldout", "")]))
+    return "\n".join(lines)
 
 
 def judgement_cells(judgement: Judgement, show: Callable[[str], str] = plain) -> list[list[str]]:

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from analysis.artefacts import budgets, cost, figure_5, grids, samples, timesteps
-from analysis.artefacts.context import Context
+from analysis.artefacts.context import Context, File
 from analysis.collect import RECORDS
+from analysis.pages import FOLDER, build_pages
 from core.run import atomic_write
 
 ARTEFACTS = (timesteps, samples, figure_5, cost, budgets, grids)
 
 
-def write_results(out: Path, runs_dir: Path | None = None) -> Iterator[Path]:
-    """Write all artefacts to ``out``; equal records give equal bytes. ``runs_dir``: runs that are not records yet."""
+def write_results(out: Path, runs_dir: Path | None = None, pages: Path | None = None) -> Iterator[Path]:
+    """Write all artefacts to ``out``; equal records give equal bytes.
+
+    ``runs_dir``: runs that are not records yet. ``pages``: where to write the result pages, too.
+    """
     context = Context((RECORDS,) if runs_dir is None else (runs_dir, RECORDS))
     for artefact in ARTEFACTS:
-        for name, content in artefact.build(context):
-            atomic_write(out / name, content)
-            yield out / name
+        yield from _write(out, artefact.build(context))
+    if pages is not None:
+        yield from _write(pages, build_pages(context))
+
+
+def write_pages(folder: Path = FOLDER) -> Iterator[Path]:
+    """Write the result pages alone, from the committed records."""
+    yield from _write(folder, build_pages(Context((RECORDS,))))
+
+
+def _write(folder: Path, files: Iterable[File]) -> Iterator[Path]:
+    for name, content in files:
+        atomic_write(folder / name, content)
+        yield folder / name

@@ -17,7 +17,7 @@ from ablations.grid import Grid
 from ablations.schema import Row
 from analysis.captions import notes
 from analysis.claims import Judgement, judge
-from analysis.collect import Results, comparable
+from analysis.collect import Results
 from analysis.columns import Column, shown_column
 from analysis.published import Published, published_numbers
 from analysis.stats import Summary, summarize
@@ -116,7 +116,7 @@ class Table:
 
 def build_table(of: Results) -> Table:
     """The table of a grid; UserError when its numbers may not stand together."""
-    grid, frame = of.grid, comparable(of.frame)
+    grid, frame = of.grid, of.shared
     columns = tuple(shown_column(grid, metric) for metric in (*grid.metrics, *grid.layout.costs))
     published = published_numbers(grid, of.scale)
     numbers = _index(frame) | _costs(of)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from analysis.artefacts.context import Context, File, figure_files
 from analysis.artefacts.grids import has_students
 from analysis.captions import notes
-from analysis.collect import CellRun, Results, comparable
+from analysis.collect import CellRun, Results
 from analysis.columns import shown_column
 from analysis.figures import look, style
 from analysis.labels import mathtext
@@ -35,7 +35,7 @@ def build(context: Context) -> Iterator[File]:
     of = context.grids[GRID]
     if not has_students(of):
         return
-    frame = comparable(of.frame)
+    frame = of.shared
     shown = frame[(frame["metric"] == METRIC) & (frame["split"] == SPLIT)]
     text = (
         f"{of.grid.title} (after {of.grid.source}): kernel distance at {of.grid.layout.nfe[0]} NFE over the training, "
@@ -49,17 +49,15 @@ def build(context: Context) -> Iterator[File]:
 
 def draw(of: Results) -> Figure:
     """7.0 x 2.4 inches: four panels across a page."""
-    frame = comparable(of.frame)
-    judged = set(frame.loc[(frame["metric"] == METRIC) & (frame["split"] == SPLIT), "comparable"].dropna())
     with style():
         figure = Figure(figsize=(7.0, 2.4))
         *quality, steadiness = figure.subplots(1, len(AXES) + 1)
         for index, row in enumerate(of.grid.rows):
-            runs = [item for item in of.items if item.cell.row == row.id and item.state == "done"]
-            points = _points(runs, of.grid.layout.nfe[0], judged)
+            points = moments(of, row.id)
             for ax, axis in zip(quality, AXES, strict=True):
                 _line(ax, {at[axis] / 1000: found for at, found in points}, index, mathtext(row.label))
-            _line(steadiness, _steadiness([item.first.run for item in runs]), index, mathtext(row.label))
+            runs = [item.first.run for item in _finished(of, row.id)]
+            _line(steadiness, _steadiness(runs), index, mathtext(row.label))
         for ax, name in zip(quality, AXES.values(), strict=True):
             ax.set_xlabel(f"{name} (thousands)")
             ax.sharey(quality[0])
@@ -77,9 +75,13 @@ def _line(ax: Any, points: dict[float, Summary], index: int, label: str) -> None
     ax.errorbar(list(points), [s.mean for s in points.values()], yerr=spread, label=label, **look(index))
 
 
-def _points(runs: list[CellRun], nfe: int, judged: set[str]) -> list[tuple[dict[str, float], Summary]]:
-    """(place on every axis, quality over seeds) of each moment at which most runs were measured: a point of one seed
-    among points of three would bend the line."""
+def moments(of: Results, row: str) -> list[tuple[dict[str, float], Summary]]:
+    """(place on every axis, quality over seeds) of each moment at which most runs of a row were measured.
+
+    A point of one seed among points of three would bend the line.
+    """
+    frame, nfe, runs = of.shared, of.grid.layout.nfe[0], _finished(of, row)
+    judged = set(frame.loc[(frame["metric"] == METRIC) & (frame["split"] == SPLIT), "comparable"].dropna())
     places: dict[int, dict[str, float]] = {}
     values: dict[int, dict[int, float]] = defaultdict(dict)
     for item in runs:
@@ -94,6 +96,10 @@ def _points(runs: list[CellRun], nfe: int, judged: set[str]) -> list[tuple[dict[
             places[line["images"]] = _place(run, line["images"])
     shared = sorted(images for images, found in values.items() if 2 * len(found) > len(runs))
     return [(places[images], summarize(list(values[images].values()))) for images in shared]
+
+
+def _finished(of: Results, row: str) -> list[CellRun]:
+    return [item for item in of.items if item.cell.row == row and item.state == "done"]
 
 
 def _place(run: Run, images: int) -> dict[str, float]:

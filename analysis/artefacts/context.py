@@ -10,10 +10,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ablations.grid import load, names
-from analysis.collect import Results, comparable, results
+from analysis.collect import Results, results
 from analysis.columns import shown_column
 from analysis.figures import encode
 from analysis.stats import Summary, summarize
+from analysis.tables import Table, build_table
 
 File = tuple[str, str | bytes]  # name, content
 SCALE, BUDGET = "emoji", "full"
@@ -21,7 +22,7 @@ SCALE, BUDGET = "emoji", "full"
 
 @dataclass(frozen=True)
 class Context:
-    """Run folders and committed records; every grid is read once."""
+    """Run folders and committed records; every grid is read, and its table made, once."""
 
     sources: tuple[Path, ...]
 
@@ -31,10 +32,15 @@ class Context:
         loaded = (load(name) for name in names())
         return {grid.name: results(grid, SCALE, BUDGET, self.sources) for grid in loaded if SCALE in grid.base}
 
+    @cached_property
+    def tables(self) -> Mapping[str, Table]:
+        """The table of each of ``grids``."""
+        return {name: build_table(of) for name, of in self.grids.items()}
+
 
 def measured(of: Results, split: str, nfe: int) -> dict[tuple[str, str], Summary]:
     """By (row, metric): shown values on ``split`` at ``nfe`` over the seeds that have not diverged."""
-    frame = comparable(of.frame)
+    frame = of.shared
     frame = frame[(frame["split"] == split) & (frame["nfe"] == nfe) & frame["value"].notna()]
     frame = frame[frame["state"] != "diverged"]
     return {

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from analysis.artefacts.context import Context, File, figure_files, measured
 from analysis.captions import notes
-from analysis.collect import Results, comparable
+from analysis.collect import Results
 from analysis.columns import column, shown_column
 from analysis.figures import look, style
 from analysis.stats import Summary, summarize
@@ -22,7 +22,7 @@ METRIC, SPLIT, NFE = "kd_effnet", "train", 2
 def build(context: Context) -> Iterator[File]:
     """One figure over all grids that share a training budget."""
     grids = {name: of for name, of in context.grids.items() if name.startswith("flash_")}
-    frames = [comparable(of.frame) for of in grids.values()]
+    frames = [of.shared for of in grids.values()]
     shown = pd.concat([f[(f["metric"] == METRIC) & (f["split"] == SPLIT)] for f in frames])
     text = (
         f"Kernel distance of the students at {NFE} NFE against the cost of their training: network evaluations of the "

@@ -21,7 +21,7 @@ def build(context: Context) -> Iterator[File]:
     """What ``fewstep table``, ``figure`` and ``claims`` give, at the full budget."""
     judgements: list[Judgement] = []
     for name, of in context.grids.items():
-        table = build_table(of)
+        table = context.tables[name]
         judgements += table.judgements
         yield from _tables(name, table)
         if not has_students(of):  # the table names the runs that are missing; a figure of nothing says nothing
