@@ -38,9 +38,10 @@ from core.methods.base import Method
 from core.run import Run
 from core.schema import check_range
 from core.training.loop import Trainer
-from experiments.build import Session, Setting, build_backbone, build_clock, build_method, device_of, source_of
+from experiments.build import build_backbone, build_clock, build_method, device_of, source_of
 from experiments.cli import parse
 from experiments.memory import GB, planned_bytes
+from experiments.session import Session, Setting
 
 ITEMS = 64
 ROUNDS = 2  # of processes, for each of two settings that are compared

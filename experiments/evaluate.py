@@ -29,7 +29,8 @@ from core.metrics.fid import teacher_extractor
 from core.metrics.measure import METRICS, Judges, Reference
 from core.metrics.protocol import Protocol, file_sha256, sampler_name
 from core.run import Run
-from experiments.build import Session, Setting, view_function
+from experiments.build import view_function
+from experiments.session import Session, Setting
 from experiments.target import load_target, open_target
 
 SAMPLING_SEED = 0

@@ -16,8 +16,8 @@ from core.config import UserError
 from core.data.prompts import PromptList, parse_prompts
 from core.provenance import provenance
 from core.run import Run, atomic_folder
-from experiments.build import Session, Setting, load_snapshot
 from experiments.evaluate import Split, settings
+from experiments.session import Session, Setting, load_snapshot
 from experiments.sheet import contact_sheet, label
 from experiments.target import load_target
 

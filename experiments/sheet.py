@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments.build import Setting
+from experiments.session import Setting
 
 MARGIN, LABEL_WIDTH, FONT_SIZE = 4, 150, 13
 INK, PAPER = (20, 20, 20), (255, 255, 255)

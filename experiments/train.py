@@ -24,8 +24,6 @@ from core.training.preemption import EXIT_CODE as PREEMPTED
 from core.training.preemption import Preempted
 from core.training.world import ALONE, World, check_processes, is_sharded
 from experiments.build import (
-    Session,
-    Setting,
     build_backbone,
     build_clock,
     build_data,
@@ -33,6 +31,7 @@ from experiments.build import (
     device_of,
     view_function,
 )
+from experiments.session import Session, Setting
 from experiments.sheet import contact_sheet, label
 
 log = logging.getLogger("fewstep")
@@ -138,7 +137,7 @@ def _trainable(method: Method) -> dict[str, int]:
 
 def _evaluate(config: ExperimentConfig, run: Run) -> int:
     """Measure what a finished run lacks, and draw its last sheet if there is none."""
-    from experiments.build import load_run
+    from experiments.session import load_run
 
     session, _ = load_run(run.path)
     session.config.eval, session.config.execution = config.eval, config.execution

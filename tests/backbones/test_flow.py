@@ -23,8 +23,8 @@ from core.data.batches import Batch
 from core.methods.base import Rollout
 from core.methods.dmd2 import Dmd2
 from core.methods.teacher import Teacher, teacher_sample
-from experiments.build import Session, Setting
 from experiments.fake_training import architectures
+from experiments.session import Session, Setting
 from tests import worlds
 
 PROMPTS = ["red apple", ""]

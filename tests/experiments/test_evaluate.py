@@ -15,8 +15,9 @@ from core.identity import locate
 from core.metrics.diversity import prompt_diversity
 from core.metrics.fid import kernel_distance, load_extractor
 from core.run import Run
-from experiments.build import Setting, view_function
+from experiments.build import view_function
 from experiments.evaluate import evaluate, settings, table
+from experiments.session import Setting
 
 
 class Recorder:

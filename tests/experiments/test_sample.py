@@ -12,8 +12,9 @@ from PIL import Image
 from core.config import compose, resolve
 from core.run import Run
 from core.training.checkpoint import save_snapshot
-from experiments.build import Setting, build_backbone, build_method, load_run
+from experiments.build import build_backbone, build_method
 from experiments.cli import main
+from experiments.session import Setting, load_run
 
 PROMPTS = ["red apple", "blue heart"]
 
