@@ -15,8 +15,10 @@ from core.backbones.base import STUDENT, STUDENT_EMA, Cond
 from core.config import ExperimentConfig, UserError, resolve
 from core.methods.base import Method
 from core.methods.teacher import teacher_sample
+from core.metrics.cost import SamplingCost
 from core.randomness import Stream
 from core.run import Run
+from core.sampler import Setting
 from core.training.checkpoint import latest_snapshot
 from experiments.build import build_backbone, build_method, load_role
 
@@ -24,28 +26,21 @@ WEIGHTS = {"student": STUDENT, "ema": STUDENT_EMA}
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One way of sampling: ``weights`` is student, ema, or teacher; ``solver`` is of its ODE or few-step sampler."""
+class Pictures:
+    """What one call of ``Session.sample`` drew, uint8 (B, H, W, 3), and the network evaluations that it took."""
 
-    weights: str
-    solver: str
-    steps: int
-    guidance: float = 1.0
-    eta: float = 0.0  # of the student's sampler ddim
+    images: np.ndarray
+    cost: SamplingCost
 
 
 class Session:
-    """A backbone with a run's weights, ready to sample."""
+    """A backbone with a run's weights, ready to sample; ``images`` is how many the student was trained on."""
 
     def __init__(self, config: ExperimentConfig, method: Method, images: int) -> None:
         self.config, self.method, self.images = config, method, images
         self.backbone = method.backbone
         self._encoded: dict[tuple[str, ...], Cond] = {}
         self.null = self.backbone.encode_text([""])
-
-    def nfe(self, setting: Setting) -> int:
-        """Network evaluations for one image."""
-        return setting.steps * self.backbone.passes(setting.guidance)
 
     def encode_now(self, prompts: Sequence[str]) -> None:
         """From now on ``sample`` of these prompts needs no text encoder."""
@@ -63,28 +58,29 @@ class Session:
         return [torch.from_numpy(draw).to(self.backbone.device) for draw in draws]
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[str], setting: Setting, seed: int = 0, *, first: int = 0) -> np.ndarray:
-        """uint8 (B, H, W, 3). Prompt i is at position ``first`` + i, which alone decides its noise."""
+    def sample(self, prompts: Sequence[str], setting: Setting, seed: int = 0, *, first: int = 0) -> Pictures:
+        """Draw one picture of each prompt. Prompt i is at position ``first`` + i, which alone decides its noise."""
         images = []
-        with self.backbone.uncounted():
+        with self.backbone.uncounted() as evaluations:
             for texts in self._batches(prompts):
                 positions = np.arange(first, first + len(texts))
                 first += len(texts)
                 cond = self._encoded.get(tuple(texts)) or self.backbone.encode_text(texts)
                 images.append(self.backbone.decode(self._latents(setting, cond, positions, seed)))
-        return np.concatenate(images)
+        return Pictures(np.concatenate(images), SamplingCost(len(prompts), evaluations))
 
-    def _latents(self, how: Setting, cond: Cond, positions: np.ndarray, seed: int) -> Tensor:
-        if how.weights == "teacher":
+    def _latents(self, setting: Setting, cond: Cond, positions: np.ndarray, seed: int) -> Tensor:
+        sampler = setting.sampler
+        if setting.weights == "teacher":
             noise = self.noises(1, positions, seed)[0]
-            return teacher_sample(self.backbone, noise, cond, self.null, how.steps, how.guidance, how.solver)
-        role = WEIGHTS[how.weights]
+            return teacher_sample(self.backbone, noise, cond, self.null, sampler)
+        role = WEIGHTS[setting.weights]
         if not self.method.trains or role not in self.backbone.roles:
             raise UserError(
-                f"weights={how.weights}: this run has none; allowed: teacher, student, ema (train.ema_decay > 0)"
+                f"weights={setting.weights}: this run has none; allowed: teacher, student, ema (train.ema_decay > 0)"
             )
-        noises = self.noises(self.method.num_noises(how.steps), positions, seed)
-        return self.method.sample(role, noises, cond, self.null, how.steps, how.guidance, how.solver, how.eta)
+        noises = self.noises(self.method.num_noises(sampler.steps), positions, seed)
+        return self.method.sample(role, noises, cond, self.null, sampler)
 
 
 def load_run(

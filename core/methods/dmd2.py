@@ -28,6 +28,7 @@ from core.methods.base import Method, Optimizer, Player, Rollout, draw
 from core.methods.clock import Clock
 from core.methods.matching import distribution_matching
 from core.methods.teacher import teacher_sample
+from core.sampler import Sampler
 
 CRITIC = "critic"
 FAKE_ROLES = {"network": FAKE_SCORE, "student": STUDENT, "none": None}
@@ -131,7 +132,8 @@ class Dmd2(Method):
         noise = draw(draws, batch.x0)
 
         def compute() -> Tensor:
-            return teacher_sample(self.backbone, noise, batch.cond, batch.null, steps, guidance, self.config.solver)
+            sampler = Sampler(self.config.solver, steps, guidance)
+            return teacher_sample(self.backbone, noise, batch.cond, batch.null, sampler)
 
         cost = self.backbone.passes(guidance) * steps * len(noise)
         target, rollout.stored = self.teacher_solution(batch.positions, compute, cost)
