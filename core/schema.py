@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.catalogue import METRICS, STANDARD
 from core.sampler import FEW_STEP_SOLVERS, Sampler, Setting
 
 MISSING: Any = "???"  # OmegaConf's marker of a mandatory value; written out to keep `--help` fast
 
-METRICS = ("kd_effnet", "fd_effnet", "kd_teacher", "kid", "fid", "clip_score", "diversity")
 BUDGET_UNITS = ("images", "iterations", "evaluations")
 SCALES = ("emoji", "paper", "tiny")
 STATE_DTYPES = ("fp32", "bf16", "bf16_stochastic")
@@ -166,7 +166,7 @@ class DataConfig:
 class EvalConfig:
     """What is measured. All execution: every number carries the id of its own protocol."""
 
-    metrics: list[str] = listing("kd_effnet", "fd_effnet", "clip_score", "diversity")
+    metrics: list[str] = listing(*STANDARD)
     splits: list[str] = listing("train", "heldout")
     num_images: int = 1000  # per split
     num_reference: int = 5000  # real images per split

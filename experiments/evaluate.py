@@ -14,33 +14,28 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from core.backbones.base import Backbone
+from core.catalogue import METRICS
 from core.config import ExperimentConfig, UserError
 from core.data.prompts import PromptList, dataset_prompts, reference_images
 from core.data.shards import open_dataset
 from core.identity import locate
-from core.metrics.clip import ClipJudge, load_clip
 from core.metrics.cost import SamplingCost
-from core.metrics.fid import teacher_extractor
-from core.metrics.measure import METRICS, Judges, Reference
-from core.metrics.protocol import Protocol, file_sha256
+from core.metrics.measure import Judges, Reference, value_of
+from core.metrics.protocol import Protocol
 from core.run import Run
 from core.sampler import Setting
 from experiments.build import view_function
+from experiments.judges import make_judges
 from experiments.session import Session
 from experiments.target import load_target, open_target
 
 SAMPLING_SEED = 0
 CHUNK = 512  # images sampled and judged at a time
 PROBE = 32  # reference images that enter the identity of a reference set
-
-EMOJI_CLIP = "package:experiments/emoji/assets/emoji-clip-v1"
 
 
 class Split:
@@ -138,16 +133,17 @@ def _measure_together(
     """Values of metrics that look at the same pictures: one of each prompt, or several of each of fewer prompts."""
     is_grouped = images_per_prompt > 1
     prompts = split.diversity_prompts.repeated(images_per_prompt) if is_grouped else split.prompts
-    asked = sorted({METRICS[metric].judge for metric in metrics})
+    asked = sorted({METRICS[metric].judge.name for metric in metrics})
     said, cost = _judged(session, setting, prompts, asked, judges)
     out = {}
     for name in metrics:
         metric = METRICS[name]
-        outputs = said[metric.judge]
+        judge = metric.judge.name
+        outputs = said[judge]
         if is_grouped:
             outputs = outputs.reshape(-1, images_per_prompt, outputs.shape[-1])
-        reference = judges.reference_features(metric.judge, split.reference) if metric.needs_reference else None
-        out[name] = Measured(metric.value(outputs, reference), cost)
+        real = judges.reference_features(judge, split.reference) if metric.needs_reference else None
+        out[name] = Measured(value_of(metric, outputs, real), cost)
     return out
 
 
@@ -162,13 +158,14 @@ def _judged(
         pictures = session.sample(texts, setting, SAMPLING_SEED, first=first)
         cost += pictures.cost
         for judge in asked:
-            said[judge].append(judges.outputs(judge, pictures.images, texts))
+            said[judge].append(judges.network(judge).outputs(pictures.images, texts))
     return {judge: np.concatenate(chunks) for judge, chunks in said.items()}, cost
 
 
 def protocol(metric: str, config: ExperimentConfig, split: Split, setting: Setting, judges: Judges) -> Protocol:
     """The identity of one value of ``metric``."""
-    spec, judge = METRICS[metric], judges.identity(METRICS[metric].judge)
+    spec = METRICS[metric]
+    judge = judges.network(spec.judge.name)
     prompts = split.diversity_prompts if spec.grouped else split.prompts
     k = config.eval.images_per_prompt if spec.grouped else 1
     return Protocol(
@@ -216,36 +213,6 @@ def _known(run: Run, split: Split, setting: Setting, images: int) -> dict[str, d
         for line in run.evals()
         if (line["split"], line["steps"], line["weights"], line["images"]) == key
     }
-
-
-def make_judges(config: ExperimentConfig, backbone: Backbone) -> Judges:
-    """The judging networks of this run's eval group; CLIP in-domain at emoji scale, else eval.clip_path."""
-    device = str(backbone.device)
-    return Judges(
-        lambda: _load_clip(config, device),
-        lambda: teacher_extractor(backbone, config.backbone.weights_hash),
-        Path(config.execution.cache_dir),
-        device,
-        config.eval.extractor_path,
-        config.eval.inception_path,
-    )
-
-
-def _load_clip(config: ExperimentConfig, device: str) -> ClipJudge:
-    if config.eval.clip_path is not None:
-        return load_clip(str(locate(config.eval.clip_path)), device)
-    if config.data.view != "emoji":
-        raise UserError("clip_score needs eval.clip_path: an open_clip folder, NAME:FILE, or ViT-bigG-14")
-    from experiments.emoji.judge import load_emoji_clip
-
-    folder = locate(EMOJI_CLIP)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise UserError(f"clip_score needs eval.clip_path or the in-domain judge in {folder}")
-    model, preprocess, tokenize = load_emoji_clip(folder)
-    digest = "+".join(file_sha256(file) for file in weights)
-    model = model.to(device).eval()
-    return ClipJudge(folder.name, digest, "native", model, preprocess, tokenize, torch.device(device))
 
 
 def run_command(arguments: Namespace) -> int:
