@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.schema import METRICS, SCALES, UserError, check_choice, check_range, listing
-
-COSTS = ("trainable_parameters", "device_hours", "teacher_evaluations", "loss_variation")
+from core.catalogue import KD_EFFNET, METRICS, READINGS
+from core.schema import SCALES, UserError, check_choice, check_range, listing
 
 
 @dataclass
@@ -38,8 +37,8 @@ class Layout:
 
     nfe: list[int] = listing(4)
     splits: list[str] = listing("train", "heldout")
-    best: dict[str, str] = field(default_factory=dict)  # metric: min | max
-    costs: list[str] = field(default_factory=list)  # columns from the trainings' logs: COSTS
+    best: list[str] = field(default_factory=list)  # metrics of which the best value is marked
+    costs: list[str] = field(default_factory=list)  # columns read from the trainings' logs
 
 
 @dataclass
@@ -58,7 +57,7 @@ class Scaled:
     steps: list[int] = field(default_factory=list)
     nfe: list[int] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
-    best: dict[str, str] = field(default_factory=dict)
+    best: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -75,7 +74,7 @@ class GridSpec:
     exclude: list[dict[str, Any]] = field(default_factory=list)  # combinations left out, by key and value
     references: list[Row] = field(default_factory=list)  # rows without training, e.g. the teacher
     budgets: dict[str, Budget] = field(default_factory=lambda: {"full": Budget()})
-    metrics: list[str] = listing("kd_effnet")
+    metrics: list[str] = listing(KD_EFFNET.name)
     evaluate: Evaluate = field(default_factory=Evaluate)
     layout: Layout = field(default_factory=Layout)
     at: dict[str, Scaled] = field(default_factory=dict)  # by scale: other judges, splits and steps
@@ -86,8 +85,8 @@ class GridSpec:
         for scaled in (*self.at.values(), self.layout, self.evaluate):
             for metric in [*self.metrics, *getattr(scaled, "metrics", ()), *getattr(scaled, "best", ())]:
                 check_choice("metrics", metric, METRICS)
-            for direction in getattr(scaled, "best", {}).values():
-                check_choice("layout.best", direction, ("min", "max"))
+            for metric in getattr(scaled, "best", ()):
+                check_choice("layout.best", metric, [name for name in METRICS if METRICS[name].better])
             for steps in getattr(scaled, "steps", ()):
                 check_range("evaluate.steps", steps, 1)
         for fraction in self.evaluate.at:
@@ -102,7 +101,7 @@ class GridSpec:
             for scale in row.at:
                 check_choice(f"row {row.id}: at", scale, self.base)
         for cost in self.layout.costs:
-            check_choice("layout.costs", cost, COSTS)
+            check_choice("layout.costs", cost, READINGS)
         if not self.rows:
             raise UserError("rows and axes are both empty; give at least one row")
         if not self.seeds:

@@ -9,8 +9,8 @@ from typing import Any
 
 from ablations.grid import Cell
 from core.config import ExperimentConfig
-from core.metrics.protocol import sampler_name
 from core.run import Run, find_runs
+from core.sampler import Sampler
 
 FINAL = ("done", "diverged")  # a diverged run is a result
 
@@ -50,22 +50,24 @@ def status(cell: Cell, path: Path | None) -> Status:
 
 def missing_numbers(run: Run, config: ExperimentConfig) -> Iterator[tuple[str, str, str]]:
     """(metric, split, steps) that ``config`` asks for at the end of its budget and that evals.jsonl lacks."""
-    weights = config.eval.weights if config.method.trains else "teacher"
-    steps = config.eval.steps if config.method.trains else [config.method.steps]
+    have = set(_numbers_at_the_end(run, config))
+    for split in config.eval.splits:
+        for setting in config.settings():
+            steps = setting.sampler.steps
+            for metric in config.eval.metrics:
+                if (metric, split, setting.weights, steps) not in have:
+                    yield metric, split, f"{steps} steps"
+
+
+def _numbers_at_the_end(run: Run, config: ExperimentConfig) -> Iterator[tuple[str, str, str, int]]:
+    """(metric, split, weights, steps) of every number that was taken as asked at the end of the budget."""
     lines = run.evals()
     end = max((line["images"] for line in lines), default=0)
-    have = {
-        (line["metric"], line["split"], line["steps"])
-        for line in lines
-        if line["images"] == end >= budget_images(config)
-        and line["weights"] == weights
-        and as_asked(line["protocol_fields"], config)
-    }
-    for split in config.eval.splits:
-        for count in steps:
-            for metric in config.eval.metrics:
-                if (metric, split, count) not in have:
-                    yield metric, split, f"{count} steps"
+    if end < budget_images(config):
+        return
+    for line in lines:
+        if line["images"] == end and as_asked(line["protocol_fields"], config):
+            yield line["metric"], line["split"], line["weights"], line["steps"]
 
 
 def budget_images(config: ExperimentConfig) -> int:
@@ -78,9 +80,15 @@ def budget_images(config: ExperimentConfig) -> int:
 def as_asked(fields: Mapping[str, Any], config: ExperimentConfig) -> bool:
     """Whether a number was taken with this sampler on as many images: a run shared by two budgets holds both."""
     asked = config.eval
-    if config.method.trains and fields["solver"] != sampler_name(asked.sampler, asked.eta):
+    if config.method.trains and not _drawn_by(fields, asked.sampler_at(fields["steps"])):
         return False
     if fields["images_per_prompt"] > 1:  # a split may have fewer different prompts than asked for
         per_prompt = fields["images_per_prompt"] == asked.images_per_prompt
         return per_prompt and fields["num_images"] <= asked.num_diversity_prompts * asked.images_per_prompt
     return fields["num_images"] == asked.num_images and fields["num_reference"] in (0, asked.num_reference)
+
+
+def _drawn_by(fields: Mapping[str, Any], sampler: Sampler) -> bool:
+    """Whether a protocol's samples were drawn with this solver, eta and cache."""
+    wanted = sampler.protocol_fields()
+    return (fields["solver"], fields.get("cache", "none")) == (wanted["solver"], wanted["cache"])

@@ -22,7 +22,8 @@ from analysis import training
 from analysis.collect import Results, values_by_seed
 from analysis.columns import Column, shown_column
 from analysis.stats import Summary, paired_difference, seeds_to_decide, summarize
-from core.schema import METRICS, UserError, check_choice
+from core.catalogue import METRICS, READINGS
+from core.schema import UserError, check_choice
 
 FILE = Path(__file__).parent / "claims.yaml"
 EXPECTED = ("lower", "higher", "equal")
@@ -83,7 +84,7 @@ class Comparison:
     @property
     def at(self) -> str:
         """`` at 2 NFE``; nothing for what is read from a training's log."""
-        return "" if self.contrast.metric in training.TRAINING else f" at {self.nfe} NFE"
+        return "" if self.contrast.metric in READINGS else f" at {self.nfe} NFE"
 
     def _distance(self) -> float:
         """Of the mean from the nearest value that would change the verdict."""
@@ -144,7 +145,7 @@ def _load(file: Path) -> tuple[Claim, ...]:
             raise UserError(f"{file.name}: claim {entry.get('id', '?')}: {error}") from None
         for contrast in contrasts:
             check_choice(f"{file.name}: {claim.id}: expected", contrast.expected, EXPECTED)
-            check_choice(f"{file.name}: {claim.id}: metric", contrast.metric, (*METRICS, *training.TRAINING))
+            check_choice(f"{file.name}: {claim.id}: metric", contrast.metric, (*METRICS, *READINGS))
         claims.append(claim)
     return tuple(claims)
 
@@ -157,7 +158,7 @@ def judge(of: Results, claims: Sequence[Claim] | None = None) -> list[Judgement]
         if claim.grid != of.grid.name:
             continue
         _check_rows(claim, of.grid)
-        from_logs = all(contrast.metric in training.TRAINING for contrast in claim.contrasts)
+        from_logs = all(contrast.metric in READINGS for contrast in claim.contrasts)
         for split in ("",) if from_logs else of.grid.layout.splits:
             comparisons = tuple(_compare(claim, contrast, split, of, frame) for contrast in claim.contrasts)
             out.append(Judgement(claim, split, comparisons))
@@ -169,13 +170,13 @@ def _check_rows(claim: Claim, grid: Grid) -> None:
     for contrast in claim.contrasts:
         for row in (contrast.row, contrast.versus):
             check_choice(f"{FILE.name}: {claim.id}: row of {grid.name}", row, rows)
-        if contrast.metric not in (*grid.metrics, *training.TRAINING):
+        if contrast.metric not in (*grid.metrics, *READINGS):
             raise UserError(f"{FILE.name}: {claim.id}: {contrast.metric} is not among the metrics of {grid.name}")
 
 
 def _compare(claim: Claim, contrast: Contrast, split: str, of: Results, frame: pd.DataFrame) -> Comparison:
     nfe, column = of.grid.layout.nfe[0], shown_column(of.grid, contrast.metric)
-    if contrast.metric in training.TRAINING:
+    if contrast.metric in READINGS:
         values = [training.by_seed(of.items, row, contrast.metric) for row in (contrast.row, contrast.versus)]
     else:
         values = [values_by_seed(frame, row, contrast.metric, split, nfe) for row in (contrast.row, contrast.versus)]

@@ -22,6 +22,7 @@ from analysis.collect import CellRun, comparable
 from analysis.columns import Column, shown_column
 from analysis.labels import mathtext
 from analysis.stats import summarize
+from core.catalogue import METRICS
 
 STYLE = Path(__file__).parent / "style.mplstyle"
 # A figure that is part of a page takes the page's colours, so that it follows its light or dark theme.
@@ -114,10 +115,10 @@ def caption(grid: Grid, frame: pd.DataFrame) -> str:
 
 
 def figure_metrics(grid: Grid) -> list[str]:
-    """The metrics that have a panel: those with a best direction, without the biased Fréchet distance where
-    the unbiased kernel distance of the same features is there."""
-    judged = [m for m in grid.metrics if m in grid.layout.best] or list(grid.metrics[:2])
-    return [m for m in judged if not (m.startswith("fd_") and m.replace("fd_", "kd_") in judged)]
+    """The metrics that have a panel: those whose best is marked, without a biased distance where the unbiased one of
+    the same features is there."""
+    judged = [name for name in grid.metrics if name in grid.layout.best] or list(grid.metrics[:2])
+    return [name for name in judged if METRICS[name].drawn_instead not in judged]
 
 
 def _panel(ax: Axes, grid: Grid, frame: pd.DataFrame, column: Column) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.collect import CellRun
 from analysis.stats import summarize
+from core import catalogue
 from core.metrics.cost import training_cost
 from core.run import Run
 
@@ -81,12 +82,12 @@ def device_hours(run: Run) -> float:
 
 
 TRAINING: Mapping[str, Callable[[Run], float]] = {
-    "teacher_evaluations": teacher_evaluations,
-    "student_evaluations": student_evaluations,
-    "gradient_variation": gradient_variation,
-    "loss_variation": loss_variation,
-    "trainable_parameters": trainable_parameters,
-    "device_hours": device_hours,
+    catalogue.TEACHER_EVALUATIONS.name: teacher_evaluations,
+    catalogue.STUDENT_EVALUATIONS.name: student_evaluations,
+    catalogue.GRADIENT_VARIATION.name: gradient_variation,
+    catalogue.LOSS_VARIATION.name: loss_variation,
+    catalogue.TRAINABLE_PARAMETERS.name: trainable_parameters,
+    catalogue.DEVICE_HOURS.name: device_hours,
 }
 
 

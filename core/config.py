@@ -22,7 +22,6 @@ from core.identity import fill_hashes, identity_dict, locate, run_id
 from core.overrides import own, plain, split
 from core.remembered import recall, remember
 from core.schema import (
-    METRICS,
     MISSING,
     REVISIONS,
     SCHEMAS,
@@ -43,7 +42,7 @@ from core.schema import (
 )
 
 __all__ = [
-    "METRICS", "REVISIONS", "BackboneConfig", "BudgetConfig", "DataConfig", "EvalConfig", "ExecutionConfig",
+    "REVISIONS", "BackboneConfig", "BudgetConfig", "DataConfig", "EvalConfig", "ExecutionConfig",
     "ExperimentConfig", "TaskConfig", "TrainConfig", "UserError", "added", "compose", "config_dir",
     "execution", "experiments", "from_yaml", "identity_dict", "locate", "read_yaml", "register_schema", "resolve",
     "run_id", "to_yaml",

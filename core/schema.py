@@ -14,9 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.catalogue import METRICS, STANDARD
+from core.sampler import FEW_STEP_SOLVERS, Sampler, Setting
+
 MISSING: Any = "???"  # OmegaConf's marker of a mandatory value; written out to keep `--help` fast
 
-METRICS = ("kd_effnet", "fd_effnet", "kd_teacher", "kid", "fid", "clip_score", "diversity")
 BUDGET_UNITS = ("images", "iterations", "evaluations")
 SCALES = ("emoji", "paper", "tiny")
 STATE_DTYPES = ("fp32", "bf16", "bf16_stochastic")
@@ -164,7 +166,7 @@ class DataConfig:
 class EvalConfig:
     """What is measured. All execution: every number carries the id of its own protocol."""
 
-    metrics: list[str] = listing("kd_effnet", "fd_effnet", "clip_score", "diversity")
+    metrics: list[str] = listing(*STANDARD)
     splits: list[str] = listing("train", "heldout")
     num_images: int = 1000  # per split
     num_reference: int = 5000  # real images per split
@@ -184,7 +186,7 @@ class EvalConfig:
         for metric in self.metrics:
             check_choice("eval.metrics", metric, METRICS)
         check_choice("eval.weights", self.weights, ("student", "ema"))
-        check_choice("eval.sampler", self.sampler, ("lcm", "ddim"))
+        check_choice("eval.sampler", self.sampler, FEW_STEP_SOLVERS)
         check_range("eval.eta", self.eta, 0.0, 1.0)
         if self.eta and self.sampler == "lcm":
             raise UserError(f"eval.eta={self.eta:g} has no meaning for eval.sampler=lcm; allowed: 0")
@@ -194,6 +196,10 @@ class EvalConfig:
             check_range("eval.at", fraction, 0.0, 1.0)
         for key in ("num_images", "num_reference", "batch_size", "images_per_prompt"):
             check_range(f"eval.{key}", getattr(self, key), 1)
+
+    def sampler_at(self, steps: int) -> Sampler:
+        """The student's sampler with this number of steps; its guidance is distilled into it."""
+        return Sampler(self.sampler, steps, eta=self.eta)
 
 
 @dataclass
@@ -259,6 +265,12 @@ class ExperimentConfig:
             raise UserError(f"execution.micro_batch={micro_batch} does not divide batch_size={batch_size}")
         if self.method.trains and self.train.budget.amount == 0:
             raise UserError(f"train.budget.amount=0 leaves {self.method.name} untrained; give at least 1")
+
+    def settings(self) -> list[Setting]:
+        """How this run is sampled to be measured: a student at each of eval.steps, the teacher as its method says."""
+        if not self.method.trains:
+            return [Setting("teacher", self.method.sampler())]
+        return [Setting(self.eval.weights, self.eval.sampler_at(steps)) for steps in self.eval.steps]
 
 
 SCHEMAS: dict[str, dict[str, type]] = {"method": {}, "backbone": {}, "task": {}, "data": {}, "eval": {}}

@@ -35,11 +35,13 @@ from core.backbones.base import Backbone, Cond
 from core.config import ExperimentConfig, UserError, compose, resolve
 from core.data.batches import LatentData
 from core.run import Run
+from core.sampler import Setting, teacher_setting
 from core.schema import check_range
 from core.training.loop import Trainer
-from experiments.build import Session, Setting, build_backbone, build_clock, build_method, device_of, source_of
+from experiments.build import build_backbone, build_clock, build_method, device_of, source_of
 from experiments.cli import parse
 from experiments.memory import GB, planned_bytes
+from experiments.session import Session
 
 ITEMS = 64
 ROUNDS = 2  # of processes, for each of two settings that are compared
@@ -239,16 +241,16 @@ def sampling(config: ExperimentConfig, steps: Sequence[int], teacher_steps: int,
     backbone = build_backbone(config)
     session = Session(config, build_method(config, backbone, training=False), 0)
     settings = [
-        Setting("teacher", "dpmpp_2m", teacher_steps, config.method.teacher_guidance),
-        *(Setting("student", config.eval.sampler, n, eta=config.eval.eta) for n in steps),
+        teacher_setting(teacher_steps, config.method.teacher_guidance),
+        *(Setting("student", config.eval.sampler_at(count)) for count in steps),
     ]
     prompts = ["red apple"] * config.eval.batch_size
+    nfe = {setting: session.sample(prompts, setting).cost.nfe for setting in settings}  # warms up, too
     times: dict[Setting, list[float]] = {setting: [] for setting in settings}
-    for repeat in range(repeats + 1):
+    for _ in range(repeats):
         for setting in settings:  # in turn: machines are noisy
             seconds = _timed(partial(session.sample, prompts, setting), backbone.device)
-            if repeat:
-                times[setting].append(seconds / len(prompts))
+            times[setting].append(seconds / len(prompts))
     found = {setting: median(seconds) for setting, seconds in times.items()}
     teacher = found[settings[0]]
     return {
@@ -256,8 +258,8 @@ def sampling(config: ExperimentConfig, steps: Sequence[int], teacher_steps: int,
         "device": _device_name(backbone.device),
         "batch_size": len(prompts),
         **{
-            f"{how.weights}, {how.steps} steps": {
-                "nfe": session.nfe(how),
+            f"{how.weights}, {how.sampler.steps} steps": {
+                "nfe": nfe[how],
                 "seconds": seconds,
                 "speedup": teacher / seconds,
             }

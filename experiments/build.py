@@ -5,20 +5,16 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
-from core.backbones.base import STUDENT, STUDENT_EMA, Backbone, Cond
+from core.backbones.base import STUDENT, Backbone
 from core.backbones.flux2 import Flux2Backbone
 from core.backbones.mmdit import SD3Backbone
 from core.backbones.pipeline import PipelineBackbone
@@ -35,7 +31,7 @@ from core.backbones.tiny import (
     write_tiny_sdxl,
 )
 from core.backbones.unet import UNetBackbone
-from core.config import DataConfig, ExperimentConfig, UserError, resolve
+from core.config import DataConfig, ExperimentConfig, UserError
 from core.data.batches import LatentData
 from core.data.cache import LatentCache, build_cache, open_cache
 from core.data.prompts import View
@@ -47,8 +43,7 @@ from core.methods.base import Method
 from core.methods.clock import Clock
 from core.methods.dmd2 import Dmd2
 from core.methods.flash import Flash
-from core.methods.teacher import Teacher, teacher_sample
-from core.randomness import Stream
+from core.methods.teacher import Teacher
 from core.run import Run
 from core.training.checkpoint import latest_snapshot
 from experiments.emoji.views import view as emoji_view
@@ -64,7 +59,6 @@ RANDOM_PIPELINES = {
     "tiny-flux2-dev": write_tiny_flux2_dev, "sd-50m": write_random_sd,
 }  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WEIGHTS = {"student": STUDENT, "ema": STUDENT_EMA}
 
 
 def device_of(config: ExperimentConfig) -> torch.device:
@@ -238,113 +232,6 @@ def load_role(backbone: Backbone, role: str, file: Path) -> None:
         raise UserError(f"{file}: not weights of this student (another backbone, sharing, or LoRA rank)")
     for name, parameter in parameters.items():
         parameter.data = tensors[name].to(parameter.device, parameter.dtype, copy=True)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way of sampling: ``weights`` is student, ema, or teacher; ``solver`` is of its ODE or few-step sampler."""
-
-    weights: str
-    solver: str
-    steps: int
-    guidance: float = 1.0
-    eta: float = 0.0  # of the student's sampler ddim
-
-
-class Session:
-    """A backbone with a run's weights, ready to sample."""
-
-    def __init__(self, config: ExperimentConfig, method: Method, images: int) -> None:
-        self.config, self.method, self.images = config, method, images
-        self.backbone = method.backbone
-        self._encoded: dict[tuple[str, ...], Cond] = {}
-        self.null = self.backbone.encode_text([""])
-
-    def nfe(self, setting: Setting) -> int:
-        """Network evaluations for one image."""
-        return setting.steps * self.backbone.passes(setting.guidance)
-
-    def encode_now(self, prompts: Sequence[str]) -> None:
-        """From now on ``sample`` of these prompts needs no text encoder."""
-        for texts in self._batches(prompts):
-            self._encoded[tuple(texts)] = self.backbone.encode_text(texts)
-
-    def _batches(self, prompts: Sequence[str]) -> Iterator[list[str]]:
-        size = self.config.eval.batch_size
-        return (list(prompts[start : start + size]) for start in range(0, len(prompts), size))
-
-    def noises(self, count: int, positions: np.ndarray, seed: int) -> list[Tensor]:
-        """Keyed noises of one sampling call: ``count`` of (B, C, H, W); position i always gets the same."""
-        shape = self.backbone.latent_shape
-        draws = [Stream(seed, "sample", f"noise {k}").normal(positions, shape) for k in range(count)]
-        return [torch.from_numpy(draw).to(self.backbone.device) for draw in draws]
-
-    @torch.no_grad()
-    def sample(self, prompts: Sequence[str], setting: Setting, seed: int = 0, *, first: int = 0) -> np.ndarray:
-        """uint8 (B, H, W, 3). Prompt i is at position ``first`` + i, which alone decides its noise."""
-        images = []
-        with self.backbone.uncounted():
-            for texts in self._batches(prompts):
-                positions = np.arange(first, first + len(texts))
-                first += len(texts)
-                cond = self._encoded.get(tuple(texts)) or self.backbone.encode_text(texts)
-                images.append(self.backbone.decode(self._latents(setting, cond, positions, seed)))
-        return np.concatenate(images)
-
-    def _latents(self, how: Setting, cond: Cond, positions: np.ndarray, seed: int) -> Tensor:
-        if how.weights == "teacher":
-            noise = self.noises(1, positions, seed)[0]
-            role = self.method.teacher
-            return teacher_sample(self.backbone, noise, cond, self.null, how.steps, how.guidance, how.solver, role)
-        role = WEIGHTS[how.weights]
-        if not self.config.method.trains or role not in self.backbone.roles:
-            raise UserError(
-                f"weights={how.weights}: this run has none; allowed: teacher, student, ema (train.ema_decay > 0)"
-            )
-        noises = self.noises(self.method.num_noises(how.steps), positions, seed)
-        return self.method.sample(role, noises, cond, self.null, how.steps, how.guidance, how.solver, how.eta)
-
-
-def load_run(
-    path_or_id: Path | str,
-    runs_dir: Path | str = "runs",
-    overrides: dict[str, Any] | None = None,
-    images: int | None = None,
-) -> tuple[Session, Run]:
-    """A trained run's session at its newest snapshot, or at that of ``images``; 0: as its training began.
-
-    ``overrides`` are execution fields (device, cache_dir).
-    """
-    run = Run.open(path_or_id, runs_dir)
-    config = run.config
-    for key, value in (overrides or {}).items():
-        setattr(config.execution, key, value)
-    stored = config.backbone.weights_hash
-    resolve(config)
-    if config.backbone.weights_hash != stored:
-        raise UserError(f"backbone.path={config.backbone.path} holds other weights than run {run.id} was trained with")
-    if images != 0:
-        config.train.init_from = None  # the snapshot has the weights
-    session = Session(config, build_method(config, build_backbone(config), training=False), 0)
-    if session.config.method.trains and images != 0:
-        load_snapshot(session, run, images)
-    return session, run
-
-
-def load_snapshot(session: Session, run: Run, images: int | None = None) -> None:
-    """The weights of a run's newest snapshot, or of that of ``images``."""
-    root = run.path / "snapshots"
-    newest = latest_snapshot(root)
-    if newest is None:
-        raise UserError(f"run {run.id} has no snapshot yet ({run.state()}); train it first")
-    snapshot = newest if images is None else root / f"{images:010d}"
-    if not snapshot.is_dir():
-        there = ", ".join(str(int(folder.name)) for folder in sorted(root.glob("[0-9]*")))
-        raise UserError(f"run {run.id} has no snapshot of {images} images; allowed: 0 (untrained), {there}")
-    for file in snapshot.glob("*.safetensors"):
-        if file.stem in session.backbone.roles:
-            load_role(session.backbone, file.stem, file)
-    session.images = int(snapshot.name)
 
 
 @contextmanager

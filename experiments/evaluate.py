@@ -12,40 +12,30 @@ import hashlib
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from core.backbones.base import Backbone
+from core.catalogue import METRICS
 from core.config import ExperimentConfig, UserError
 from core.data.prompts import PromptList, dataset_prompts, reference_images
 from core.data.shards import open_dataset
 from core.identity import locate
-from core.metrics.clip import ClipJudge, load_clip
-from core.metrics.fid import teacher_extractor
-from core.metrics.measure import METRICS, Judges, Reference
-from core.metrics.protocol import Protocol, file_sha256, sampler_name
+from core.metrics.cost import SamplingCost
+from core.metrics.measure import Judges, Reference, value_of
+from core.metrics.protocol import Protocol
 from core.run import Run
-from experiments.build import Session, Setting, view_function
+from core.sampler import Setting
+from experiments.build import view_function
+from experiments.judges import make_judges
+from experiments.session import Session
 from experiments.target import load_target, open_target
 
 SAMPLING_SEED = 0
 CHUNK = 512  # images sampled and judged at a time
 PROBE = 32  # reference images that enter the identity of a reference set
-
-EMOJI_CLIP = "package:experiments/emoji/assets/emoji-clip-v1"
-
-
-def settings(config: ExperimentConfig) -> list[Setting]:
-    """The student at each of eval.steps; a method that trains nothing is the teacher as its config says."""
-    method = config.method
-    if not method.trains:
-        return [Setting("teacher", method.solver, method.steps, float(method.guidance))]
-    sampler, eta = config.eval.sampler, config.eval.eta
-    return [Setting(config.eval.weights, sampler, steps, 1.0, eta) for steps in config.eval.steps]
 
 
 class Split:
@@ -77,63 +67,105 @@ class Split:
         return reference_images(self._dataset, self._view, count)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A metric's value, and what the pictures that it was taken from cost."""
+
+    value: float
+    cost: SamplingCost
+
+
 def evaluate(session: Session, run: Run, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
     """Measure what is missing at the session's weights; returns all values wanted, old and new."""
     config = session.config
-    if "diversity" in config.eval.metrics and config.eval.images_per_prompt < 2:
-        raise UserError("eval.images_per_prompt=1 has no diversity; give at least 2")
+    _check_images_per_prompt(config)
     judges = make_judges(config, session.backbone)
     wanted = []
-    for split in (Split(config, name) for name in config.eval.splits):
-        for setting in settings(config):
-            known = _known(run, split, setting, session.images)
-            protocols = {m: protocol(m, config, split, setting, judges) for m in config.eval.metrics}
-            missing = [m for m, p in protocols.items() if p.id not in known]
-            if missing:
-                say(f"{split.name}  {setting.weights}  {setting.steps} steps: {', '.join(missing)}")
-            values = measure(session, split, setting, missing, judges)
-            for metric, value in values.items():
-                run.append_eval(record(protocols[metric], setting, session, value))
-            known = _known(run, split, setting, session.images)
-            wanted.extend(known[p.id] for p in protocols.values())
+    for name in config.eval.splits:
+        split = Split(config, name)
+        for setting in config.settings():
+            wanted.extend(_evaluate_setting(session, run, split, setting, judges, say))
     return wanted
+
+
+def _check_images_per_prompt(config: ExperimentConfig) -> None:
+    if config.eval.images_per_prompt >= 2:
+        return
+    for metric in config.eval.metrics:
+        if METRICS[metric].grouped:
+            raise UserError(f"eval.images_per_prompt=1 has no {metric}; give at least 2")
+
+
+def _evaluate_setting(
+    session: Session, run: Run, split: Split, setting: Setting, judges: Judges, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Measure and record what is missing of one setting on one split; returns the records of all wanted metrics."""
+    config = session.config
+    known = _known(run, split, setting, session.images)
+    protocols = {metric: protocol(metric, config, split, setting, judges) for metric in config.eval.metrics}
+    missing = [metric for metric, wanted in protocols.items() if wanted.id not in known]
+    if missing:
+        say(f"{split.name}  {setting.weights}  {setting.sampler.steps} steps: {', '.join(missing)}")
+    for metric, measured in measure(session, split, setting, missing, judges).items():
+        run.append_eval(record(protocols[metric], setting, session.images, measured))
+    known = _known(run, split, setting, session.images)
+    return [known[wanted.id] for wanted in protocols.values()]
 
 
 def measure(
     session: Session, split: Split, setting: Setting, metrics: Sequence[str], judges: Judges
-) -> dict[str, float]:
-    """The values of ``metrics``; images are made once for all metrics that look at the same prompts."""
-    out: dict[str, float] = {}
-    for grouped in (False, True):
-        names = [m for m in metrics if METRICS[m].grouped == grouped]
-        if not names:
-            continue
-        k = session.config.eval.images_per_prompt if grouped else 1
-        prompts = split.diversity_prompts.repeated(k) if grouped else split.prompts
-        asked = sorted({METRICS[m].judge for m in names})
-        chunks = [
-            {judge: judges.outputs(judge, images, texts) for judge in asked}
-            for images, texts in _sampled(session, setting, prompts)
-        ]
-        for name in names:
-            metric = METRICS[name]
-            outputs = np.concatenate([chunk[metric.judge] for chunk in chunks])
-            outputs = outputs.reshape(-1, k, outputs.shape[-1]) if grouped else outputs
-            needs = metric.needs_reference
-            reference = judges.reference_features(metric.judge, split.reference) if needs else None
-            out[name] = metric.value(outputs, reference)
+) -> dict[str, Measured]:
+    """The values of ``metrics``; pictures are drawn once for all metrics that look at the same prompts."""
+    single = [metric for metric in metrics if not METRICS[metric].grouped]
+    grouped = [metric for metric in metrics if METRICS[metric].grouped]
+    out: dict[str, Measured] = {}
+    if single:
+        out |= _measure_together(session, split, setting, single, judges, images_per_prompt=1)
+    if grouped:
+        count = session.config.eval.images_per_prompt
+        out |= _measure_together(session, split, setting, grouped, judges, images_per_prompt=count)
     return out
 
 
-def _sampled(session: Session, setting: Setting, prompts: PromptList) -> Iterator[tuple[np.ndarray, tuple[str, ...]]]:
+def _measure_together(
+    session: Session, split: Split, setting: Setting, metrics: Sequence[str], judges: Judges, images_per_prompt: int
+) -> dict[str, Measured]:
+    """Values of metrics that look at the same pictures: one of each prompt, or several of each of fewer prompts."""
+    is_grouped = images_per_prompt > 1
+    prompts = split.diversity_prompts.repeated(images_per_prompt) if is_grouped else split.prompts
+    asked = sorted({METRICS[metric].judge.name for metric in metrics})
+    said, cost = _judged(session, setting, prompts, asked, judges)
+    out = {}
+    for name in metrics:
+        metric = METRICS[name]
+        judge = metric.judge.name
+        outputs = said[judge]
+        if is_grouped:
+            outputs = outputs.reshape(-1, images_per_prompt, outputs.shape[-1])
+        real = judges.reference_features(judge, split.reference) if metric.needs_reference else None
+        out[name] = Measured(value_of(metric, outputs, real), cost)
+    return out
+
+
+def _judged(
+    session: Session, setting: Setting, prompts: PromptList, asked: Sequence[str], judges: Judges
+) -> tuple[dict[str, np.ndarray], SamplingCost]:
+    """What each judge says of a picture of each prompt, and the cost of drawing them; no more than CHUNK are held."""
+    said: dict[str, list[np.ndarray]] = {judge: [] for judge in asked}
+    cost = SamplingCost(0, {})
     for first in range(0, len(prompts), CHUNK):
         texts = prompts.prompts[first : first + CHUNK]
-        yield session.sample(texts, setting, SAMPLING_SEED, first=first), texts
+        pictures = session.sample(texts, setting, SAMPLING_SEED, first=first)
+        cost += pictures.cost
+        for judge in asked:
+            said[judge].append(judges.network(judge).outputs(pictures.images, texts))
+    return {judge: np.concatenate(chunks) for judge, chunks in said.items()}, cost
 
 
 def protocol(metric: str, config: ExperimentConfig, split: Split, setting: Setting, judges: Judges) -> Protocol:
     """The identity of one value of ``metric``."""
-    spec, judge = METRICS[metric], judges.identity(METRICS[metric].judge)
+    spec = METRICS[metric]
+    judge = judges.network(spec.judge.name)
     prompts = split.diversity_prompts if spec.grouped else split.prompts
     k = config.eval.images_per_prompt if spec.grouped else 1
     return Protocol(
@@ -150,69 +182,37 @@ def protocol(metric: str, config: ExperimentConfig, split: Split, setting: Setti
         estimator=spec.estimator,
         reference_hash=split.reference.hash if spec.needs_reference else "",
         num_reference=split.reference.count if spec.needs_reference else 0,
-        solver=sampler_name(setting.solver, setting.eta),
-        steps=setting.steps,
-        guidance=setting.guidance,
         sampling_seed=SAMPLING_SEED,
+        **setting.sampler.protocol_fields(),
     )
 
 
-def record(protocol: Protocol, setting: Setting, session: Session, value: float) -> dict[str, Any]:
-    """A line of evals.jsonl; its ``images`` were seen by the student."""
+def record(protocol: Protocol, setting: Setting, images: int, measured: Measured) -> dict[str, Any]:
+    """A line of evals.jsonl; ``images`` were seen by the student."""
     return {
         "metric": protocol.metric,
-        "value": value,
+        "value": measured.value,
         "n": protocol.num_images,
         "protocol": protocol.id,
         "protocol_fields": protocol.fields(),
         "split": protocol.split,
-        "nfe": session.nfe(setting),
-        "steps": setting.steps,
-        "guidance": setting.guidance,
+        "nfe": measured.cost.nfe,
+        "steps": setting.sampler.steps,
+        "guidance": setting.sampler.guidance,
         "weights": setting.weights,
-        "images": session.images,
+        "images": images,
         "seed": protocol.sampling_seed,
     }
 
 
 def _known(run: Run, split: Split, setting: Setting, images: int) -> dict[str, dict[str, Any]]:
     """Recorded values of this split, setting and position, by protocol id."""
-    key = (split.name, setting.steps, setting.weights, images)
+    key = (split.name, setting.sampler.steps, setting.weights, images)
     return {
         line["protocol"]: line
         for line in run.evals()
         if (line["split"], line["steps"], line["weights"], line["images"]) == key
     }
-
-
-def make_judges(config: ExperimentConfig, backbone: Backbone) -> Judges:
-    """The judging networks of this run's eval group; CLIP in-domain at emoji scale, else eval.clip_path."""
-    device = str(backbone.device)
-    return Judges(
-        lambda: _load_clip(config, device),
-        lambda: teacher_extractor(backbone, config.backbone.weights_hash),
-        Path(config.execution.cache_dir),
-        device,
-        config.eval.extractor_path,
-        config.eval.inception_path,
-    )
-
-
-def _load_clip(config: ExperimentConfig, device: str) -> ClipJudge:
-    if config.eval.clip_path is not None:
-        return load_clip(str(locate(config.eval.clip_path)), device)
-    if config.data.view != "emoji":
-        raise UserError("clip_score needs eval.clip_path: an open_clip folder, NAME:FILE, or ViT-bigG-14")
-    from experiments.emoji.judge import load_emoji_clip
-
-    folder = locate(EMOJI_CLIP)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise UserError(f"clip_score needs eval.clip_path or the in-domain judge in {folder}")
-    model, preprocess, tokenize = load_emoji_clip(folder)
-    digest = "+".join(file_sha256(file) for file in weights)
-    model = model.to(device).eval()
-    return ClipJudge(folder.name, digest, "native", model, preprocess, tokenize, torch.device(device))
 
 
 def run_command(arguments: Namespace) -> int:

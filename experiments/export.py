@@ -23,6 +23,7 @@ from core.backbones.roles import Sharing
 from core.config import UserError
 from core.diffusion.process import FlowProcess
 from core.run import atomic_folder
+from core.sampler import Sampler
 from experiments.target import load_target
 
 USAGE = """\
@@ -46,11 +47,9 @@ Scheduler = LCMScheduler | DDIMScheduler | FlowMatchLCMScheduler | FlowMatchEule
 def export(
     backbone: PipelineBackbone,
     out: Path,
+    sampler: Sampler,
     weights: str = "student",
-    steps: int = 4,
     run: str = "",
-    sampler: str = "lcm",
-    eta: float = 0.0,
 ) -> Path:
     """Write the role ``weights`` ("student" or "ema") and its sampler's scheduler to the folder ``out``.
 
@@ -59,7 +58,7 @@ def export(
     role = {"student": STUDENT, "ema": STUDENT_EMA}.get(weights)
     if role is None or role not in backbone.roles:
         raise UserError(f"weights={weights} cannot be exported from this run; allowed: student, ema (train.ema_decay)")
-    scheduler = few_step_scheduler(backbone, steps, sampler, eta)
+    scheduler = few_step_scheduler(backbone, sampler)
     with atomic_folder(out) as folder:
         if _as_lora(backbone):
             state = lora_state(backbone.role_parameters(role), backbone.roles.sharing)
@@ -68,7 +67,7 @@ def export(
         else:
             backbone.roles.merged(role).save_pretrained(folder / backbone.network_folder)
         scheduler.save_pretrained(folder / "scheduler")
-        (folder / "README.md").write_text(_usage(backbone, out, steps, run, scheduler, eta))
+        (folder / "README.md").write_text(_usage(backbone, out, sampler, run, scheduler))
     return out
 
 
@@ -90,27 +89,28 @@ def lora_state(parameters: Mapping[str, Tensor], sharing: Sharing) -> dict[str, 
     }
 
 
-def few_step_scheduler(backbone: PipelineBackbone, steps: int, sampler: str = "lcm", eta: float = 0.0) -> Scheduler:
-    """The student's sampler: the teacher's noise schedule, timesteps of a ``steps``-step trailing grid."""
+def few_step_scheduler(backbone: PipelineBackbone, sampler: Sampler) -> Scheduler:
+    """The student's sampler for diffusers: the teacher's noise schedule, timesteps of a trailing grid."""
+    steps, solver, eta = sampler.steps, sampler.solver, sampler.eta
     if steps < 1:
         raise UserError(f"steps={steps} cannot be exported; allowed: at least 1")
     assert backbone.source is not None
     options = {"revision": backbone.revision} if backbone.revision else {}
     teacher = LCMScheduler.load_config(backbone.source, subfolder="scheduler", **options)
     if isinstance(backbone.process, FlowProcess):
-        if sampler == "ddim" and eta > 0:
+        if solver == "ddim" and eta > 0:
             raise UserError(
                 f"eval.eta={eta:g} cannot be exported: diffusers' sampler of a flow adds no noise; allowed: 0"
             )
         # ddim without new noise is Euler's method
-        return (FlowMatchLCMScheduler if sampler == "lcm" else FlowMatchEulerDiscreteScheduler).from_config(teacher)
+        return (FlowMatchLCMScheduler if solver == "lcm" else FlowMatchEulerDiscreteScheduler).from_config(teacher)
     total = backbone.process.num_train_timesteps
     if total % steps:
         raise UserError(
             f"steps={steps} cannot be exported: diffusers' timesteps are equally spaced for divisors of {total}"
         )
     common = {"timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
-    if sampler == "ddim":
+    if solver == "ddim":
         return DDIMScheduler.from_config(teacher, set_alpha_to_one=True, **common)
     return LCMScheduler.from_config(teacher, original_inference_steps=steps, timestep_scaling=10.0, **common)
 
@@ -121,13 +121,14 @@ def run_command(arguments: Namespace) -> int:
     if not session.config.method.trains:
         raise UserError(f"run {run.id} is the teacher itself: nothing to export")
     steps = arguments.steps or max(session.config.eval.steps)
-    how = session.config.eval
-    out = export(session.backbone, Path(arguments.out), arguments.weights, steps, run.id, how.sampler, how.eta)
+    sampler = session.config.eval.sampler_at(steps)
+    out = export(session.backbone, Path(arguments.out), sampler, arguments.weights, run.id)
     print(out / "README.md")
     return 0
 
 
-def _usage(backbone: PipelineBackbone, out: Path, steps: int, run: str, scheduler: Scheduler, eta: float) -> str:
+def _usage(backbone: PipelineBackbone, out: Path, sampler: Sampler, run: str, scheduler: Scheduler) -> str:
+    steps, eta = sampler.steps, sampler.eta
     lora, folder = _as_lora(backbone), backbone.network_folder
     network = backbone.network_class.__name__
     load = f'pipe.load_lora_weights("{out}")'

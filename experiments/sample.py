@@ -6,7 +6,7 @@ import json
 import re
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ from core.config import UserError
 from core.data.prompts import PromptList, parse_prompts
 from core.provenance import provenance
 from core.run import Run, atomic_folder
-from experiments.build import Session, Setting, load_snapshot
-from experiments.evaluate import Split, settings
-from experiments.sheet import contact_sheet, label
+from core.sampler import Setting, teacher_setting
+from experiments.evaluate import Split
+from experiments.session import Session, load_snapshot
+from experiments.sheet import contact_sheet
 from experiments.target import load_target
 
 NUM_DEFAULT_PROMPTS = 8
@@ -33,7 +34,8 @@ class Column:
 
     @property
     def label(self) -> str:
-        return label(self.setting) + ("" if self.images is None else f" after {self.images:,} images")
+        moment = "" if self.images is None else f" after {self.images:,} images"
+        return self.setting.label + moment
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ def default_columns(
 ) -> tuple[Column, ...]:
     """The teacher first (as often as asked for), then the run's own weights at each number of steps, at each moment of
     its training."""
-    own = settings(session.config)
+    own = session.config.settings()
     if steps:
-        own = [replace(own[0], steps=k) for k in steps]
+        own = [replace(own[0], sampler=replace(own[0].sampler, steps=count)) for count in steps]
     if weights and session.config.method.trains:
         own = [replace(setting, weights=weights) for setting in own]
     return (
@@ -83,8 +85,9 @@ def sample(session: Session, request: Request, out: Path, run: Run) -> Path:
         for p, prompt in enumerate(request.prompts.prompts):
             for s, seed in enumerate(request.seeds):
                 for c, column in enumerate(request.columns):
-                    how = {"setting": column.label, **column.setting.__dict__}
-                    name = f"{p:03d}-{_slug(prompt)}-seed{seed}-{column.setting.weights}-{column.setting.steps}"
+                    weights, sampler = column.setting.weights, column.setting.sampler
+                    how = {"setting": column.label, "weights": weights, **asdict(sampler)}
+                    name = f"{p:03d}-{_slug(prompt)}-seed{seed}-{weights}-{sampler.steps}"
                     if column.images is not None:
                         how["images"] = column.images
                         name += f"-{column.images}"
@@ -106,7 +109,7 @@ def draw(session: Session, request: Request, run: Run) -> np.ndarray:
     for column in request.columns:
         if column.images not in (None, session.images):
             load_snapshot(session, run, column.images)
-        drawn = [session.sample(request.prompts.prompts, column.setting, seed) for seed in request.seeds]
+        drawn = [session.sample(request.prompts.prompts, column.setting, seed).images for seed in request.seeds]
         columns.append(np.stack(drawn, axis=1))
     return np.stack(columns, axis=2)
 
@@ -132,7 +135,7 @@ def run_command(arguments: Namespace) -> int:
     session, run = load_target(arguments.target, arguments.overrides, arguments.runs_dir, first)
     prompts = prompts or default_prompts(session)
     guidance = arguments.teacher_guidance
-    teachers = [Setting("teacher", "dpmpp_2m", steps, guidance) for steps in arguments.teacher_steps if steps]
+    teachers = [teacher_setting(steps, guidance) for steps in arguments.teacher_steps if steps]
     chosen = default_columns(session, arguments.steps, arguments.weights, teachers, moments)
     request = Request(prompts, tuple(arguments.seeds), chosen)
     out = Path(arguments.out) if arguments.out else run.path / "samples" / f"prompts-{prompts.hash}"

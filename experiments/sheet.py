@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments.build import Setting
-
 MARGIN, LABEL_WIDTH, FONT_SIZE = 4, 150, 13
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
@@ -47,9 +45,3 @@ def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     """Break ``text`` into lines that fit ``width`` pixels."""
     characters = max(4, int(width / font.getlength("n")))
     return "\n".join(textwrap.wrap(text, characters)) or text
-
-
-def label(setting: Setting) -> str:
-    """``teacher 50 steps w=4``, ``student 1 step``."""
-    steps = f"{setting.weights} {setting.steps} step{'s' if setting.steps > 1 else ''}"
-    return steps if setting.guidance == 1.0 else f"{steps} w={setting.guidance:g}"

@@ -10,7 +10,7 @@ from core.config import ExperimentConfig, UserError, compose, experiments, resol
 from core.run import Run
 
 if TYPE_CHECKING:
-    from experiments.build import Session
+    from experiments.session import Session
 
 CHANGEABLE = ("eval", "execution")
 
@@ -35,7 +35,7 @@ def load_target(
     """The run and its session, evaluated and executed as ``overrides`` say; ``images``: see ``load_run``."""
     import torch
 
-    from experiments.build import load_run
+    from experiments.session import load_run
 
     run = open_target(target, overrides, runs_dir)
     if run.config.execution.num_threads:

@@ -19,13 +19,12 @@ from core.data.shards import open_dataset
 from core.identity import locate
 from core.methods.base import Method
 from core.run import Run
+from core.sampler import Setting, teacher_setting
 from core.training.loop import Diverged, Trainer
 from core.training.preemption import EXIT_CODE as PREEMPTED
 from core.training.preemption import Preempted
 from core.training.world import ALONE, World, check_processes, is_sharded
 from experiments.build import (
-    Session,
-    Setting,
     build_backbone,
     build_clock,
     build_data,
@@ -33,7 +32,8 @@ from experiments.build import (
     device_of,
     view_function,
 )
-from experiments.sheet import contact_sheet, label
+from experiments.session import Session
+from experiments.sheet import contact_sheet
 
 log = logging.getLogger("fewstep")
 SHEET_PROMPTS, TEACHER_STEPS = 8, 20
@@ -138,7 +138,7 @@ def _trainable(method: Method) -> dict[str, int]:
 
 def _evaluate(config: ExperimentConfig, run: Run) -> int:
     """Measure what a finished run lacks, and draw its last sheet if there is none."""
-    from experiments.build import load_run
+    from experiments.session import load_run
 
     session, _ = load_run(run.path)
     session.config.eval, session.config.execution = config.eval, config.execution
@@ -167,9 +167,9 @@ def _sheet(session: Session, run: Run, world: World) -> Callable[[int], None]:
         dataset_prompts(dataset, view_function(config.data), 4 * SHEET_PROMPTS).distinct(SHEET_PROMPTS).prompts
     )
     session.encode_now(prompts)
-    teacher = Setting("teacher", "dpmpp_2m", TEACHER_STEPS, config.method.teacher_guidance)
+    teacher = teacher_setting(TEACHER_STEPS, config.method.teacher_guidance)
     own = [
-        Setting(weights, config.eval.sampler, steps, eta=config.eval.eta)
+        Setting(weights, config.eval.sampler_at(steps))
         for weights in ("student", "ema")[: 1 + (config.train.ema_decay > 0)]
         for steps in dict.fromkeys((max(config.eval.steps), min(config.eval.steps)))
     ]
@@ -177,13 +177,13 @@ def _sheet(session: Session, run: Run, world: World) -> Callable[[int], None]:
 
     def draw(images_seen: int) -> None:
         if not drawn:
-            drawn.append(session.sample(prompts, teacher))
-        images = [*drawn, *(session.sample(prompts, setting) for setting in own)]
+            drawn.append(session.sample(prompts, teacher).images)
+        images = [*drawn, *(session.sample(prompts, setting).images for setting in own)]
         if not world.is_main:
             return
         path = _sheet_path(run, images_seen)
         path.parent.mkdir(exist_ok=True)
-        sheet = contact_sheet(prompts, [label(setting) for setting in (teacher, *own)], np.stack(images, axis=1))
+        sheet = contact_sheet(prompts, [setting.label for setting in (teacher, *own)], np.stack(images, axis=1))
         sheet.save(path)
 
     return draw

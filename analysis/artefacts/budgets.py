@@ -22,10 +22,11 @@ from analysis.figures import look, style
 from analysis.labels import mathtext
 from analysis.stats import Summary, summarize
 from analysis.training import equal_means, variation
+from core.catalogue import KD_EFFNET
 from core.metrics.protocol import comparable_id
 from core.run import Run
 
-GRID, METRIC, SPLIT, LOSS = "dmd2_ttur", "kd_effnet", "train", "student/dmd"
+GRID, METRIC, SPLIT, LOSS = "dmd2_ttur", KD_EFFNET.name, "train", "student/dmd"
 WINDOWS = 4  # parts of the training, in each of which the loss's variation is taken: 10:1 has few updates
 AXES = {"iteration": "Iterations", "student_images": "Student images", "evaluations": "Network evaluations"}
 

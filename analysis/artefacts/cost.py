@@ -14,9 +14,10 @@ from analysis.columns import column, shown_column
 from analysis.figures import look, style
 from analysis.stats import Summary, summarize
 from analysis.training import by_seed
+from core.catalogue import DEVICE_HOURS, KD_EFFNET, STUDENT_EVALUATIONS, TEACHER_EVALUATIONS
 
-COSTS = ("teacher_evaluations", "student_evaluations", "device_hours")
-METRIC, SPLIT, NFE = "kd_effnet", "train", 2
+COSTS = (TEACHER_EVALUATIONS.name, STUDENT_EVALUATIONS.name, DEVICE_HOURS.name)
+METRIC, SPLIT, NFE = KD_EFFNET.name, "train", 2
 
 
 def build(context: Context) -> Iterator[File]:

@@ -22,9 +22,10 @@ from analysis.figures import PAPER, TITLES, style
 from analysis.labels import mathtext
 from analysis.render import number
 from analysis.stats import Summary
+from core.catalogue import CLIP_SCORE, KD_EFFNET
 
-METRICS = ("kd_effnet", "clip_score")
-DIGITS = {"kd_effnet": 2, "clip_score": 3}
+METRICS = (KD_EFFNET.name, CLIP_SCORE.name)
+DIGITS = {KD_EFFNET.name: 2, CLIP_SCORE.name: 3}
 # Grid, title of its panel, and the row that the paper proposes.
 PANELS = (
     ("flash_losses", "Loss terms", "all"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ TEXTS = {
     "checkpoints": "Samples of one student over its training beside its teacher's (after FLUX.2 timestep distillation):"
     " same prompts and noise in every column, one seed, no picture exchanged.",
 }
+WEIGHTS = {"ema": "student (EMA)"}  # where a title says more than samples.json
 
 
 def build(context: Context, folder: Path | None = None) -> Iterator[File]:
@@ -42,7 +43,8 @@ def build(context: Context, folder: Path | None = None) -> Iterator[File]:
 def draw(folder: Path, entries: list[dict[str, Any]]) -> Figure:
     """One row for each prompt, one column for each setting."""
     prompts = list(dict.fromkeys(entry["prompt"] for entry in entries))
-    settings = list(dict.fromkeys(entry["setting"] for entry in entries))
+    columns = {entry["setting"]: _title(entry) for entry in entries}
+    settings = list(columns)
     with style():
         figure = Figure(figsize=(0.9 + 0.62 * len(settings), 0.4 + 0.6 * len(prompts)))
         axes = figure.subplots(len(prompts), len(settings), squeeze=False)
@@ -52,8 +54,8 @@ def draw(folder: Path, entries: list[dict[str, Any]]) -> Figure:
         for ax in axes.flat:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
-        for ax, setting in zip(axes[0], settings, strict=True):
-            ax.set_title(_title(setting), fontsize=6, linespacing=1.1)
+        for ax, title in zip(axes[0], columns.values(), strict=True):
+            ax.set_title(title, fontsize=6, linespacing=1.1)
         for row, prompt in zip(axes, prompts, strict=True):
             row[0].set_ylabel(_wrapped(prompt), rotation=0, ha="right", va="center", fontsize=6)
     return figure
@@ -63,11 +65,15 @@ def _pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
 
 
-def _title(setting: str) -> str:
-    """``teacher 50 steps w=3``, ``ema 4 steps after 32,000 images`` on two or three lines: columns are narrow."""
-    who, _, how = setting.partition(" ")
-    how = how.replace(" w=", ", w = ").replace(" after 0 images", "\nbefore training").replace(" after ", "\n")
-    return f"{'student (EMA)' if who == 'ema' else who}\n{how}"
+def _title(entry: Mapping[str, Any]) -> str:
+    """Whose pictures, in how many steps, after how many training images: two or three lines, as columns are narrow."""
+    steps, guidance, images = entry["steps"], entry["guidance"], entry.get("images")
+    how = f"{steps} step{'s' if steps > 1 else ''}"
+    if guidance != 1.0:
+        how += f", w = {guidance:g}"
+    if images is not None:
+        how += f"\n{images:,} images" if images else "\nbefore training"
+    return f"{WEIGHTS.get(entry['weights'], entry['weights'])}\n{how}"
 
 
 def _wrapped(prompt: str, width: int = 16) -> str:

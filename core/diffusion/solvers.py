@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from core.diffusion.process import Process
+from core.sampler import FEW_STEP_SOLVERS
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 SOLVERS = ("ddim", "dpmpp_2m")
-SAMPLERS = ("lcm", "ddim")
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def few_step_sample(
     noises: Sequence[Tensor],
     timesteps: np.ndarray,
     process: Process,
-    sampler: str = "lcm",
+    solver: str = "lcm",
     eta: float = 0.0,
 ) -> Tensor:
     """Predict x0, go back to the next timestep, repeat; returns the last x0 (B, C, H, W).
@@ -117,7 +117,7 @@ def few_step_sample(
     ``lcm``: the next timestep's noise is new (Luo et al., 2023, Alg. 3). ``ddim``: it is the noise that the prediction
     implies, of which ``eta`` replaces a part (Song et al., 2021, Eq. 12 and 16; 0: deterministic, 1: DDPM).
     """
-    assert sampler in SAMPLERS and len(noises) == len(timesteps), (sampler, len(noises), len(timesteps))
+    assert solver in FEW_STEP_SOLVERS and len(noises) == len(timesteps), (solver, len(noises), len(timesteps))
     rows = torch.arange(len(noises[0]), device=noises[0].device)
     x_t = noises[0]
     for step, timestep in enumerate(timesteps):
@@ -127,7 +127,7 @@ def few_step_sample(
         if step + 1 == len(timesteps):
             break
         following, noise = _times(timesteps[step + 1], len(rows), x_t.device), noises[step + 1]
-        if sampler == "lcm":
+        if solver == "lcm":
             x_t = process.add_noise(x0, noise, following)
         else:
             x_t = _noisy_ddim_step(x_t, x0, noise, t, following, process, eta)

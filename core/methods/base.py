@@ -24,6 +24,7 @@ from core.data.solutions import SolutionStore
 from core.diffusion.solvers import boundary_scalings, few_step_sample
 from core.methods.clock import Clock
 from core.randomness import Stream
+from core.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -214,29 +215,20 @@ class Method(ABC):
         return steps
 
     @torch.no_grad()
-    def sample(
-        self,
-        role: str,
-        noises: Sequence[Tensor],
-        cond: Cond,
-        null: Cond,
-        steps: int,
-        guidance: float = 1.0,
-        sampler: str = "lcm",
-        eta: float = 0.0,
-    ) -> Tensor:
-        """Few-step sampling: latents (B, C, H, W) from injected noises; ``sampler``: see ``few_step_sample``.
+    def sample(self, role: str, noises: Sequence[Tensor], cond: Cond, null: Cond, sampler: Sampler) -> Tensor:
+        """Few-step sampling: latents (B, C, H, W) from injected noises; solvers: see ``few_step_sample``.
 
         Guidance 1 is the network as the student trains it, also where guidance is an input of the network.
         """
-        process = self.backbone.process
+        process, guidance = self.backbone.process, sampler.guidance
 
         def denoise(x_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
             if guidance == 1:
                 return self.backbone.predict(role, x_t, t, cond[rows])
             return self.backbone.guided(role, x_t, t, cond[rows], null, guidance)
 
-        return few_step_sample(denoise, noises, process.timesteps(steps), process, sampler, eta)
+        timesteps = process.timesteps(sampler.steps)
+        return few_step_sample(denoise, noises, timesteps, process, sampler.solver, sampler.eta)
 
 
 def draw(values: np.ndarray, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -29,6 +29,7 @@ from core.methods.base import Method, Optimizer, Player, Role, Rollout, Turn, dr
 from core.methods.clock import Clock
 from core.methods.matching import distribution_matching
 from core.methods.teacher import teacher_sample
+from core.sampler import Sampler
 
 CRITIC = "critic"
 FAKE_ROLES = {"network": FAKE_SCORE, "student": STUDENT, "none": None}
@@ -162,8 +163,8 @@ class Dmd2(Method):
         noise = draw(draws, batch.x0)
 
         def compute() -> Tensor:
-            solver = self.config.solver
-            return teacher_sample(self.backbone, noise, batch.cond, batch.null, steps, guidance, solver, self.teacher)
+            sampler = Sampler(self.config.solver, steps, guidance)
+            return teacher_sample(self.backbone, noise, batch.cond, batch.null, sampler, self.teacher)
 
         cost = self.backbone.passes(guidance) * steps * len(noise)
         target, rollout.stored = self.teacher_solution(batch.positions, compute, cost)

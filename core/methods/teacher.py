@@ -16,22 +16,22 @@ from core.diffusion.solvers import solve
 from core.diffusion.unipc import unipc
 from core.methods.base import Method, Player, Role, Rollout, Turn
 from core.methods.clock import Clock
+from core.sampler import Sampler
 
 
 @torch.no_grad()
 def teacher_sample(
-    backbone: Backbone, x_t: Tensor, cond: Cond, null: Cond, steps: int, guidance: float, solver: str,
-    role: str = TEACHER,
-) -> Tensor:  # fmt: skip
-    """``steps`` solver steps of the teacher (``role``) from pure noise ``x_t``; latents (B, C, H, W)."""
+    backbone: Backbone, x_t: Tensor, cond: Cond, null: Cond, sampler: Sampler, role: str = TEACHER
+) -> Tensor:
+    """Solve the ODE of the teacher (``role``) from pure noise ``x_t`` as ``sampler`` says; latents (B, C, H, W)."""
 
     def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-        return backbone.guided(role, x, t, cond[rows], null, guidance)
+        return backbone.guided(role, x, t, cond[rows], null, sampler.guidance)
 
-    if solver == "unipc":
-        return unipc(denoise, x_t, steps, backbone.process)
+    if sampler.solver == "unipc":
+        return unipc(denoise, x_t, sampler.steps, backbone.process)
     start = np.zeros(len(x_t), dtype=np.int64)
-    return solve(denoise, x_t, start, backbone.process.timesteps(steps), backbone.process, solver)[0]
+    return solve(denoise, x_t, start, backbone.process.timesteps(sampler.steps), backbone.process, sampler.solver)[0]
 
 
 class Teacher(Method):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from core.methods.config_base import MethodConfig
+from core.sampler import Sampler
 from core.schema import check_choice, check_range, register_schema
 
 REVISION = 1
@@ -26,6 +27,10 @@ class TeacherConfig(MethodConfig):
         """Raise UserError for the first value that is not allowed."""
         check_choice("method.solver", self.solver, ("dpmpp_2m", "ddim", "unipc"))
         check_range("method.steps", self.steps, 1)
+
+    def sampler(self) -> Sampler:
+        """The settings above as one object."""
+        return Sampler(self.solver, self.steps, float(self.guidance))
 
 
 register_schema("method", "teacher", TeacherConfig, revision=REVISION)

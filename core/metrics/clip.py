@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from core.config import UserError
 from core.metrics.protocol import file_sha256
 
-ESTIMATOR = "mean cosine of image and prompt"
 HUB_WEIGHTS = {"ViT-bigG-14": "laion2b_s39b_b160k"}
 
 
@@ -60,6 +59,10 @@ class ClipJudge:
         row = {text: i for i, text in enumerate(distinct)}
         texts = self.embed_texts(distinct)[[row[p] for p in prompts]]
         return (self.embed_images(images).astype(np.float64) * texts).sum(axis=1)
+
+    def outputs(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """What a judge says of pictures: the cosine of each with its prompt."""
+        return self.similarities(images, prompts)
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> float:
         """Mean cosine over all images."""

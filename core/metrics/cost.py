@@ -1,10 +1,29 @@
-"""What a run cost: device-hours and network evaluations by role, read from its metrics.jsonl lines."""
+"""What a training cost, read from its metrics.jsonl lines, and what drawing pictures cost, counted meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class SamplingCost:
+    """What drawing ``images`` pictures cost: network evaluations of single samples by role, as they were counted."""
+
+    images: int
+    evaluations: Mapping[str, int]
+
+    @property
+    def nfe(self) -> int | float:
+        """Network evaluations for one picture; a whole number is an int, as records hold it."""
+        each = sum(self.evaluations.values()) / self.images
+        return int(each) if each.is_integer() else each
+
+    def __add__(self, other: SamplingCost) -> SamplingCost:
+        evaluations = Counter(self.evaluations) + Counter(other.evaluations)
+        return SamplingCost(self.images + other.images, evaluations)
 
 
 @dataclass(frozen=True)

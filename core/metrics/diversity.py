@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-ESTIMATOR = "mean pairwise cosine distance within a prompt, then mean over prompts"
-
 
 def prompt_diversity(features: np.ndarray) -> np.ndarray:
     """Mean pairwise cosine distance per prompt: features (P, k, D), k >= 2 images each -> float64 (P,).

@@ -11,7 +11,7 @@ functions both distances are tested."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,8 +31,6 @@ INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 EFFNET_MAX_SIZE = 224
 TEACHER_NOISE = 0.1  # share of the noise levels: little is lost, and it is what a denoiser was trained on
-KERNEL_ESTIMATOR = "mmd2 unbiased, cubic polynomial kernel, all pairs"
-FRECHET_ESTIMATOR = "frechet, unbiased covariances, symmetric eigenvalues"
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,10 @@ class Extractor:
         batches = [images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size)]
         features = [self.network(self.prepare(batch).to(self.device)).float().cpu().numpy() for batch in batches]
         return np.concatenate(features)
+
+    def outputs(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """What a judge says of pictures: their features, whatever their prompts were."""
+        return self(images)
 
 
 @lru_cache(maxsize=4)

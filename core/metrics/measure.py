@@ -1,54 +1,72 @@
-"""From images to values: which judge each metric asks, what it compares with, and how a number is formed.
+"""From pictures to values: the formula behind each estimator, the judging networks, and features of real images.
 
-Images are judged in chunks as they are made, so thirty thousand large ones never lie in memory together. What
-a judge leaves behind per image is one cosine (``clip``) or a feature vector (the others)."""
+Pictures are judged in chunks as they are made, so thirty thousand large ones never lie in memory together. What a judge
+leaves behind for each picture is one number (``clip``) or a feature vector (the others).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from core.metrics import clip, diversity, fid
+from core.catalogue import FRECHET, KERNEL, MEAN_COSINE, PAIRWISE_DISTANCE, Metric
+from core.metrics import diversity, fid
+
+Formula = Callable[[np.ndarray, np.ndarray | None], float]
+"""A judge's outputs for generated pictures, and for real ones where the metric needs them, to a value.
+
+Outputs are (N, ...); of a grouped metric (prompts, pictures of a prompt, ...).
+"""
+
+FORMULAS: dict[str, Formula] = {}
 
 
-@dataclass(frozen=True)
-class Metric:
-    """``value(generated, reference)`` on the judge's outputs; ``grouped``: several images of one prompt."""
-
-    judge: str
-    estimator: str
-    value: Callable[[np.ndarray, np.ndarray | None], float]
-    needs_reference: bool = False
-    grouped: bool = False
+def register_formula(estimator: str, formula: Formula) -> None:
+    """Make ``formula`` the computation of every metric of the catalogue with this estimator."""
+    assert estimator not in FORMULAS, estimator
+    FORMULAS[estimator] = formula
 
 
-METRICS = {
-    "kd_effnet": Metric("effnet", fid.KERNEL_ESTIMATOR, fid.kernel_distance, needs_reference=True),
-    "fd_effnet": Metric("effnet", fid.FRECHET_ESTIMATOR, fid.frechet_distance, needs_reference=True),
-    "kd_teacher": Metric("teacher", fid.KERNEL_ESTIMATOR, fid.kernel_distance, needs_reference=True),
-    "kid": Metric("inception", fid.KERNEL_ESTIMATOR, fid.kernel_distance, needs_reference=True),
-    "fid": Metric("inception", fid.FRECHET_ESTIMATOR, fid.frechet_distance, needs_reference=True),
-    "clip_score": Metric("clip", clip.ESTIMATOR, lambda cosines, _: float(cosines.mean())),
-    "diversity": Metric(
-        "effnet",
-        diversity.ESTIMATOR,
-        lambda features, _: float(diversity.prompt_diversity(features).mean()),
-        grouped=True,
-    ),
-}
+def value_of(metric: Metric, generated: np.ndarray, real: np.ndarray | None = None) -> float:
+    """The metric's value from what its judge said of generated and real pictures."""
+    return FORMULAS[metric.estimator](generated, real)
+
+
+def _mean(outputs: np.ndarray, real: None) -> float:
+    return float(outputs.mean())
+
+
+def _mean_diversity(features: np.ndarray, real: None) -> float:
+    return float(diversity.prompt_diversity(features).mean())
+
+
+register_formula(KERNEL, fid.kernel_distance)
+register_formula(FRECHET, fid.frechet_distance)
+register_formula(MEAN_COSINE, _mean)
+register_formula(PAIRWISE_DISTANCE, _mean_diversity)
+
+
+class JudgingNetwork(Protocol):
+    """A loaded judge: what identifies it in a protocol, and what it says of pictures uint8 (N, H, W, 3)."""
+
+    name: str
+    hash: str
+    resize: str
+
+    def outputs(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """One number (N,) or one feature vector (N, D) for each picture; prompts count where text is judged."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images of one split. ``hash`` covers what they are; they are rendered only when features are
-    missing."""
+    """Real images of one split. ``hash`` covers what they are; they are rendered only when features are missing."""
 
     hash: str
     count: int
@@ -56,60 +74,32 @@ class Reference:
 
 
 class Judges:
-    """The judging networks, each loaded at first use, and the cached features of reference sets."""
+    """The judging networks by name, each loaded at first use, and the cached features of reference sets."""
 
-    def __init__(
-        self,
-        load_clip: Callable[[], clip.ClipJudge],
-        load_teacher: Callable[[], fid.Extractor],
-        cache_dir: Path,
-        device: str = "cpu",
-        effnet_path: str | None = None,
-        inception_path: str | None = None,
-    ) -> None:
-        self._load_clip, self._load_teacher = load_clip, load_teacher
-        self._cache_dir, self._device = cache_dir, device
-        self._effnet_path, self._inception_path = effnet_path, inception_path
+    def __init__(self, loaders: Mapping[str, Callable[[], JudgingNetwork]], cache_dir: Path) -> None:
+        self._loaders, self._cache_dir = loaders, cache_dir
+        self._loaded: dict[str, JudgingNetwork] = {}
 
-    @cached_property
-    def clip(self) -> clip.ClipJudge:
-        return self._load_clip()
-
-    @cached_property
-    def teacher(self) -> fid.Extractor:
-        return self._load_teacher()
-
-    @cached_property
-    def effnet(self) -> fid.Extractor:
-        return fid.load_extractor("effnet", self._effnet_path, self._device)
-
-    @cached_property
-    def inception(self) -> fid.Extractor:
-        return fid.load_extractor("inception", self._inception_path, self._device)
-
-    def identity(self, judge: str) -> fid.Extractor | clip.ClipJudge:
-        """Name, hash and resize of a judge."""
-        return getattr(self, judge)
-
-    def outputs(self, judge: str, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """What ``judge`` says of each image: features (N, D), or the cosine with its prompt (N,)."""
-        if judge == "clip":
-            return self.clip.similarities(images, prompts)
-        return getattr(self, judge)(images)
+    def network(self, judge: str) -> JudgingNetwork:
+        """The network of this name, loaded now unless it was before."""
+        if judge not in self._loaded:
+            self._loaded[judge] = self._loaders[judge]()
+        return self._loaded[judge]
 
     def reference_features(self, judge: str, reference: Reference) -> np.ndarray:
         """Features (count, D) of real images, computed once per (images, network) and kept on disk."""
-        extractor: fid.Extractor = getattr(self, judge)
-        key = "\x1f".join((reference.hash, str(reference.count), extractor.hash, extractor.resize))
+        network = self.network(judge)
+        key = "\x1f".join((reference.hash, str(reference.count), network.hash, network.resize))
         path = self._cache_dir / "reference" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.npy"
-        features = _read(path, (reference.count, extractor.dim))
+        features = _read(path, reference.count)
         if features is None:
-            features = np.concatenate([extractor(chunk) for chunk in _chunks(reference.images(), 64)])
+            chunks = [network.outputs(chunk, ()) for chunk in _chunks(reference.images(), 64)]
+            features = np.concatenate(chunks)
             _write(path, features)
         return features
 
 
-def _chunks(images: Iterable[np.ndarray], size: int) -> Iterable[np.ndarray]:
+def _chunks(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
     """Stacks of up to ``size`` consecutive images of one shape (a user's photographs differ in shape)."""
     held: list[np.ndarray] = []
     for image in images:
@@ -121,13 +111,13 @@ def _chunks(images: Iterable[np.ndarray], size: int) -> Iterable[np.ndarray]:
         yield np.stack(held)
 
 
-def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """Cached features, or None when they are absent or damaged."""
+def _read(path: Path, count: int) -> np.ndarray | None:
+    """Cached features of ``count`` images, or None when they are absent or damaged."""
     try:
         features = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return features if features.shape == shape else None
+    return features if len(features) == count else None
 
 
 def _write(path: Path, features: np.ndarray) -> None:

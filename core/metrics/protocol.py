@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SAMPLING_FIELDS = ("solver", "steps", "guidance", "sampling_seed")
+SAMPLING_FIELDS = ("solver", "steps", "guidance", "cache", "sampling_seed")
 """How the pictures were made. Rows of one table differ here by design; all other fields must agree."""
 
 
@@ -43,9 +43,14 @@ class Protocol:
     steps: int = 0
     guidance: float = 1.0
     sampling_seed: int = 0
+    cache: str = "none"
 
     def fields(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """What is recorded and hashed. No cache is no field: numbers older than caches keep their ids."""
+        fields = dataclasses.asdict(self)
+        if self.cache == "none":
+            del fields["cache"]
+        return fields
 
     @property
     def id(self) -> str:
@@ -61,11 +66,6 @@ class Protocol:
 def comparable_id(fields: dict[str, Any]) -> str:
     """``Protocol.comparable_id`` of recorded fields (``protocol_fields`` of a line of evals.jsonl)."""
     return _digest({key: value for key, value in fields.items() if key not in SAMPLING_FIELDS})
-
-
-def sampler_name(sampler: str, eta: float) -> str:
-    """How a protocol's ``solver`` names the student's sampler: lcm, ddim, ddim eta=0.3."""
-    return f"{sampler} eta={eta:g}" if eta else sampler
 
 
 def file_sha256(path: Path) -> str:

@@ -18,6 +18,7 @@ from core.data.shards import ImageTextDataset, open_dataset
 from core.methods.teacher import teacher_sample
 from core.metrics.fid import Extractor, kernel_distance, load_extractor
 from core.randomness import Stream
+from core.sampler import teacher_setting
 from experiments.build import FAMILIES
 from experiments.emoji.recipes.train_vae import psnr, validation_images
 from experiments.emoji.sheets import save_sheet
@@ -40,7 +41,7 @@ GUIDANCES = (1.0, 2.0, 3.0, 4.0, 6.0)
 STEPS = (1, 2, 4, 8, 25)
 
 
-class Sampler:
+class DrawingTeacher:
     """DPM-Solver++ samples of the teacher in a pipeline folder, with keyed noise."""
 
     def __init__(self, folder: Path, family: str) -> None:
@@ -57,7 +58,7 @@ class Sampler:
     def _pictures(self, prompts: list[str], noise: torch.Tensor, steps: int, guidance: float) -> np.ndarray:
         cond = self.backbone.encode_text(prompts)
         return self.backbone.decode(
-            teacher_sample(self.backbone, noise, cond, self.null, steps, guidance, solver="dpmpp_2m")
+            teacher_sample(self.backbone, noise, cond, self.null, teacher_setting(steps, guidance).sampler)
         )
 
 
@@ -66,24 +67,24 @@ def held_out_prompts(data: ImageTextDataset, count: int) -> list[str]:
     return [data[i].caption for i in np.linspace(0, len(data) - 1, count).astype(int)]
 
 
-def guidance_sheet(sampler: Sampler, prompts: list[str], path: Path) -> None:
+def guidance_sheet(teacher: DrawingTeacher, prompts: list[str], path: Path) -> None:
     """A row per prompt and guidance, the same four noises."""
     rows, labels = [], []
     for prompt in prompts:
         for guidance in GUIDANCES:
-            rows.append(sampler([prompt] * 4, 25, guidance))
+            rows.append(teacher([prompt] * 4, 25, guidance))
             labels.append(f"{prompt}, w = {guidance:g}")
     save_sheet(path, rows, labels)
 
 
 def memorisation_sheet(
-    sampler: Sampler, extractor: Extractor, data: ImageTextDataset, guidance: float, path: Path
+    teacher: DrawingTeacher, extractor: Extractor, data: ImageTextDataset, guidance: float, path: Path
 ) -> None:
     """Twelve samples, each with its three nearest among 3 views of every training picture, in feature space."""
     views = [view(data[i], variant, seed=5)[0] for variant in range(3) for i in range(len(data))]
     bank = np.stack(views)
     prompts = [view(data[(i * 271) % len(data)], i, seed=6)[1] for i in range(12)]
-    samples = sampler(prompts, 50, guidance, seed=6)
+    samples = teacher(prompts, 50, guidance, seed=6)
     bank_features, features = (extractor(x) for x in (bank, samples))
     bank_features /= np.linalg.norm(bank_features, axis=1, keepdims=True)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
@@ -92,14 +93,16 @@ def memorisation_sheet(
     save_sheet(path, rows, prompts)
 
 
-def kernel_distances(sampler: Sampler, extractor: Extractor, data: ImageTextDataset, count: int) -> dict[str, Any]:
+def kernel_distances(
+    teacher: DrawingTeacher, extractor: Extractor, data: ImageTextDataset, count: int
+) -> dict[str, Any]:
     """``kd_effnet`` against real views by steps and guidance; then by steps at each one's best, over noise seeds."""
     drawn = [view(data[(i * 7919) % len(data)], i, seed=7) for i in range(count)]
     reference = extractor(np.stack([view(data[(i * 6101) % len(data)], i, seed=8)[0] for i in range(2 * count)]))
     real, prompts = extractor(np.stack([image for image, _ in drawn])), [caption for _, caption in drawn]
 
     def distance(steps: int, guidance: float, seed: int = 0) -> float:
-        return float(kernel_distance(extractor(sampler(prompts, steps, guidance, seed)), reference))
+        return float(kernel_distance(extractor(teacher(prompts, steps, guidance, seed)), reference))
 
     sweep = {steps: {w: distance(steps, w) for w in GUIDANCES} for steps in STEPS}
     best = {steps: min(values, key=values.get) for steps, values in sweep.items()}
@@ -126,17 +129,17 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     train, held_out = open_dataset(args.data, "train"), open_dataset(args.data, "heldout")
-    sampler = Sampler(args.teacher, args.family)
+    teacher = DrawingTeacher(args.teacher, args.family)
     prompts = [*PROMPTS, *held_out_prompts(held_out, 6)]
-    samples = sampler([p for p in prompts for _ in range(6)], 25, args.guidance)
+    samples = teacher([p for p in prompts for _ in range(6)], 25, args.guidance)
     save_sheet(args.out / "samples.png", np.split(samples, len(prompts)), prompts)
-    guidance_sheet(sampler, [PROMPTS[0], PROMPTS[3], PROMPTS[6], prompts[-1]], args.out / "guidance.png")
+    guidance_sheet(teacher, [PROMPTS[0], PROMPTS[3], PROMPTS[6], prompts[-1]], args.out / "guidance.png")
     if args.sheets_only:
         return
     extractor = load_extractor("effnet")
-    memorisation_sheet(sampler, extractor, train, args.guidance, args.out / "memorisation.png")
-    measured = kernel_distances(sampler, extractor, train, args.num_images)
-    measured["vae_psnr_heldout_db"] = psnr(sampler.backbone.vae, validation_images(held_out, 290))
+    memorisation_sheet(teacher, extractor, train, args.guidance, args.out / "memorisation.png")
+    measured = kernel_distances(teacher, extractor, train, args.num_images)
+    measured["vae_psnr_heldout_db"] = psnr(teacher.backbone.vae, validation_images(held_out, 290))
     (args.out / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
     print(json.dumps(measured, indent=2))
 

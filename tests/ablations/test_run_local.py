@@ -31,7 +31,7 @@ with run.lock():
     for split in config.eval.splits:
         for steps in config.eval.steps:
             fields = {"num_images": config.eval.num_images, "num_reference": 16, "images_per_prompt": 1}
-            fields["solver"] = config.eval.sampler
+            fields |= {"solver": config.eval.sampler, "steps": steps}
             line = {"metric": "kid", "split": split, "steps": steps, "weights": "student", "images": 32}
             run.append_eval(line | {"n": 8, "protocol": fields["solver"], "protocol_fields": fields, "value": 1.0})
     run.end_attempt("done")

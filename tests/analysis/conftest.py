@@ -37,7 +37,7 @@ budgets:
   demo: {seeds: [0], set: {train.budget.amount: 16, eval.num_images: 10, eval.num_reference: 500}}
 metrics: [kid, clip_score]
 evaluate: {steps: [1, 2]}
-layout: {nfe: [2], splits: [train], best: {kid: min, clip_score: max}}
+layout: {nfe: [2], splits: [train], best: [kid, clip_score]}
 """
 CLAIMS = """
 - id: term

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,16 +136,23 @@ def test_quality_stands_on_the_three_axes_of_a_budget(full) -> None:
     assert y == pytest.approx([0, 0, late, late])
 
 
+def _sampled(weights: str, steps: int, guidance: float, images: int | None = None) -> dict[str, Any]:
+    """How a picture was made, as samples.json says it; the label of its column is any text."""
+    setting = f"column {weights} {steps} {images}"
+    entry = {"setting": setting, "weights": weights, "steps": steps, "guidance": guidance}
+    return entry if images is None else entry | {"images": images}
+
+
 @pytest.mark.parametrize("name", ["figure_4", "checkpoints"])
 def test_samples_are_laid_out(tmp_path: Path, name: str) -> None:
     assert dict(samples.build(Context(()), tmp_path)) == {}
     folder, entries = tmp_path / name, []
     folder.mkdir()
     for p, prompt in enumerate(("red apple", "a very long caption of a picture")):
-        for s, setting in enumerate(("teacher 50 steps w=3", "ema 1 step")):
+        for s, setting in enumerate((("teacher", 50, 3.0), ("ema", 1, 1.0))):
             file = f"{p}{s}.png"
             Image.new("RGB", (8, 8), (100 * p, 100 * s, 0)).save(folder / file)
-            entries.append({"file": file, "prompt": prompt, "setting": setting})
+            entries.append({"file": file, "prompt": prompt} | _sampled(*setting))
     facts = {"run": "0123456789", "images": 5, "commit": "abcdef0123456789", "files": entries}
     (folder / "samples.json").write_text(json.dumps(facts))
     files = dict(samples.build(Context(()), tmp_path))
@@ -158,9 +166,9 @@ def test_samples_are_laid_out(tmp_path: Path, name: str) -> None:
 
 
 def test_titles_of_checkpoints_stand_apart(tmp_path: Path) -> None:
-    settings = ["teacher 50 steps w=3", *(f"ema 4 steps after {n:,} images" for n in (0, 64_032, 96_000))]
+    settings = [_sampled("teacher", 50, 3.0), *(_sampled("ema", 4, 1.0, images) for images in (0, 64_032, 96_000))]
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
-    entries = [{"file": "0.png", "prompt": "red apple", "setting": setting} for setting in settings]
+    entries = [{"file": "0.png", "prompt": "red apple"} | setting for setting in settings]
     figure = samples.draw(tmp_path, entries)
     figure.savefig(tmp_path / "figure.png")
     titles = [ax.title for ax in figure.axes]

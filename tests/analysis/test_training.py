@@ -7,6 +7,11 @@ import math
 import pytest
 
 from analysis.training import TRAINING, by_seed, equal_means
+from core.catalogue import READINGS
+
+
+def test_every_reading_of_the_catalogue_is_read_somewhere() -> None:
+    assert TRAINING.keys() == READINGS.keys()
 
 
 def test_numbers_of_a_log(full) -> None:

@@ -21,8 +21,9 @@ from core.backbones.tiny import write_tiny_flux2, write_tiny_flux2_dev, write_ti
 from core.config import UserError, compose
 from core.methods.dmd2 import Dmd2
 from core.methods.teacher import Teacher, teacher_sample
-from experiments.build import Session, Setting
+from core.sampler import Sampler, Setting, teacher_setting
 from experiments.fake_training import architectures
+from experiments.session import Session
 from tests import worlds
 
 PROMPTS = ["red apple", ""]
@@ -85,7 +86,7 @@ def test_guided_pictures_are_those_of_diffusers(folders: dict[str, str], family:
     backbone, pipe = load(folders, family)
     noise = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
     cond, null = backbone.encode_text(PROMPTS[:1]), backbone.encode_text([""])
-    ours = teacher_sample(backbone, noise, cond, null, 4, 3.0, "ddim")
+    ours = teacher_sample(backbone, noise, cond, null, Sampler("ddim", 4, 3.0))
     options = {"sigmas": np.linspace(1, 0.25, 4), "latents": noise}
     if family != "sd3":
         options |= {"max_sequence_length": {"flux2": 32, "dev": 512}[family], "text_encoder_out_layers": (1, 2, 3)}
@@ -144,21 +145,25 @@ def test_a_student_whose_guidance_is_an_input_is_sampled_as_it_trains(tmp_path: 
     cond, null = backbone.encode_text(PROMPTS), backbone.encode_text([""])
     t = torch.full((2,), float(backbone.process.timesteps(1)[0]))
     trained = method.student_x0(noise, t, cond)
-    sampled = method.sample("student", [noise], cond, null, 1)
+    sampled = method.sample("student", [noise], cond, null, Sampler("lcm", 1))
     torch.testing.assert_close(sampled, trained.detach())
-    other = method.sample("student", [noise], cond, null, 1, guidance=2.0)
+    other = method.sample("student", [noise], cond, null, Sampler("lcm", 1, guidance=2.0))
     assert (other - sampled).abs().max() > 1e-3
     session = Session(config, method, 0)
-    settings = Setting("student", "lcm", 4), Setting("teacher", "dpmpp_2m", 20, 4.0)
-    assert [session.nfe(setting) for setting in settings] == [4, 20]
+    settings = Setting("student", Sampler("lcm", 4)), teacher_setting(20, 4.0)
+    assert [session.sample(PROMPTS, setting).cost.nfe for setting in settings] == [4, 20]
 
 
 def test_guided_steps_cost_two_evaluations(folders: dict[str, str]) -> None:
     config = compose("teacher/tiny", ["backbone=tiny_flux2"])
     backbone = load(folders, "flux2")[0]
     session = Session(config, Teacher(config.method, backbone, config.seed), 0)
-    settings = [(4, 1.0), (4, 3.0), (5, 3.0), (50, 7.5)]
-    assert [session.nfe(Setting("teacher", "ddim", steps, w)) for steps, w in settings] == [4, 8, 10, 100]
+    costs = []
+    for steps, guidance in [(4, 1.0), (4, 3.0), (5, 3.0), (10, 7.5)]:
+        drawn = session.sample(PROMPTS, Setting("teacher", Sampler("ddim", steps, guidance)))
+        costs.append(drawn.cost.nfe)
+    assert costs == [4, 8, 10, 20]
+    assert not backbone.evaluations, "pictures are no part of a training's count"
 
 
 def test_a_network_in_bf16_is_told_the_time_in_full(folders: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from core.config import compose
 from core.diffusion.solvers import few_step_sample
 from core.diffusion.timesteps import trailing_timesteps
 from core.methods.teacher import teacher_sample
+from core.sampler import Sampler
 from experiments.export import export
 from tests import worlds
 
@@ -62,7 +63,7 @@ def test_prompts_are_encoded_as_diffusers_does(backbone: PixArtBackbone, pipelin
 def test_guided_samples_are_those_of_diffusers(backbone: PixArtBackbone, pipeline: PixArtAlphaPipeline) -> None:
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     cond, null = backbone.encode_text(PROMPTS[:1]), backbone.encode_text([""])
-    ours = teacher_sample(backbone, noise, cond, null, 4, 5.0, "dpmpp_2m")
+    ours = teacher_sample(backbone, noise, cond, null, Sampler("dpmpp_2m", 4, 5.0))
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config, timestep_spacing="trailing", final_sigmas_type="zero", solver_type="midpoint"
     )

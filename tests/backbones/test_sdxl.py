@@ -12,6 +12,7 @@ from core.backbones.sdxl import SDXLBackbone
 from core.backbones.tiny import write_tiny_sdxl
 from core.config import compose
 from core.methods.teacher import teacher_sample
+from core.sampler import Sampler
 from tests import worlds
 
 PROMPTS = ["red apple", ""]
@@ -60,7 +61,7 @@ def test_prompts_are_encoded_as_diffusers_does(backbone: SDXLBackbone, pipeline:
 def test_guided_samples_are_those_of_diffusers(backbone: SDXLBackbone, pipeline: StableDiffusionXLPipeline) -> None:
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     cond, null = backbone.encode_text(PROMPTS[:1]), backbone.encode_text([""])
-    ours = teacher_sample(backbone, noise, cond, null, 4, 5.0, "dpmpp_2m")
+    ours = teacher_sample(backbone, noise, cond, null, Sampler("dpmpp_2m", 4, 5.0))
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config, timestep_spacing="trailing", final_sigmas_type="zero", solver_type="midpoint"
     )

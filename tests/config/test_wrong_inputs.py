@@ -74,7 +74,7 @@ ROWS = "rows: [{id: a, set: {data.path: 'random:x'}}]\n"
         ("rows: [{id: a, experiment: {tiny: flash/big}}]", ("row a", "unknown experiment 'flash/big'")),
         ("rows: []", ("g.yaml", "rows and axes are both empty")),
         ("rows: [{id: a, sets: {}}]", ("g.yaml", "sets")),
-        (ROWS + "layout: {best: {kd_efnet: min}}", ("g.yaml", "metrics=kd_efnet", "nearest: kd_effnet")),
+        (ROWS + "layout: {best: [kd_efnet]}", ("g.yaml", "metrics=kd_efnet", "nearest: kd_effnet")),
         (ROWS + "layout: {nfe: [two]}", ("g.yaml", "layout.nfe", "two")),
         (ROWS + "metricz: [kid]", ("g.yaml", "metricz")),
         ("axes: {K: {method.num_timesteps: 8}}", ("g.yaml", "axes.K", "list")),

@@ -13,6 +13,7 @@ from core.diffusion.solvers import few_step_sample
 from core.methods.base import Rollout
 from core.methods.dmd2_config import GAN_LOSSES
 from core.methods.teacher import teacher_sample
+from core.sampler import Sampler
 from core.training.loop import Trainer, warmup_factor
 from tests import worlds
 
@@ -128,7 +129,8 @@ def test_pairs_teach_the_teachers_solutions_in_one_step(tmp_path: Path) -> None:
     trained = dmd2(tmp_path, options)
     method, early = trained.method, one_rollout(trained)
     noise = early.pair_noise
-    expected = teacher_sample(method.backbone, noise, early.batch.cond, early.batch.null, 4, 8.0, "dpmpp_2m")
+    sampler = Sampler("dpmpp_2m", 4, 8.0)
+    expected = teacher_sample(method.backbone, noise, early.batch.cond, early.batch.null, sampler)
     torch.testing.assert_close(early.pair_x0, expected)
     terms = method.losses("student", early, trained.clock)
     x0 = method.backbone.predict("student", noise, torch.full((4,), 999), early.batch.cond)

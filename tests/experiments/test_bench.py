@@ -63,7 +63,7 @@ def test_pictures_are_timed_in_turn(
     drawn, sample = [], bench.Session.sample
 
     def noting(self: bench.Session, prompts: list[str], setting: bench.Setting) -> object:
-        drawn.append((setting.weights, setting.steps, len(prompts)))
+        drawn.append((setting.weights, setting.sampler.steps, len(prompts)))
         return sample(self, prompts, setting)
 
     monkeypatch.setattr(bench.Session, "sample", noting)

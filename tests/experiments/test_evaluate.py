@@ -12,11 +12,16 @@ from core.config import UserError, compose, resolve
 from core.data.prompts import dataset_prompts, reference_images
 from core.data.shards import open_dataset
 from core.identity import locate
+from core.metrics.cost import SamplingCost
 from core.metrics.diversity import prompt_diversity
 from core.metrics.fid import kernel_distance, load_extractor
 from core.run import Run
-from experiments.build import Setting, view_function
-from experiments.evaluate import evaluate, settings, table
+from core.sampler import Sampler, Setting
+from experiments.build import view_function
+from experiments.evaluate import evaluate, table
+from experiments.session import Pictures
+
+COST_OF_A_STEP = 3  # network evaluations: no formula of steps and guidance knows it
 
 
 class Recorder:
@@ -27,12 +32,11 @@ class Recorder:
         self.config, self.images, self.calls = run.config, images, []
         self.backbone = SimpleNamespace(device="cpu")
 
-    def nfe(self, setting: Setting) -> int:
-        return setting.steps
-
-    def sample(self, prompts: Sequence[str], setting: Setting, seed: int, *, first: int) -> np.ndarray:
+    def sample(self, prompts: Sequence[str], setting: Setting, seed: int, *, first: int) -> Pictures:
         self.calls.append((len(prompts), setting, seed, first))
-        return pictures(len(prompts), setting.steps, first)
+        steps = setting.sampler.steps
+        cost = SamplingCost(len(prompts), {setting.weights: COST_OF_A_STEP * steps * len(prompts)})
+        return Pictures(pictures(len(prompts), steps, first), cost)
 
 
 def pictures(count: int, steps: int, first: int = 0) -> np.ndarray:
@@ -68,6 +72,8 @@ def test_values_are_those_of_the_metrics_on_the_splits_own_prompts(make_run) -> 
     fields = {line["metric"]: line["protocol_fields"] for line in lines}
     assert fields["kd_effnet"]["prompts_hash"] == dataset_prompts(dataset, view, 8).hash
     assert (fields["diversity"]["num_images"], fields["diversity"]["images_per_prompt"]) == (4, 2)
+    costs = [(line["metric"], line["nfe"]) for line in lines]
+    assert costs == [("kd_effnet", 3), ("diversity", 3), ("kd_effnet", 12), ("diversity", 12)], "as counted"
 
 
 def test_nothing_is_measured_twice_and_new_metrics_join(make_run) -> None:  # noqa: ANN001
@@ -80,7 +86,9 @@ def test_nothing_is_measured_twice_and_new_metrics_join(make_run) -> None:  # no
     run.config.eval.steps.append(2)
     more = Recorder(run)
     lines = evaluate(more, run, say=lambda text: None)
-    assert [setting.steps for _, setting, _, _ in more.calls] == [1, 4, 2, 2], "one pass per missing metric's images"
+    assert [setting.sampler.steps for _, setting, _, _ in more.calls] == [1, 4, 2, 2], (
+        "one pass per missing metric's images"
+    )
     assert len(lines) == 9 and len(run.evals()) == 9
     evaluate(Recorder(run, images=64), run, say=lambda text: None)
     assert len(run.evals()) == 18, "another position of the training is another value"
@@ -108,15 +116,14 @@ def test_rows_of_a_table_are_comparable_and_changed_counts_are_not(make_run) -> 
 
 def test_the_teacher_is_sampled_as_its_configuration_says() -> None:
     config = compose("teacher/emoji", ["method.steps=5", "method.guidance=3", "method.solver=ddim"])
-    (setting,) = settings(config)
-    assert (setting.weights, setting.solver, setting.steps, setting.guidance) == ("teacher", "ddim", 5, 3.0)
+    assert config.settings() == [Setting("teacher", Sampler("ddim", 5, 3.0))]
 
 
 def test_students_are_sampled_without_guidance_at_every_number_of_steps(make_run) -> None:  # noqa: ANN001
     run = make_run("flash/tiny", "eval.metrics=[kd_effnet]", "eval.weights=ema")
     session = Recorder(run)
     evaluate(session, run, say=lambda text: None)
-    assert session.calls == [(8, Setting("ema", "lcm", steps, 1.0), 0, 0) for steps in (1, 4)]
+    assert session.calls == [(8, Setting("ema", Sampler("lcm", steps)), 0, 0) for steps in (1, 4)]
 
 
 def test_wrong_requests_are_one_clear_line(make_run) -> None:  # noqa: ANN001

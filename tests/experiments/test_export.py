@@ -26,9 +26,11 @@ from core.config import UserError, compose
 from core.diffusion.solvers import few_step_sample
 from core.diffusion.timesteps import trailing_timesteps
 from core.identity import locate
+from core.sampler import FEW_STEP_SOLVERS, Sampler
 from experiments.export import export, few_step_scheduler
 
 LORA = Sharing("lora", rank=4, alpha=2, targets=("to_q", "to_k", "to_v", "to_out.0"))
+FOUR_STEPS = Sampler("lcm", 4)
 EVERY_LAYER = Sharing("lora", rank=4, alpha=2, targets=tuple(compose("flash/emoji").backbone.lora_targets))
 EMBEDDED = locate(compose("flash/emoji").backbone.path)  # v-prediction
 PROMPTS = ["red apple", "blue heart", "a dog"]
@@ -54,7 +56,7 @@ def _perturbed(backbone: PipelineBackbone) -> PipelineBackbone:
 
 
 def _ours(
-    backbone: UNetBackbone, noises: list[torch.Tensor], role: str = STUDENT, sampler: str = "lcm", eta: float = 0.0
+    backbone: UNetBackbone, noises: list[torch.Tensor], role: str = STUDENT, solver: str = "lcm", eta: float = 0.0
 ) -> torch.Tensor:
     cond = backbone.encode_text(PROMPTS)
     timesteps = trailing_timesteps(len(noises), 1000)
@@ -64,7 +66,7 @@ def _ours(
             noises,
             timesteps,
             backbone.process,
-            sampler,
+            solver,
             eta,
         )
 
@@ -88,7 +90,7 @@ def _noises(steps: int, channels: int = 4) -> list[torch.Tensor]:
 
 def _check_lora(base: Path, sharing: Sharing, out: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = _student(base, sharing)
-    export(backbone, out, steps=4)
+    export(backbone, out, FOUR_STEPS)
     pipe = StableDiffusionPipeline.from_pretrained(base)
     pipe.load_lora_weights(out)
     pipe.scheduler = LCMScheduler.from_pretrained(out, subfolder="scheduler")
@@ -112,12 +114,12 @@ def test_exported_ddim_sampler_gives_our_samples(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eta: float
 ) -> None:
     backbone = _student(teacher, LORA)
-    usage = (export(backbone, tmp_path / "out", steps=4, sampler="ddim", eta=eta) / "README.md").read_text()
+    usage = (export(backbone, tmp_path / "out", Sampler("ddim", 4, eta=eta)) / "README.md").read_text()
     assert "DDIMScheduler" in usage and ("eta=0.5" in usage) == (eta == 0.5) and "must divide" not in usage
     pipe = StableDiffusionPipeline.from_pretrained(teacher)
     pipe.load_lora_weights(tmp_path / "out")
     pipe.scheduler = DDIMScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler")
-    ours = _ours(backbone, _noises(4), sampler="ddim", eta=eta)
+    ours = _ours(backbone, _noises(4), solver="ddim", eta=eta)
     assert (ours - _ours(backbone, _noises(4))).abs().max() > 0.05, "another sampler than lcm"
     assert (ours - _theirs(pipe, _noises(4), monkeypatch, eta)).abs().max() < 1e-3
 
@@ -130,7 +132,7 @@ def test_exported_full_student_gives_our_samples(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = _student(teacher, Sharing("full"))
-    export(backbone, tmp_path / "out", steps=4)
+    export(backbone, tmp_path / "out", FOUR_STEPS)
     pipe = StableDiffusionPipeline.from_pretrained(
         teacher, unet=UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet")
     )
@@ -140,13 +142,13 @@ def test_exported_full_student_gives_our_samples(
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_scheduler_has_the_students_timesteps(teacher: Path, steps: int) -> None:
-    scheduler = few_step_scheduler(UNetBackbone.load(str(teacher), LORA), max(4, steps))
+    scheduler = few_step_scheduler(UNetBackbone.load(str(teacher), LORA), Sampler("lcm", max(4, steps)))
     scheduler.set_timesteps(steps)
     np.testing.assert_array_equal(scheduler.timesteps.numpy(), trailing_timesteps(steps, 1000))
 
 
 def test_readme_names_the_teacher_and_how_to_load(teacher: Path, tmp_path: Path) -> None:
-    text = (export(_student(teacher, LORA), tmp_path / "out", steps=4, run="0123456789") / "README.md").read_text()
+    text = (export(_student(teacher, LORA), tmp_path / "out", FOUR_STEPS, run="0123456789") / "README.md").read_text()
     assert "run 0123456789" in text and str(teacher) in text and "load_lora_weights" in text
     assert "{" not in text
 
@@ -160,7 +162,7 @@ def test_exported_flow_students_give_our_samples(tmp_path: Path, monkeypatch: py
     }[family]
     base = write(tmp_path / family)
     backbone = _perturbed(built.load(str(base), LORA, image_size=64))
-    usage = (export(backbone, tmp_path / "out", steps=4) / "README.md").read_text()
+    usage = (export(backbone, tmp_path / "out", FOUR_STEPS) / "README.md").read_text()
     assert "sigmas=[1.0, 0.75, 0.5, 0.25]" in usage and "FlowMatchLCMScheduler" in usage
     pipe = loaded.from_pretrained(base)
     pipe.load_lora_weights(tmp_path / "out")
@@ -200,13 +202,13 @@ def test_exported_flow_students_give_our_samples(tmp_path: Path, monkeypatch: py
 def test_new_noise_of_a_flows_ddim_cannot_be_exported(tmp_path: Path) -> None:
     backbone = SD3Backbone.load(str(write_tiny_sd3(tmp_path / "sd3")), LORA)
     with pytest.raises(UserError, match="eval.eta=0.3 cannot be exported.*allowed: 0"):
-        few_step_scheduler(backbone, 4, "ddim", 0.3)
-    for sampler in ("lcm", "ddim"):
+        few_step_scheduler(backbone, Sampler("ddim", 4, eta=0.3))
+    for solver in FEW_STEP_SOLVERS:
         with pytest.raises(UserError, match="steps=0 cannot be exported; allowed: at least 1"):
-            few_step_scheduler(backbone, 0, sampler)
+            few_step_scheduler(backbone, Sampler(solver, 0))
 
 
 def test_missing_ema_is_one_clear_line(teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="weights=ema cannot be exported from this run; allowed: student, ema"):
-        export(_student(teacher, LORA), tmp_path / "out", weights="ema")
+        export(_student(teacher, LORA), tmp_path / "out", FOUR_STEPS, weights="ema")
     assert not (tmp_path / "out").exists()

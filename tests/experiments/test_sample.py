@@ -11,9 +11,11 @@ from PIL import Image
 
 from core.config import compose, resolve
 from core.run import Run
+from core.sampler import Sampler, Setting
 from core.training.checkpoint import save_snapshot
-from experiments.build import Setting, build_backbone, build_method, load_run
+from experiments.build import build_backbone, build_method
 from experiments.cli import main
+from experiments.session import load_run
 
 PROMPTS = ["red apple", "blue heart"]
 
@@ -46,8 +48,8 @@ def test_sample_writes_every_image_and_a_sheet(run: Run, tmp_path: Path, capsys:
     for entry in entries:
         position = PROMPTS.index(entry["prompt"])
         solver = "dpmpp_2m" if entry["weights"] == "teacher" else "lcm"
-        setting = Setting(entry["weights"], solver, entry["steps"], entry["guidance"])
-        expected = session.sample(PROMPTS, setting, entry["seed"])
+        setting = Setting(entry["weights"], Sampler(solver, entry["steps"], entry["guidance"]))
+        expected = session.sample(PROMPTS, setting, entry["seed"]).images
         np.testing.assert_array_equal(np.asarray(Image.open(out / entry["file"])), expected[position])
     assert {(e["weights"], e["steps"], e["guidance"]) for e in entries} == {
         ("teacher", 2, 3.0), ("teacher", 3, 3.0), ("student", 1, 1.0), ("student", 2, 1.0),
@@ -63,12 +65,12 @@ def test_sample_shows_a_training_at_several_moments(run: Run, tmp_path: Path, ca
     assert [entry["setting"] for entry in entries[:2]] == [f"student 1 step after {n} images" for n in (0, 32)]
     begun, ended = (np.asarray(Image.open(out / entry["file"])) for entry in entries[:2])
     session, _ = load_run(run.path)
-    setting = Setting("student", "lcm", 1)
-    np.testing.assert_array_equal(ended, session.sample(PROMPTS, setting)[0])
+    setting = Setting("student", Sampler("lcm", 1))
+    np.testing.assert_array_equal(ended, session.sample(PROMPTS, setting).images[0])
     for name, parameter in session.backbone.role_parameters("student").items():
         if "lora_B" in name:
             parameter.data.zero_()
-    np.testing.assert_array_equal(begun, session.sample(PROMPTS, setting)[0])
+    np.testing.assert_array_equal(begun, session.sample(PROMPTS, setting).images[0])
     assert (begun != ended).any()
     capsys.readouterr()
     assert main(["sample", str(run.path), "a", "--at", "16"]) == 2

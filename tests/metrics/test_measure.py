@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.metrics.fid import frechet_distance, kernel_distance
-from core.metrics.measure import METRICS, Judges, Reference
-from core.schema import METRICS as ALLOWED
+from core.catalogue import CLIP_SCORE, DIVERSITY, FD_EFFNET, KD_EFFNET, METRICS
+from core.metrics.fid import frechet_distance, kernel_distance, load_extractor
+from core.metrics.measure import FORMULAS, Judges, Reference, value_of
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
 
 
 def _judges(tmp_path: Path) -> Judges:
-    return Judges(lambda: pytest.fail("nobody asked CLIP"), lambda: pytest.fail("nobody asked the teacher"), tmp_path)
+    loaders = {"effnet": lambda: load_extractor("effnet"), "clip": lambda: pytest.fail("nobody asked CLIP")}
+    return Judges(loaders, tmp_path)
 
 
 def _reference(reads: list[int]) -> Reference:
@@ -25,20 +26,20 @@ def _reference(reads: list[int]) -> Reference:
     return Reference("r0", len(IMAGES), images)
 
 
-def test_every_metric_of_the_schema_is_defined() -> None:
-    assert set(METRICS) == set(ALLOWED)
+def test_every_metric_has_its_formula_and_none_is_left_over() -> None:
+    assert {metric.estimator for metric in METRICS.values()} == set(FORMULAS)
 
 
 def test_values_come_from_features_and_references(tmp_path: Path) -> None:
     judges = _judges(tmp_path)
-    generated = judges.outputs("effnet", 255 - IMAGES[:50], ["x"] * 50)
+    generated = judges.network("effnet").outputs(255 - IMAGES[:50], ["x"] * 50)
     reference = judges.reference_features("effnet", _reference([]))
-    np.testing.assert_allclose(reference, judges.effnet(IMAGES), atol=1e-5)
-    assert METRICS["kd_effnet"].value(generated, reference) == kernel_distance(generated, reference)
-    assert METRICS["fd_effnet"].value(generated, reference) == frechet_distance(generated, reference)
-    assert METRICS["clip_score"].value(np.array([0.25, 0.75]), None) == 0.5
+    np.testing.assert_allclose(reference, judges.network("effnet").outputs(IMAGES, ()), atol=1e-5)
+    assert value_of(KD_EFFNET, generated, reference) == kernel_distance(generated, reference)
+    assert value_of(FD_EFFNET, generated, reference) == frechet_distance(generated, reference)
+    assert value_of(CLIP_SCORE, np.array([0.25, 0.75])) == 0.5
     same, orthogonal = np.ones((2, 3)), np.eye(3)[:2]
-    assert METRICS["diversity"].value(np.stack([same, orthogonal]), None) == pytest.approx(0.5)
+    assert value_of(DIVERSITY, np.stack([same, orthogonal])) == pytest.approx(0.5)
 
 
 def test_reference_features_are_read_once_per_set_and_network(tmp_path: Path) -> None:
@@ -56,5 +57,5 @@ def test_reference_features_are_read_once_per_set_and_network(tmp_path: Path) ->
 def test_images_of_different_shapes_are_judged(tmp_path: Path) -> None:
     photographs = [IMAGES[0], IMAGES[1], IMAGES[2, :20], IMAGES[3]]
     features = _judges(tmp_path).reference_features("effnet", Reference("r1", 4, lambda: photographs))
-    alone = _judges(tmp_path).effnet(IMAGES[3:4])
+    alone = _judges(tmp_path).network("effnet").outputs(IMAGES[3:4], ())
     np.testing.assert_allclose(features[3:], alone, atol=1e-5)

@@ -33,7 +33,7 @@ def test_every_field_changes_the_id_and_only_the_sampling_leaves_values_comparab
     other = dataclasses.replace(BASE, **{field: value + 1 if isinstance(value, int | float) else value + "x"})
     assert other.id != BASE.id
     same = other.comparable_id == BASE.comparable_id
-    assert same == (field in ("solver", "steps", "guidance", "sampling_seed"))
+    assert same == (field in ("solver", "steps", "guidance", "cache", "sampling_seed"))
 
 
 def test_ids_are_stable_and_recorded_fields_give_the_same_comparable_id() -> None:

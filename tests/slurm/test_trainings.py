@@ -36,7 +36,7 @@ budgets:
     set: {train.budget.amount: 64, data.num_variants: 1, eval.num_images: 32, eval.num_reference: 64}
 metrics: [kd_effnet, clip_score]
 evaluate: {steps: [1, 4]}
-layout: {nfe: [1, 4], splits: [train, heldout], best: {kd_effnet: min, clip_score: max}}
+layout: {nfe: [1, 4], splits: [train, heldout], best: [kd_effnet, clip_score]}
 """
 
 TINY = """

@@ -1,0 +1,125 @@
+"""Sampling sessions: a backbone with a run's weights, and pictures of prompts from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.backbones.base import STUDENT, STUDENT_EMA, Cond
+from core.config import ExperimentConfig, UserError, resolve
+from core.methods.base import Method
+from core.methods.teacher import teacher_sample
+from core.metrics.cost import SamplingCost
+from core.randomness import Stream
+from core.run import Run
+from core.sampler import Setting
+from core.training.checkpoint import latest_snapshot
+from experiments.build import build_backbone, build_method, load_role
+
+WEIGHTS = {"student": STUDENT, "ema": STUDENT_EMA}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What one call of ``Session.sample`` drew, uint8 (B, H, W, 3), and the network evaluations that it took."""
+
+    images: np.ndarray
+    cost: SamplingCost
+
+
+class Session:
+    """A backbone with a run's weights, ready to sample; ``images`` is how many the student was trained on."""
+
+    def __init__(self, config: ExperimentConfig, method: Method, images: int) -> None:
+        self.config, self.method, self.images = config, method, images
+        self.backbone = method.backbone
+        self._encoded: dict[tuple[str, ...], Cond] = {}
+        self.null = self.backbone.encode_text([""])
+
+    def encode_now(self, prompts: Sequence[str]) -> None:
+        """From now on ``sample`` of these prompts needs no text encoder."""
+        for texts in self._batches(prompts):
+            self._encoded[tuple(texts)] = self.backbone.encode_text(texts)
+
+    def _batches(self, prompts: Sequence[str]) -> Iterator[list[str]]:
+        size = self.config.eval.batch_size
+        return (list(prompts[start : start + size]) for start in range(0, len(prompts), size))
+
+    def noises(self, count: int, positions: np.ndarray, seed: int) -> list[Tensor]:
+        """Keyed noises of one sampling call: ``count`` of (B, C, H, W); position i always gets the same."""
+        shape = self.backbone.latent_shape
+        draws = [Stream(seed, "sample", f"noise {k}").normal(positions, shape) for k in range(count)]
+        return [torch.from_numpy(draw).to(self.backbone.device) for draw in draws]
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[str], setting: Setting, seed: int = 0, *, first: int = 0) -> Pictures:
+        """Draw one picture of each prompt. Prompt i is at position ``first`` + i, which alone decides its noise."""
+        images = []
+        with self.backbone.uncounted() as evaluations:
+            for texts in self._batches(prompts):
+                positions = np.arange(first, first + len(texts))
+                first += len(texts)
+                cond = self._encoded.get(tuple(texts)) or self.backbone.encode_text(texts)
+                images.append(self.backbone.decode(self._latents(setting, cond, positions, seed)))
+        return Pictures(np.concatenate(images), SamplingCost(len(prompts), evaluations))
+
+    def _latents(self, setting: Setting, cond: Cond, positions: np.ndarray, seed: int) -> Tensor:
+        sampler = setting.sampler
+        if setting.weights == "teacher":
+            noise = self.noises(1, positions, seed)[0]
+            return teacher_sample(self.backbone, noise, cond, self.null, sampler, self.method.teacher)
+        role = WEIGHTS[setting.weights]
+        if not self.config.method.trains or role not in self.backbone.roles:
+            raise UserError(
+                f"weights={setting.weights}: this run has none; allowed: teacher, student, ema (train.ema_decay > 0)"
+            )
+        noises = self.noises(self.method.num_noises(sampler.steps), positions, seed)
+        return self.method.sample(role, noises, cond, self.null, sampler)
+
+
+def load_run(
+    path_or_id: Path | str,
+    runs_dir: Path | str = "runs",
+    overrides: dict[str, Any] | None = None,
+    images: int | None = None,
+) -> tuple[Session, Run]:
+    """A trained run's session at its newest snapshot, or at that of ``images``; 0: as its training began.
+
+    ``overrides`` are execution fields (device, cache_dir).
+    """
+    run = Run.open(path_or_id, runs_dir)
+    config = run.config
+    for key, value in (overrides or {}).items():
+        setattr(config.execution, key, value)
+    stored = config.backbone.weights_hash
+    resolve(config)
+    if config.backbone.weights_hash != stored:
+        raise UserError(f"backbone.path={config.backbone.path} holds other weights than run {run.id} was trained with")
+    if images != 0:
+        config.train.init_from = None  # the snapshot has the weights
+    session = Session(config, build_method(config, build_backbone(config), training=False), 0)
+    if session.config.method.trains and images != 0:
+        load_snapshot(session, run, images)
+    return session, run
+
+
+def load_snapshot(session: Session, run: Run, images: int | None = None) -> None:
+    """The weights of a run's newest snapshot, or of that of ``images``."""
+    root = run.path / "snapshots"
+    newest = latest_snapshot(root)
+    if newest is None:
+        raise UserError(f"run {run.id} has no snapshot yet ({run.state()}); train it first")
+    snapshot = newest if images is None else root / f"{images:010d}"
+    if not snapshot.is_dir():
+        there = ", ".join(str(int(folder.name)) for folder in sorted(root.glob("[0-9]*")))
+        raise UserError(f"run {run.id} has no snapshot of {images} images; allowed: 0 (untrained), {there}")
+    for file in snapshot.glob("*.safetensors"):
+        if file.stem in session.backbone.roles:
+            load_role(session.backbone, file.stem, file)
+    session.images = int(snapshot.name)
