@@ -7,7 +7,6 @@ is done is not started again, and what was interrupted resumes.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,14 +14,12 @@ from typing import Any
 
 from ablations.grid import Cell
 from ablations.status import Status, plan, status
+from ablations.work import ALLOCATOR, job_environment, train_command
 from core.run import Run, disk_errors, find_runs
 
 POLL_S = 0.5
 PROGRESS_S = 30.0
 NO_LIMIT_MIN = 60 * 24 * 365
-# By default glibc maps and unmaps every large tensor anew; the page faults took half of the processor's time on a
-# virtual machine. Other systems ignore these names.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
 
 
 class LocalRunner:
@@ -132,26 +129,6 @@ class LocalRunner:
         final = sum(item.is_final for item in self.statuses.values())
         where = f"[{final}/{self.total}]  {cell.name} {cell.id}"
         self.say(f"{time.strftime('%H:%M:%S')}  {where}  {text}")
-
-
-def job_environment(threads: int) -> dict[str, str]:
-    """What every job of a training sets."""
-    return {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
-
-
-def train_command(cell: Cell, runs_dir: Path, threads: int, *, evaluate: bool = True) -> list[str]:
-    """The command that trains one cell; it exits with 0 at once when everything is done already."""
-    return _command(cell, "experiments.train", ["--evaluate"] if evaluate else [], runs_dir, threads)
-
-
-def evaluate_command(cell: Cell, runs_dir: Path, threads: int) -> list[str]:
-    """The command that measures what a trained cell lacks; it fails when the training is not done."""
-    return _command(cell, "experiments.evaluate", ["--finished"], runs_dir, threads)
-
-
-def _command(cell: Cell, module: str, options: list[str], runs_dir: Path, threads: int) -> list[str]:
-    command = [sys.executable, "-m", module, *options, cell.experiment, *cell.overrides]
-    return [*command, f'execution.runs_dir="{runs_dir}"', f"execution.num_threads={threads}"]
 
 
 def _last_line(error: BaseException) -> str:

@@ -94,7 +94,7 @@ def run_submit(arguments: argparse.Namespace) -> int:
 
 def _submit(arguments: argparse.Namespace, profile: Any, name: str, cells: list[Any], code: Path) -> int:
     from ablations.estimate import estimate
-    from slurm.ledger import TRAIN
+    from ablations.work import TRAIN
     from slurm.submit import Submitter
 
     submitter = Submitter(name, profile, arguments.runs_dir, code, print)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import time
 import uuid
@@ -17,29 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations.grid import Cell
 from core.run import atomic_write, disk_errors
 from core.schema import UserError
-
-TRAIN, EVALUATE = "train", "evaluate"  # kinds of jobs: a run's numbers are taken by a job of its own
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is done in one go for a cell: its run is trained, or measured as the cell asks for.
-
-    A cell that trains nothing (a teacher) is only measured.
-    """
-
-    kind: str
-    cell: Cell
-
-    @property
-    def key(self) -> str:
-        """The run's id; of a measurement also what is measured: several cells may share a run."""
-        if self.kind == TRAIN:
-            return self.cell.id
-        return f"{self.cell.id}-{hashlib.blake2b(self.cell.task.encode(), digest_size=4).hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +91,7 @@ class Ledger:
         return {key: entries[-1][1] for key, entries in self.jobs().items() if key.partition("-")[0] in runs}
 
     def jobs(self) -> dict[str, list[tuple[Submission, str]]]:
-        """By ``Work.key``: its submissions with their task's SLURM id, oldest first."""
+        """By the key of a piece of work (``Work.key``): its submissions with their task's SLURM id, oldest first."""
         out: dict[str, list[tuple[Submission, str]]] = {}
         for submission in self.submissions():
             for job, keys in zip(submission.jobs, submission.tasks, strict=False):

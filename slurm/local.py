@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ablations.grid import Cell
-from ablations.run_local import train_command
 from ablations.status import plan
+from ablations.work import train_command
 from core.schema import UserError
 from slurm.ledger import Ledger
 

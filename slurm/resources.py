@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from ablations.work import EVALUATE, Work
 from core.schema import UserError, check_choice
-from slurm.ledger import EVALUATE, Work
 from slurm.profile import Profile
 
 FILE = Path(__file__).parent / "resources.yaml"

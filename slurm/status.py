@@ -14,8 +14,9 @@ from pathlib import Path
 
 from ablations.grid import Cell
 from ablations.status import FINAL, Status, plan
+from ablations.work import EVALUATE, TRAIN, Work
 from core.run import Run
-from slurm.ledger import EVALUATE, TRAIN, Ledger, Work
+from slurm.ledger import Ledger
 from slurm.queue import JobState, Queue
 
 ENDED_BADLY = ("FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")

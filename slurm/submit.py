@@ -13,13 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from ablations.grid import Cell
-from ablations.run_local import ALLOCATOR, evaluate_command, job_environment, train_command
 from ablations.status import FINAL
+from ablations.work import (
+    ALLOCATOR,
+    EVALUATE,
+    TRAIN,
+    Work,
+    evaluate_command,
+    job_environment,
+    train_command,
+)
 from core.run import atomic_write
 from core.schema import UserError
 from core.training.preemption import EXIT_CODE
 from slurm.job import CellsJob
-from slurm.ledger import EVALUATE, TRAIN, Ledger, Submission, Work
+from slurm.ledger import Ledger, Submission
 from slurm.profile import Profile, check_plain
 from slurm.queue import Queue
 from slurm.resources import Resources, micro_batch, resources_of

@@ -10,6 +10,7 @@ from ablations import run_local
 from ablations.grid import Cell, load
 from ablations.run_local import LocalRunner
 from ablations.status import plan
+from ablations.work import train_command
 from core.run import Run
 from experiments.cli import build_parser, parse
 
@@ -102,7 +103,7 @@ def test_the_command_line_takes_the_job_s_command(file: str, monkeypatch: pytest
 
     monkeypatch.undo()
     cell = load(file).expand("tiny")[0]
-    command = run_local.train_command(cell, Path("my runs, (1)"), 3)
+    command = train_command(cell, Path("my runs, (1)"), 3)
     assert command[1:3] == ["-m", "experiments.train"]
     arguments = parse(build_parser(), ["train", *command[3:]])
     assert arguments.evaluate and arguments.experiment == "flash/tiny"

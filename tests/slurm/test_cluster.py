@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from ablations.grid import Cell, load
+from ablations.work import EVALUATE, TRAIN, Work
 from core.run import atomic_write
 from slurm.doctor import examine
-from slurm.ledger import EVALUATE, TRAIN, Work
 from slurm.local_cluster import Cluster, running
 from slurm.profile import load as load_profile
 from slurm.queue import Queue

@@ -17,11 +17,12 @@ import pytest
 
 from ablations.estimate import Estimate, estimate, size_text
 from ablations.grid import load
+from ablations.work import EVALUATE, TRAIN, Work
 from core.run import Run, find_runs
 from experiments.cli import main
 from slurm.clean import superfluous
 from slurm.job import CellsJob
-from slurm.ledger import EVALUATE, TRAIN, Ledger, Work
+from slurm.ledger import Ledger
 from slurm.local import background_pid
 from slurm.profile import Profile
 from slurm.queue import JobState
