@@ -33,7 +33,7 @@ class Work:
         """The run's id; of a measurement also what is measured: several cells may share a run."""
         if self.kind == TRAIN:
             return self.cell.id
-        return f"{self.cell.id}-{hashlib.blake2b(self.cell.task.encode(), digest_size=4).hexdigest()}"
+        return f"{self.cell.id}-{hashlib.blake2b(self.cell.key.encode(), digest_size=4).hexdigest()}"
 
 
 def job_environment(threads: int) -> dict[str, str]:

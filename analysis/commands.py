@@ -121,7 +121,7 @@ def run_claims(arguments: argparse.Namespace) -> int:
         check_choice("GRID", name, known)
     judgements = []
     for name in arguments.names or known:
-        grid = load(name, arguments.local)
+        grid = load(name, arguments.machine)
         of = results(grid, arguments.scale, arguments.budget, [arguments.runs_dir, RECORDS])
         judgements += judge(of)
     return _give(claims_markdown(judgements), arguments.out)
