@@ -22,7 +22,7 @@ def register(subparsers: _SubParsersAction) -> None:
     _on_a_grid(actions, "show", "the cells: ids and what sets them apart").set_defaults(run=_show)
     _on_a_grid(actions, "plan", "what `run` would do").set_defaults(run=_plan)
     run = _on_a_grid(actions, "run", "train and measure what is missing, on this machine")
-    run.add_argument("--slots", type=int, default=1, metavar="N", help="cells at work at a time; default: 1")
+    run.add_argument("--slots", type=int, default=1, metavar="N", help="cells that run at a time; default: 1")
     run.set_defaults(run=_run)
 
 
@@ -31,18 +31,18 @@ def _on_a_grid(actions: _SubParsersAction, name: str, summary: str) -> ArgumentP
 
 
 def add_grid_arguments(parser: ArgumentParser) -> ArgumentParser:
-    """NAME and ``add_place_arguments``: of every command that is about one grid."""
+    """Add NAME and ``add_place_arguments``, which every command about one grid takes."""
     parser.add_argument("name", metavar="NAME", help="a grid's name, or a YAML file")
     return add_place_arguments(parser)
 
 
 def add_place_arguments(parser: ArgumentParser) -> ArgumentParser:
-    """Scale, budget, and what differs between machines."""
+    """Add scale, budget, and what differs between machines."""
     parser.add_argument("--scale", default="emoji", help="emoji, paper or tiny; default: emoji")
     parser.add_argument("--budget", default="full", help="a budget of the grid; default: full")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     where = "where things lie on this machine, e.g. data.path=/data/shards"
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="local", help=where)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="machine", help=where)
     return parser
 
 
@@ -50,7 +50,7 @@ def load_grid(arguments: Namespace) -> Grid:
     """The grid that the arguments name."""
     from ablations.grid import load
 
-    return load(arguments.name, arguments.local)
+    return load(arguments.name, arguments.machine)
 
 
 def _cells(arguments: Namespace) -> list[Cell]:
@@ -68,22 +68,27 @@ def _list(arguments: Namespace) -> int:
 
 def _show(arguments: Namespace) -> int:
     cells = _cells(arguments)
-    hidden = ("seed=", "execution.", "eval.")
     common = set.intersection(*(set(cell.overrides) for cell in cells))
     rows = [("row", "seed", "run", "experiment", "differences")]
     for cell in cells:
-        own = [o for o in cell.overrides if o not in common and not o.startswith(hidden)]
-        rows.append((cell.row, str(cell.seed), cell.id, cell.experiment, " ".join(own) or "-"))
+        rows.append((cell.row, str(cell.seed), cell.id, cell.experiment, _differences(cell, common)))
     print_columns(rows)
     print(f"{len(cells)} cells, {len({cell.id for cell in cells})} runs")
     return 0
 
 
+def _differences(cell: Cell, common: set[str]) -> str:
+    """The overrides that set a cell apart; its seed has a column, and how it is run or measured is left out."""
+    hidden = ("seed=", "execution.", "eval.")
+    own = [override for override in cell.overrides if override not in common and not override.startswith(hidden)]
+    return " ".join(own) or "-"
+
+
 def _plan(arguments: Namespace) -> int:
     from ablations.estimate import estimate
-    from ablations.status import plan
+    from ablations.status import statuses
 
-    todo = [item for item in plan(_cells(arguments), arguments.runs_dir) if not item.is_final]
+    todo = [item for item in statuses(_cells(arguments), arguments.runs_dir) if not item.is_final]
     verbs = {"trained": "measure", "failed": "resume", "running": "wait for"}
     rows = [(verbs.get(i.state, "train"), i.cell.name, i.cell.id, i.reason) for i in todo]
     print_columns(rows)
@@ -100,9 +105,9 @@ def _run(arguments: Namespace) -> int:
         raise UserError(f"--slots={arguments.slots} is out of range; allowed: at least 1")
     say = functools.partial(print, flush=True)
     runner = LocalRunner(_cells(arguments), arguments.runs_dir, arguments.slots, say)
-    statuses = runner.run()
-    _print_statuses(statuses)
-    return 0 if all(item.is_final for item in statuses) else 1
+    ended = runner.run()
+    _print_statuses(ended)
+    return 0 if all(item.is_final for item in ended) else 1
 
 
 def _print_statuses(statuses: list[Status]) -> None:
@@ -114,13 +119,13 @@ def _print_statuses(statuses: list[Status]) -> None:
 
 
 def print_states(rows: list[tuple[str, ...]], states: list[str]) -> None:
-    """Columns, and how many cells are in each state."""
+    """Print columns, and how many cells are in each state."""
     print_columns(rows)
     print(", ".join(f"{count} {state}" for state, count in Counter(states).items()))
 
 
 def print_columns(rows: list[tuple[str, ...]]) -> None:
-    """Left-aligned columns; the first row is the heading."""
+    """Print left-aligned columns; the first row is the heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

@@ -1,10 +1,10 @@
-"""What the missing part of a grid will take, from finished runs of the same experiments. Torch-free."""
+"""Time and disk that the missing part of a grid will take, from finished runs of the same experiments. Torch-free."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ MOST_LATENT_CHANNELS, LATENT_STRIDE = 16, 8  # of the autoencoders in use
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of training alone. ``unknown``: experiments of which no run has finished, so that nothing was measured."""
+    """Time and disk of trainings alone. ``unknown``: experiments of which no run has finished to tell."""
 
     device_hours: float = 0.0
     runs_bytes: float = 0.0
@@ -41,19 +41,41 @@ class Estimate:
 
 def estimate(cells: Sequence[Cell], runs_dir: Path) -> Estimate:
     """Device-hours and bytes that training ``cells`` will take."""
-    trained = list({cell.id: cell for cell in cells if cell.config.method.trains}.values())
-    names = sorted({cell.config.name for cell in trained})
-    measured = {name: _measured(runs_dir, name) for name in names}
-    unknown = tuple(name for name in names if not measured[name])
+    trained = _trained_runs(cells)
+    names = sorted({config.name for config in trained.values()})
+    medians = {name: _medians(runs_dir, name) for name in names}
     hours = size = 0.0
-    for cell in trained:
-        if found := measured[cell.config.name]:
-            hours += median(one[0] for one in found) * budget_images(cell.config)
-            size += median(one[1] for one in found)
-    posed = [(json.dumps(teacher_problem(cell.config), sort_keys=True), cell.config) for cell in trained]
-    distinct = {problem: config for problem, config in posed if problem != "null"}
-    solutions = sum(budget_images(config) * _latent_bytes(config) for config in distinct.values())
-    return Estimate(hours, size, solutions, unknown)
+    for config in trained.values():
+        known = medians[config.name]
+        if known is not None:
+            hours += known[0] * budget_images(config)
+            size += known[1]
+    unknown = tuple(name for name in names if medians[name] is None)
+    return Estimate(hours, size, _solutions_bytes(trained.values()), unknown)
+
+
+def _trained_runs(cells: Iterable[Cell]) -> dict[str, ExperimentConfig]:
+    """Configurations by id, without those that train nothing."""
+    return {cell.id: cell.config for cell in cells if cell.config.method.trains}
+
+
+def _solutions_bytes(configs: Iterable[ExperimentConfig]) -> float:
+    """Bytes of all teacher solutions; runs whose teacher solves the same problems share theirs."""
+    distinct = {}
+    for config in configs:
+        problem = teacher_problem(config)
+        if problem is not None:
+            distinct[json.dumps(problem, sort_keys=True)] = config
+    return sum(budget_images(config) * _latent_bytes(config) for config in distinct.values())
+
+
+def _medians(runs_dir: Path, name: str) -> tuple[float, float] | None:
+    """Device-hours per image and bytes of a folder, over finished runs of an experiment; None: none has finished."""
+    found = _measured(runs_dir, name)
+    if not found:
+        return None
+    hours, sizes = zip(*found, strict=True)
+    return median(hours), median(sizes)
 
 
 def _measured(runs_dir: Path, name: str) -> list[tuple[float, int]]:
@@ -69,7 +91,7 @@ def _measured(runs_dir: Path, name: str) -> list[tuple[float, int]]:
 
 
 def _latent_bytes(config: ExperimentConfig) -> int:
-    """Of one stored solution, fp32."""
+    """Bytes of one stored solution, fp32."""
     return 4 * MOST_LATENT_CHANNELS * (config.data.image_size // LATENT_STRIDE) ** 2
 
 

@@ -1,6 +1,16 @@
 """Grids: load a YAML, check it, and expand it to cells, each of which is one run. Torch-free.
 
-A cell is its run's id: cells of several grids or rows with the same configuration are one run.
+Words, here and in ``slurm``, each with one meaning:
+
+- run: one training, or one teacher that is only measured. Its id is the hash of its configuration.
+- cell: a row of a grid at one seed: a run, and how it is measured. Cells with the same configuration share a run.
+- work: one training or one measurement of a cell.
+- job: a process tree that the scheduler starts; it does the work of one or more cells.
+- task: an element of a SLURM job array.
+- state: one word for where a run, cell or job is: planned, trained, running, done, ...
+- status: all that is known of a cell or job: its state, where it is, why.
+- plan: what a command would do.
+- local: on this machine instead of a cluster. What may differ between machines is called ``machine``.
 """
 
 from __future__ import annotations
@@ -9,7 +19,7 @@ import contextlib
 import fnmatch
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +29,9 @@ from core.config import ExperimentConfig, UserError, compose, read_yaml, resolve
 from core.schema import check_choice, nearest
 
 FOLDER = Path(__file__).parent
+_AxisPoint = dict[str, Any]  # values by key, of keys that vary together
 # What may differ between machines: where things lie and how they are executed.
-LOCAL = ("*.path", "*_path", "backbone.revision", "eval.batch_size", "execution.*")
+MACHINE_KEYS = ("*.path", "*_path", "backbone.revision", "eval.batch_size", "execution.*")
 
 
 @dataclass(frozen=True)
@@ -43,14 +54,14 @@ class Cell:
         return f"{self.row}-s{self.seed}"
 
     @property
-    def task(self) -> str:
-        """What is to be done: a run and what is measured of it. Rows may measure one run in several ways."""
+    def key(self) -> str:
+        """The run and what is measured of it: cells with one key ask for the same. Rows may share a run."""
         return f"{self.id} {self.config.eval}"
 
 
 @dataclass
 class _Expansion:
-    """Of one grid at one scale and budget: the cells so far, and the folders' hashes, taken once for all of them."""
+    """The cells of a grid so far, at one scale and budget, and the folders' hashes, taken once for all of them."""
 
     scale: str
     budget: str
@@ -77,7 +88,7 @@ class Grid:
     layout: Layout
     published: str
     at: Mapping[str, Scaled]
-    local: tuple[str, ...] = ()  # overrides of this machine, for every cell
+    machine: tuple[str, ...] = ()  # overrides of this machine, for every cell
 
     def expand(self, scale: str = "emoji", budget: str = "full", *, strict: bool = True) -> list[Cell]:
         """All cells, parents before their children; UserError when a row does not resolve.
@@ -147,7 +158,7 @@ class Grid:
         return cell
 
     def _overrides(self, row: Row, seed: int, budget: str, scale: str) -> list[str]:
-        """What the grid asks for; the budget's values first, so that a row may set its own."""
+        """The overrides that the grid asks for; the budget's values first, so that a row may set its own."""
         reference = row in self.references
         shared = self.budgets[budget].set  # nothing is trained in a reference, it is only measured
         values = {k: v for k, v in shared.items() if not reference or k.startswith("eval.")} | {
@@ -161,7 +172,7 @@ class Grid:
         }
         label = json.dumps(f"{row.id}-s{seed}")
         texts = (f"{key}={_literal(value)}" for key, value in values.items())
-        return [*texts, f"execution.label={label}", *self.local]
+        return [*texts, f"execution.label={label}", *self.machine]
 
 
 def names() -> list[str]:
@@ -169,15 +180,13 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load(name: str, local: Sequence[str] = ()) -> Grid:
+def load(name: str, machine: Sequence[str] = ()) -> Grid:
     """A grid by name, or by the path of one's own YAML file; UserError names the file and the key.
 
-    ``local``: overrides that say where things lie on this machine, e.g. ``data.path=/data/shards`` (LOCAL).
+    ``machine``: overrides of this machine, e.g. where data lie: ``data.path=/data/shards`` (MACHINE_KEYS).
     """
-    for override in local:
-        key, equals, _ = override.partition("=")
-        if not equals or not any(fnmatch.fnmatchcase(key, pattern) for pattern in LOCAL):
-            raise UserError(f"--set {override}: a grid's cells are what its file says; allowed: {', '.join(LOCAL)}")
+    for override in machine:
+        _check_machine_key(override)
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = names()
@@ -190,8 +199,15 @@ def load(name: str, local: Sequence[str] = ()) -> Grid:
     return Grid(
         path.stem, Path(path.name), spec.title, spec.source, spec.base, tuple(spec.seeds), tuple(spec.rows),
         tuple(spec.references), spec.budgets, tuple(spec.metrics), spec.evaluate, spec.layout, spec.published, spec.at,
-        tuple(local),
+        tuple(machine),
     )  # fmt: skip
+
+
+def _check_machine_key(override: str) -> None:
+    key, equals, _ = override.partition("=")
+    if not equals or not any(fnmatch.fnmatchcase(key, pattern) for pattern in MACHINE_KEYS):
+        allowed = ", ".join(MACHINE_KEYS)
+        raise UserError(f"--set {override}: a grid's cells are what its file says; allowed: {allowed}")
 
 
 def _axis_rows(spec: GridSpec) -> Iterator[Row]:
@@ -200,22 +216,45 @@ def _axis_rows(spec: GridSpec) -> Iterator[Row]:
         return
     check_choice("combine", spec.combine, ("product", "zip"))
     axes = [_axis(label, values) for label, values in spec.axes.items()]
-    if spec.combine == "zip" and len({len(axis) for axis in axes}) > 1:
+    points = _points(spec, axes)
+    keys = {key for axis in axes for key in axis[0]}
+    for key in itertools.chain(*spec.exclude):
+        check_choice("exclude", key, keys)
+    for point in points:
+        values = dict(itertools.chain(*(part.items() for part in point)))
+        if not _is_excluded(values, spec.exclude):
+            yield Row(id=_axis_row_id(values), label=_axis_row_label(spec.axes, point), set=values)
+
+
+def _points(spec: GridSpec, axes: Sequence[list[_AxisPoint]]) -> Iterable[tuple[_AxisPoint, ...]]:
+    """Combinations of one point of every axis; UserError when axes to be zipped differ in length."""
+    if spec.combine == "product":
+        return itertools.product(*axes)
+    if len(set(map(len, axes))) > 1:
         lengths = ", ".join(f"{label} {len(axis)}" for label, axis in zip(spec.axes, axes, strict=True))
         raise UserError(f"axes: zip needs as many values on every axis; got {lengths}")
-    keys = {key for axis in axes for key in axis[0]}
-    for key in (key for entry in spec.exclude for key in entry):
-        check_choice("exclude", key, keys)
-    for point in zip(*axes, strict=True) if spec.combine == "zip" else itertools.product(*axes):
-        values = {key: value for part in point for key, value in part.items()}
-        if not any(entry.items() <= values.items() for entry in spec.exclude):
-            name = "-".join(f"{key.rpartition('.')[2]}={_literal(value)}" for key, value in values.items())
-            shown = zip(spec.axes, point, strict=True)
-            label = ", ".join(f"{axis} = {', '.join(map(_literal, part.values()))}" for axis, part in shown)
-            yield Row(id=name.replace("/", "_"), label=label, set=values)
+    return zip(*axes, strict=True)
 
 
-def _axis(label: str, keys: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _is_excluded(values: _AxisPoint, exclude: Iterable[_AxisPoint]) -> bool:
+    return any(entry.items() <= values.items() for entry in exclude)
+
+
+def _axis_row_id(values: _AxisPoint) -> str:
+    """``num_timesteps=16-batch_size=8``: without the keys' groups, and fit for a folder's name."""
+    parts = (f"{key.rpartition('.')[2]}={_literal(value)}" for key, value in values.items())
+    return "-".join(parts).replace("/", "_")
+
+
+def _axis_row_label(axes: Iterable[str], point: Sequence[_AxisPoint]) -> str:
+    """``K = 16, batch = 8, 64``: all values of an axis after its label."""
+    parts = []
+    for label, values in zip(axes, point, strict=True):
+        parts.append(f"{label} = {', '.join(map(_literal, values.values()))}")
+    return ", ".join(parts)
+
+
+def _axis(label: str, keys: Mapping[str, Any]) -> list[_AxisPoint]:
     """Points of one axis; its keys vary together."""
     lengths = {len(v) if isinstance(v, list) else 0 for v in keys.values()}
     if len(lengths) != 1 or 0 in lengths:
@@ -229,9 +268,14 @@ def _literal(value: Any) -> str:
         return f"[{','.join(map(_literal, value))}]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{k}:{_literal(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, str) and not value.replace("_", "").replace("-", "").replace("/", "").isalnum():
-        return json.dumps(value)
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str) and _is_word(value):
+        return value
+    return json.dumps(value)
+
+
+def _is_word(text: str) -> bool:
+    """Whether the grammar takes the text without quotes."""
+    return text.replace("_", "").replace("-", "").replace("/", "").isalnum()
 
 
 @contextlib.contextmanager

@@ -7,30 +7,27 @@ is done is not started again, and what was interrupted resumes.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ablations.grid import Cell
-from ablations.status import Status, plan, status
+from ablations.status import Status, status_of, statuses
+from ablations.work import ALLOCATOR, job_environment, train_command
 from core.run import Run, disk_errors, find_runs
 
 POLL_S = 0.5
 PROGRESS_S = 30.0
 NO_LIMIT_MIN = 60 * 24 * 365
-# By default glibc maps and unmaps every large tensor anew; the page faults took half of the processor's time on a
-# virtual machine. Other systems ignore these names.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
 
 
 class LocalRunner:
-    """Keeps up to ``slots`` cells at work until every cell is final, has failed, or lacks its parent."""
+    """Runs up to ``slots`` cells at a time until every cell is final, has failed, or lacks its parent."""
 
     def __init__(self, cells: Sequence[Cell], runs_dir: Path, slots: int, say: Callable[[str], None]) -> None:
         self.runs_dir, self.slots, self.say = runs_dir, slots, say
-        self.statuses = {item.cell.task: item for item in plan(cells, runs_dir)}
+        self.statuses = {item.cell.key: item for item in statuses(cells, runs_dir)}
         self.total = len(self.statuses)
         self._jobs: dict[str, tuple[Any, float]] = {}
         self._failed: set[str] = set()  # ids of runs
@@ -43,7 +40,7 @@ class LocalRunner:
         for item in self.statuses.values():
             if item.state == "running":
                 self._tell(item.cell, "is being trained by another process; left to it")
-        waiting = [cell for cell in waiting if self.statuses[cell.task].state != "running"]
+        waiting = [cell for cell in waiting if self.statuses[cell.key].state != "running"]
         # References first: the teacher's many steps are often the longest cell, which should not run alone at the end.
         waiting.sort(key=lambda cell: cell.config.method.trains)
         try:
@@ -65,20 +62,27 @@ class LocalRunner:
             parents = [item for item in self.statuses.values() if item.cell.id in cell.parents]
             if cell.id in self._failed:
                 self._tell(cell, "not started: its run has failed")
-            elif all(p.is_final for p in parents):
-                if len(self._jobs) < self.slots and not self._at_work(cell):
-                    self._submit(cell)
-                else:
-                    left.append(cell)
-            elif any(p.cell.task in self._jobs or p.cell in waiting for p in parents):
-                left.append(cell)
-            else:
+            elif not self._may_become_final(parents, waiting):
                 self._tell(cell, f"not started: its parent {cell.parents[0]} is not done")
+            elif self._may_start(cell, parents):
+                self._submit(cell)
+            else:
+                left.append(cell)
         return left
 
-    def _at_work(self, cell: Cell) -> bool:
-        """Whether a job of the cell's run, perhaps for another of its tasks, is at work."""
-        return any(self.statuses[task].cell.id == cell.id for task in self._jobs)
+    def _may_become_final(self, parents: Sequence[Status], waiting: Sequence[Cell]) -> bool:
+        """Whether all parents are final, or one of them runs or waits."""
+        if all(parent.is_final for parent in parents):
+            return True
+        return any(parent.cell.key in self._jobs or parent.cell in waiting for parent in parents)
+
+    def _may_start(self, cell: Cell, parents: Sequence[Status]) -> bool:
+        has_slot = len(self._jobs) < self.slots
+        return has_slot and all(parent.is_final for parent in parents) and not self._is_running(cell)
+
+    def _is_running(self, cell: Cell) -> bool:
+        """Whether the cell's run is in a job, perhaps to be measured as another cell asks for."""
+        return any(self.statuses[key].cell.id == cell.id for key in self._jobs)
 
     def _submit(self, cell: Cell) -> None:
         from submitit.core.utils import CommandFunction
@@ -93,23 +97,23 @@ class LocalRunner:
         # The executor hides accelerators from its job; the command gets this process's own environment.
         environment = {**ALLOCATOR, **os.environ, **job_environment(threads)}
         job = self._executor.submit(CommandFunction(command, verbose=False, env=environment))
-        self._jobs[cell.task] = (job, time.monotonic())
+        self._jobs[cell.key] = (job, time.monotonic())
         self._tell(cell, f"started (log: {job.paths.folder})")
 
     def _finish(self) -> None:
-        for task, (job, started) in list(self._jobs.items()):
+        for key, (job, started) in list(self._jobs.items()):
             if not job.done():
                 continue
-            del self._jobs[task]
-            cell = self.statuses[task].cell
+            del self._jobs[key]
+            cell = self.statuses[key].cell
             error = job.exception()
             path = self._folder(cell)
-            now = status(cell, path)
+            now = status_of(cell, path)
             if error is not None and not now.is_final:
                 now = Status(cell, "failed", path, now.reason or _last_line(error))
             if not now.is_final:
                 self._failed.add(cell.id)
-            self.statuses[task] = now
+            self.statuses[key] = now
             text = f"{now.state} after {time.monotonic() - started:.0f} s"
             self._tell(cell, f"{text}: {now.reason}" if now.reason else text)
 
@@ -118,8 +122,8 @@ class LocalRunner:
         if not self._jobs or time.monotonic() - self._told < PROGRESS_S:
             return
         self._told = time.monotonic()
-        for task in self._jobs:
-            cell = self.statuses[task].cell
+        for key in self._jobs:
+            cell = self.statuses[key].cell
             path = self._folder(cell)
             text = Run.open(path).progress() if path else ""
             if text:
@@ -134,28 +138,8 @@ class LocalRunner:
         self.say(f"{time.strftime('%H:%M:%S')}  {where}  {text}")
 
 
-def job_environment(threads: int) -> dict[str, str]:
-    """What every job of a training sets."""
-    return {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
-
-
-def train_command(cell: Cell, runs_dir: Path, threads: int, *, evaluate: bool = True) -> list[str]:
-    """The command that trains one cell; it exits with 0 at once when everything is done already."""
-    return _command(cell, "experiments.train", ["--evaluate"] if evaluate else [], runs_dir, threads)
-
-
-def evaluate_command(cell: Cell, runs_dir: Path, threads: int) -> list[str]:
-    """The command that measures what a trained cell lacks; it fails when the training is not done."""
-    return _command(cell, "experiments.evaluate", ["--finished"], runs_dir, threads)
-
-
-def _command(cell: Cell, module: str, options: list[str], runs_dir: Path, threads: int) -> list[str]:
-    command = [sys.executable, "-m", module, *options, cell.experiment, *cell.overrides]
-    return [*command, f'execution.runs_dir="{runs_dir}"', f"execution.num_threads={threads}"]
-
-
 def _last_line(error: BaseException) -> str:
-    """What the command said last on stderr; submitit puts it between its traceback and a ruler."""
+    """The command's last line on stderr, which submitit puts between its traceback and a ruler."""
     said = str(error).rpartition("FailedJobError: ")[2].partition("\n------")[0]
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -51,7 +51,7 @@ class Evaluate:
 
 @dataclass
 class Scaled:
-    """What a scale measures and shows instead of the grid's own; empty: the same."""
+    """Metrics, steps and layout of one scale instead of the grid's own; empty: the same."""
 
     metrics: list[str] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
@@ -113,14 +113,21 @@ class GridSpec:
         for name in ids:
             if ids.count(name) > 1:
                 raise UserError(f"row id '{name}' is used {ids.count(name)} times; ids are unique")
-            if name in ("True", "False"):
-                raise UserError(f"row id {name}: YAML reads on, off, yes and no as such; choose another id")
-            if "/" in name or not name:
-                raise UserError(f"row id '{name}' is a part of a folder's name: not empty, without '/'")
-        row_ids = [row.id for row in self.rows]
+            _check_row_id(name)
+        self._validate_references_to_rows([row.id for row in self.rows])
+
+    def _validate_references_to_rows(self, ids: list[str]) -> None:
+        """Parents and budgets name rows that the grid has."""
         for row in self.rows:
             if row.parent is not None:
-                check_choice(f"row {row.id}: parent", row.parent, row_ids)
+                check_choice(f"row {row.id}: parent", row.parent, ids)
         for name, budget in self.budgets.items():
             for row in budget.rows:
-                check_choice(f"budgets.{name}.rows", row, row_ids)
+                check_choice(f"budgets.{name}.rows", row, ids)
+
+
+def _check_row_id(name: str) -> None:
+    if name in ("True", "False"):
+        raise UserError(f"row id {name}: YAML reads on, off, yes and no as such; choose another id")
+    if "/" in name or not name:
+        raise UserError(f"row id '{name}' is a part of a folder's name: not empty, without '/'")

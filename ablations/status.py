@@ -1,4 +1,4 @@
-"""What of a grid is done, running or to do, from run folders alone. Torch-free."""
+"""The status of a grid's cells (done, running, to do, and why), from run folders alone. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ FINAL = ("done", "diverged")  # a diverged run is a result
 
 @dataclass(frozen=True)
 class Status:
-    """``state`` is the run's, but ``trained`` while numbers that the grid asks for are missing."""
+    """Everything that is known of a cell without asking a cluster.
+
+    ``state`` is the run's, but ``trained`` while numbers that the grid asks for are missing.
+    """
 
     cell: Cell
     state: str
@@ -29,15 +32,15 @@ class Status:
         return self.state in FINAL
 
 
-def plan(cells: Iterable[Cell], runs_dir: Path) -> list[Status]:
-    """One status for every distinct task among ``cells``, in their order."""
-    distinct = {cell.task: cell for cell in reversed(list(cells))}
+def statuses(cells: Iterable[Cell], runs_dir: Path) -> list[Status]:
+    """One status for every distinct cell (by its key), in the order of ``cells``."""
+    distinct = {cell.key: cell for cell in reversed(list(cells))}
     found = {path.name.rpartition("-")[2]: path for path in find_runs(runs_dir)}
-    return [status(cell, found.get(cell.id)) for cell in reversed(distinct.values())]
+    return [status_of(cell, found.get(cell.id)) for cell in reversed(distinct.values())]
 
 
-def status(cell: Cell, path: Path | None) -> Status:
-    """State of one cell whose run, if there is one, lies at ``path``."""
+def status_of(cell: Cell, path: Path | None) -> Status:
+    """The status of one cell whose run, if there is one, lies at ``path``."""
     if path is None:
         return Status(cell, "planned", None)
     run = Run.open(path)

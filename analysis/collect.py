@@ -1,7 +1,7 @@
 """From run folders and committed records to one tidy frame: one line for every number that a grid asks for.
 
 A planned number that does not exist yet is a line with ``value`` nan, so that holes are data and not absence.
-Committed records (``analysis/records/<run id>/``, one for all grids that have the run) are small run folders
+Committed records (``analysis/records/runs/<run id>/``, one for all grids that have the run) are small run folders
 and go through the same code.
 """
 
@@ -23,7 +23,7 @@ from core.metrics.protocol import SAMPLING_FIELDS, comparable_id
 from core.run import Run, find_runs
 from core.schema import UserError
 
-RECORDS = Path(__file__).parent / "records"
+RECORDS = Path(__file__).parent / "records" / "runs"
 COLUMNS = [
     "grid", "scale", "budget", "row", "label", "reference", "seed", "run", "state", "dirty",
     "metric", "split", "steps", "nfe", "guidance", "weights", "images", "value", "n",

@@ -23,7 +23,7 @@ def register(subparsers: Any) -> None:
     report = _command(subparsers, "report", run_report, "print a grid's table, draw its figure, write its HTML page")
     report.add_argument("--out", type=Path, default=Path("out"), help="folder or .html file (default: out)")
     records = _command(subparsers, "records", run_records, "keep the small files of a grid's runs for committing")
-    records.add_argument("--out", type=Path, help="folder to write to (default: analysis/records)")
+    records.add_argument("--out", type=Path, help="folder to write to (default: analysis/records/runs)")
     claims = subparsers.add_parser("claims", help="judge the papers' claims from the runs of their grids")
     add_place_arguments(claims).add_argument("names", nargs="*", metavar="GRID", help="default: every grid with claims")
     claims.add_argument("--out", type=Path, help="Markdown file to write instead of printing")
@@ -122,7 +122,7 @@ def run_claims(arguments: argparse.Namespace) -> int:
         check_choice("GRID", name, known)
     judgements = []
     for name in arguments.names or known:
-        grid = load(name, arguments.local)
+        grid = load(name, arguments.machine)
         of = results(grid, arguments.scale, arguments.budget, [arguments.runs_dir, RECORDS])
         judgements += judge(of)
     return _give(claims_markdown(judgements), arguments.out)
@@ -145,7 +145,7 @@ def run_results(arguments: argparse.Namespace) -> int:
 
 def run_records(arguments: argparse.Namespace) -> int:
     from analysis.collect import RECORDS, cell_runs
-    from analysis.records import save_records
+    from analysis.keep_records import save_records
 
     grid = load_grid(arguments)
     folder = arguments.out or RECORDS

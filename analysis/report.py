@@ -12,9 +12,9 @@ import jinja2
 
 from analysis.collect import CellRun, Results
 from analysis.figures import caption, grid_figure, inline_svg, training_curves
+from analysis.keep_records import newest_sheet, small_webp
 from analysis.labels import plain
 from analysis.labels import to_html as label_html
-from analysis.records import newest_sheet, small_webp
 from analysis.render import JUDGEMENT_COLUMNS, judgement_cells, to_html
 from analysis.tables import Table, build_table
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core.identity import fill_hashes, identity_dict, locate, run_id
-from core.overrides import own, plain, split
+from core.overrides import fitting, own, split
 from core.remembered import recall, remember
 from core.schema import (
     MISSING,
@@ -109,7 +109,7 @@ def _changed(experiment: str, groups: tuple[str, ...], values: Sequence[tuple[st
         text = json.dumps(_rows_of_floats(value))
         if "${" in text or value == MISSING:
             return None
-        taken = plain(value, getattr(owner, leaf))
+        taken = fitting(value, getattr(owner, leaf))
         if taken is not None:
             setattr(owner, leaf, taken)
             continue
@@ -145,7 +145,7 @@ def _base_object(experiment: str, groups: tuple[str, ...]) -> bytes | None:
 
 @functools.cache
 def _sources_hash() -> str:
-    """Of everything that a composition is made from: the YAML files and the schemas."""
+    """Hash of everything that a composition is made from: the YAML files and the schemas."""
     core = Path(__file__).parent
     files = [*config_dir().rglob("*.yaml"), core / "schema.py", *(core / "methods").glob("*_config.py")]
     digest = hashlib.blake2b(digest_size=8)

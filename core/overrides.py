@@ -1,4 +1,4 @@
-"""Overrides ``key=value``: in Hydra's grammar, and without Hydra where they are plain. Torch-free."""
+"""Overrides ``key=value``: in Hydra's grammar, and without Hydra where they are simple. Torch-free."""
 
 from __future__ import annotations
 
@@ -19,26 +19,39 @@ _WORD = re.compile(r"[a-zA-Z_]\w*")
 _NO_WORDS = ("true", "false", "null", "nan", "inf")
 
 
-def plain_value(text: str) -> Any:
+def simple_value(text: str) -> Any:
     """A number, a quoted text, or a list of numbers and words; None for what Hydra's grammar is needed for."""
+    if text.startswith("[") and text.endswith("]"):
+        return _simple_list(text[1:-1])
+    return _simple_scalar(text)
+
+
+def _simple_scalar(text: str) -> int | float | str | None:
     if _INT.fullmatch(text):
         return int(text)
     if _FLOAT.fullmatch(text):
         return float(text)
-    if quoted := _QUOTED.fullmatch(text):
-        return quoted[1]
-    if not (text.startswith("[") and text.endswith("]")):
-        return None
-    parts = [part.strip(" ") for part in text[1:-1].split(",")]
-    values = [part if _WORD.fullmatch(part) and part.lower() not in _NO_WORDS else plain_value(part) for part in parts]
-    return values if all(type(value) in (int, float, str) for value in values) else None
+    quoted = _QUOTED.fullmatch(text)
+    return quoted[1] if quoted else None
+
+
+def _simple_list(text: str) -> list[int | float | str] | None:
+    values = []
+    for part in text.split(","):
+        item = part.strip(" ")
+        is_word = _WORD.fullmatch(item) and item.lower() not in _NO_WORDS
+        value = item if is_word else _simple_scalar(item)
+        if value is None:
+            return None
+        values.append(value)
+    return values
 
 
 @functools.lru_cache(maxsize=4096)
 def parse(text: str) -> tuple[str, Any]:
     """Key and value of an override in Hydra's grammar, whose parser needs a millisecond; UserError for any other."""
     found = _KEY.fullmatch(text)
-    value = plain_value(found["value"]) if found else None
+    value = simple_value(found["value"]) if found else None
     if value is not None:
         return found["key"], value
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -73,15 +86,27 @@ def own(value: Any) -> Any:
     return copy.deepcopy(value) if isinstance(value, list | dict) else value
 
 
-def plain(value: Any, current: Any) -> Any:
-    """``value`` where OmegaConf would take it as it is in place of ``current``, or as floats; otherwise None."""
-    if isinstance(value, list) and isinstance(current, list) and value and current:
-        given, held = {type(x) for x in value}, {type(x) for x in current}
-        if held == {float} and given <= {int, float}:
-            return [float(x) for x in value] if all(math.isfinite(x) for x in value) else None
-        return list(value) if given == held and held < {int, str} else None
-    if type(value) is not type(current):
+def fitting(value: Any, current: Any) -> Any:
+    """``value`` if OmegaConf would surely store it in place of ``current``, integers as floats; otherwise None."""
+    if isinstance(value, list):
+        return _fitting_list(value, current)
+    if type(value) is not type(current) or type(value) not in (int, float, str):
         return None
-    if type(value) is float:
-        return value if math.isfinite(value) else None
-    return value if type(value) in (int, str) else None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _fitting_list(values: list[Any], current: Any) -> list[Any] | None:
+    """Numbers in place of floats, or a list of one type in place of another of that type."""
+    given = set(map(type, values))
+    held = set(map(type, current)) if isinstance(current, list) else set()
+    if held == {float} and given in ({int}, {float}, {int, float}):
+        return _finite_floats(values)
+    if given == held and held in ({int}, {str}):
+        return list(values)
+    return None
+
+
+def _finite_floats(values: list[int | float]) -> list[float] | None:
+    return list(map(float, values)) if all(map(math.isfinite, values)) else None

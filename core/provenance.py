@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: code, packages, weights, data, machine. Torch-free."""
+"""The origin of a run's numbers: code, packages, weights, data, machine. Torch-free."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class Run:
         atomic_write(self._attempt_file(record["attempt"]), json.dumps(record, indent=1) + "\n")
 
     def noted(self, key: str) -> Any:
-        """What the latest attempt that knows ``key`` has noted; None when nobody does."""
+        """The value that an attempt has noted under ``key``, the latest one that did; None when none has."""
         return next((record[key] for record in reversed(self._attempts()) if key in record), None)
 
     def _attempt_file(self, attempt: int) -> Path:
@@ -207,7 +207,7 @@ class Run:
         atomic_write(self.path / "heartbeat.json", json.dumps(record) + "\n")
 
     def last_heartbeat(self) -> dict[str, Any] | None:
-        """What the trainer told last, with time (s since the epoch), pid and host."""
+        """The trainer's latest heartbeat with time (s since the epoch), pid and host; None before the first."""
         file = self.path / "heartbeat.json"
         return _read_json(file) if file.exists() else None
 
@@ -251,7 +251,7 @@ class Run:
         return beat["host"] != socket.gethostname() and age < 3 * self.config.execution.heartbeat_s
 
     def provenance(self) -> dict[str, Any]:
-        """Where its numbers come from, as noted when it was made; UserError without it."""
+        """The origin of its numbers, as noted when the run was made; UserError without it."""
         file = self.path / "provenance.json"
         try:
             return json.loads(file.read_text())

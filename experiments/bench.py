@@ -1,10 +1,9 @@
-"""What a training step costs: ``python -m experiments.bench EXPERIMENT [key=value ...]``.
+"""The cost of a training step: ``python -m experiments.bench EXPERIMENT [key=value ...]``.
 
-Efficiency is the time of the network evaluations that a period of the method needs, replayed alone, over the time of
-its whole iterations; both are measured in turn in one run, since machines are noisy. The data are noise: only sizes
-matter. ``--memory``: the peak of what one process holds with adapters and with copies, each in a process of its own.
-``--versus``: both settings, each in processes of its own. ``--sampling``: pictures from prompts to pixels, teacher and
-student.
+Efficiency = time of a period's network evaluations, replayed alone / time of the period's whole iterations. Both are
+measured in turn in one run, since machines are noisy. The data are noise: only sizes matter. ``--memory``: the peak of
+what one process holds with adapters and with copies, each in a process of its own. ``--versus``: both settings, each in
+processes of its own. ``--sampling``: pictures from prompts to pixels, teacher and student.
 """
 
 from __future__ import annotations
@@ -150,9 +149,9 @@ def measure(config: ExperimentConfig, repeats: int, stage: float) -> dict[str, A
     }
 
 
-def _timed(work: Callable[[], object], device: torch.device) -> float:
+def _timed(call: Callable[[], object], device: torch.device) -> float:
     began = time.perf_counter()
-    work()
+    call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began
@@ -172,7 +171,7 @@ def peak_gb(device: torch.device) -> float:
 
 
 def held_gb() -> float:
-    """What the process holds now; where the system does not tell, the most that it has held."""
+    """Memory that the process holds now, in GB; on systems that do not tell, the most that it has held."""
     status = Path("/proc/self/status")
     if not status.exists():
         return peak_gb(torch.device("cpu"))
@@ -192,7 +191,7 @@ def peak_of_two_iterations(words: Sequence[str]) -> float:
 
 
 def _alone(words: Sequence[str]) -> str:
-    """What this benchmark prints in a process of its own."""
+    """Output of this benchmark in a process of its own."""
     command = [sys.executable, "-m", "experiments.bench", *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -33,12 +33,16 @@ def build_parser() -> argparse.ArgumentParser:
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse ``argv``; ``key=value`` may also follow an option, which argparse alone does not allow."""
     arguments, rest = parser.parse_known_args(argv)
-    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
-    if rest != overrides or (rest and not hasattr(arguments, "overrides")):
+    if not rest:
+        return arguments
+    if not hasattr(arguments, "overrides") or not all(map(_is_override, rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides = [*arguments.overrides, *rest]
+    arguments.overrides = [*arguments.overrides, *rest]
     return arguments
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

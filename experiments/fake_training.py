@@ -65,7 +65,7 @@ def build(config: ExperimentConfig) -> Method:
 
 
 def _architecture(config: ExperimentConfig) -> dict[str, Any]:
-    """Of a published pipeline, or read in a folder."""
+    """The published pipeline of this hub id, else the one described in a folder."""
     spec = config.backbone
     network_folder, folder = FAMILIES[spec.family].network_folder, locate(spec.path)
     if spec.path in architectures():
@@ -103,7 +103,7 @@ class Lived:
 
 
 def iteration(config: ExperimentConfig, num_devices: int, checkpointing: bool, sharded: bool) -> Lived:
-    """What lives on one of ``num_devices`` in an iteration in which every player has its turn.
+    """Peak memory and gradients on one of ``num_devices`` in an iteration in which every player has its turn.
 
     It is one of the last stage: in the first ones terms may have no weight yet.
     """
@@ -139,8 +139,8 @@ def iteration(config: ExperimentConfig, num_devices: int, checkpointing: bool, s
 
 
 class SolvedBefore:
-    """In place of the store of teacher solutions: how many steps a solve takes depends on numbers, which fake tensors
-    have not; it keeps no activations, so that its peak lies below that of any turn."""
+    """Stands for the store of teacher solutions and gives zeros. A real solve cannot run on fake tensors, which have no
+    numbers to decide its steps; nor is it missed, since it keeps no activations and peaks below every turn."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -153,13 +153,18 @@ def _materialise(modules: Iterable[nn.Module], dtype: torch.dtype | None) -> Non
     """Fake tensors in place of those of the meta device, parameters in ``dtype``; call it in a ``FakeTensorMode``."""
     for module in modules:
         for part in module.modules():
-            for name, value in part._parameters.items():
-                if value is not None:
-                    fake = torch.empty(value.shape, dtype=dtype or value.dtype, device="cpu")
-                    part._parameters[name] = nn.Parameter(fake, requires_grad=value.requires_grad)
-            for name, value in part._buffers.items():
-                if value is not None:
-                    part._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device="cpu")
+            _materialise_part(part, dtype)
+
+
+def _materialise_part(part: nn.Module, dtype: torch.dtype | None) -> None:
+    """Replace what ``part`` itself holds; its children are parts of their own."""
+    for name, value in part._parameters.items():
+        if value is not None:
+            fake = torch.empty(value.shape, dtype=dtype or value.dtype, device="cpu")
+            part._parameters[name] = nn.Parameter(fake, requires_grad=value.requires_grad)
+    for name, value in part._buffers.items():
+        if value is not None:
+            part._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device="cpu")
 
 
 def _fake_batch(backbone: PipelineBackbone, tokens: int, size: int) -> Batch:

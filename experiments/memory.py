@@ -1,4 +1,4 @@
-"""What a training holds in memory, before anything is rented: ``fewstep plan-memory EXPERIMENT --gpus N``.
+"""The memory of a training, planned before anything is rented: ``fewstep plan-memory EXPERIMENT --gpus N``.
 
 Bytes of parameters, gradients, moments and averages follow from shapes, those of activations from a fake iteration
 (``experiments.fake_training``), those of gathered parts from what FSDP2 gathers. What is not counted is printed.
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.backbones.base import TEACHER
 from core.config import ExperimentConfig, UserError, compose
@@ -61,31 +61,44 @@ def _on_each(role: str, what: str, each: int, num_devices: int) -> Row:
 
 
 def _gathered(method: Method, lived: Lived, accumulates: bool, num_devices: int) -> Iterator[Row]:
-    """What FSDP2 holds whole for a while: parameters and gradients in the dtype that computes, sums in fp32.
+    """Rows of what FSDP2 holds whole for a while: parameters and gradients in the dtype that computes, sums in fp32.
 
-    A block is gathered with the next one and given back after use, what is in no block for as long as its network
-    computes. Gradients of a block are copied to fp32 and averaged at once, or, where several micro-batches are
-    accumulated, kept whole in fp32 until the last (``synchronise_gradients``).
+    A block is gathered together with the next one and given back after use; parameters outside the blocks stay gathered
+    as long as their network computes. Gradients of a block are copied to fp32 and averaged at once; where several
+    micro-batches are accumulated they are kept whole in fp32 until the last one (``synchronise_gradients``).
     """
     dtype = method.backbone.compute_dtype
-    unused: set[int] = set()
-    for role in method.roles():
-        if role.is_average:
-            unused |= {id(parameter) for parameter in method.backbone.role_parameters(role.name).values()}
-    units = [[p for p in unit.parameters() if id(p) not in unused] for unit in method.backbone.shard_units()]
-    counted = unused | {id(parameter) for unit in units for parameter in unit}
-    outside = [[p for p in network.parameters() if id(p) not in counted] for network in method.backbone.networks()]
-    largest = max(_bytes(unit, dtype) for unit in units)
-    rest = max(_bytes(parameters, dtype) for parameters in outside)
-    trained = [[p for p in unit if p.requires_grad] for unit in units]
     reduced = dtype and torch.float32  # as in ``core.training.sharding``: without autocast what is stored
-    on_the_way = max(_bytes(unit, dtype) + _bytes(unit, reduced) for unit in trained)
+    blocks, outside = _gathered_parameters(method)
+    largest = max(_bytes(block, dtype) for block in blocks)
+    rest = max(_bytes(parameters, dtype) for parameters in outside)
+    on_the_way = max(_gradient_bytes(block, dtype) + _gradient_bytes(block, reduced) for block in blocks)
     yield _on_each("all", "blocks gathered (this one and the next)", 2 * largest, num_devices)
     yield _on_each("all", "what is in no block, gathered", rest, num_devices)
     yield _on_each("all", "gradients of a block, to be averaged", on_the_way, num_devices)
     if accumulates:
         whole = max(_bytes(reached, reduced) for reached in lived.reached.values())
         yield _on_each("all", "gradients of a turn, while they accumulate", whole, num_devices)
+
+
+def _gathered_parameters(method: Method) -> tuple[list[list[nn.Parameter]], list[list[nn.Parameter]]]:
+    """Parameters of each block, and of each network outside its blocks; no forward of a training reads an average."""
+    backbone, counted = method.backbone, set()
+    for role in method.roles():
+        if role.is_average:
+            counted.update(map(id, backbone.role_parameters(role.name).values()))
+    blocks = [_without(counted, unit) for unit in backbone.shard_units()]
+    for block in blocks:
+        counted.update(map(id, block))
+    return blocks, [_without(counted, network) for network in backbone.networks()]
+
+
+def _without(counted: set[int], module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if id(parameter) not in counted]
+
+
+def _gradient_bytes(parameters: Iterable[nn.Parameter], dtype: torch.dtype | None) -> int:
+    return _bytes((parameter for parameter in parameters if parameter.requires_grad), dtype)
 
 
 def _states(method: Method, parts: int, num_devices: int) -> Iterator[Row]:
@@ -118,7 +131,7 @@ def _row(role: str, what: str, tensors: Sequence[Tensor], parts: Sequence[int], 
 
 
 def _bytes(tensors: Iterable[Tensor], dtype: torch.dtype | None) -> int:
-    """Of tensors in ``dtype``; None: as they are stored."""
+    """Bytes of tensors in ``dtype``; None: as they are stored."""
     return sum(tensor.numel() * (dtype or tensor.dtype).itemsize for tensor in tensors)
 
 
@@ -141,7 +154,7 @@ def run_command(arguments: Namespace) -> int:
 
 
 def planned_bytes(config: ExperimentConfig, num_devices: int) -> tuple[int, int]:
-    """What the plan adds up to: on all devices together, and on each."""
+    """Bytes of the whole plan: on all devices together, and on each."""
     return _sum(plan_memory(config, num_devices), config.execution.activation_checkpointing)
 
 
@@ -153,7 +166,7 @@ def _sum(rows: list[Row], checkpointing: bool) -> tuple[int, int]:
 
 
 def _notes(config: ExperimentConfig) -> Iterator[str]:
-    """What the numbers leave out, or assume."""
+    """Notes on what the numbers leave out, or assume."""
     for file in config.method.weight_files:
         if file.stand_in and getattr(config.method, file.path) is None:
             yield f"method.{file.path} is not set: {file.stand_in}"

@@ -1,4 +1,4 @@
-"""``fewstep clean``: give disk space back. What resumes, uses or tabulates a run stays. Torch-free.
+"""``fewstep clean``: give disk space back. A run can still be resumed, used and tabulated. Torch-free.
 
 Kept: everything of a run that is not finished; of a finished one all but the state that only a resume would read. With
 ``--solutions`` also teacher solutions that no unfinished run asks for (they can be solved again).
@@ -19,7 +19,7 @@ from ablations.status import FINAL
 from core.config import ExperimentConfig
 from core.identity import teacher_problem
 from core.run import Run, disk_errors, find_runs
-from slurm.ledger import Ledger
+from slurm.ledger import Ledger, Submission
 from slurm.queue import Queue
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as atomic writes call what they have not finished
@@ -50,15 +50,20 @@ def _submissions(runs_dir: Path) -> Iterator[tuple[Path, str]]:
     submissions = [submission for submission in ledger.submissions() if submission.jobs]
     if not submissions:
         return
-    states = Queue().states(job for submission in submissions for job in submission.jobs)
-    alive = [s for s in submissions if any(job in states and states[job].alive for job in s.jobs)]
-    used = {json.loads((s.folder / "intent.json").read_text()).get("code") for s in alive}
+    alive = _alive(submissions)
+    used = {json.loads((submission.folder / "intent.json").read_text()).get("code") for submission in alive}
     for folder in sorted((ledger.root / "code").glob("*")):
         if str(folder) not in used:
             yield folder, "no job runs from this code"
     if not alive:
         for folder in sorted(ledger.job_folder.glob("*")):
             yield folder, "its job has ended"
+
+
+def _alive(submissions: list[Submission]) -> list[Submission]:
+    """Submissions of which a job waits or runs."""
+    jobs = set(Queue().alive(job for submission in submissions for job in submission.jobs))
+    return [submission for submission in submissions if jobs.intersection(submission.jobs)]
 
 
 def _solutions(root: Path, unfinished: list[ExperimentConfig]) -> Iterator[tuple[Path, str]]:

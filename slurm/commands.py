@@ -94,7 +94,7 @@ def run_submit(arguments: argparse.Namespace) -> int:
 
 def _submit(arguments: argparse.Namespace, profile: Any, name: str, cells: list[Any], code: Path) -> int:
     from ablations.estimate import estimate
-    from slurm.ledger import TRAIN
+    from ablations.work import TRAIN
     from slurm.submit import Submitter
 
     submitter = Submitter(name, profile, arguments.runs_dir, code, print)
@@ -110,7 +110,7 @@ def _submit(arguments: argparse.Namespace, profile: Any, name: str, cells: list[
             missing = [work for work in missing if known.get(work.key) or known.get(work.cell.id)]
         arrays = list(submitter.arrays(missing, cells_per_job=arguments.cells_per_job))
         training = [work.cell for work in missing if work.kind == TRAIN]
-        _print_plan(cells, missing, arguments.runs_dir, code)
+        _print_counts(cells, missing, arguments.runs_dir, code)
         if training:
             print(f"training them: {estimate(training, arguments.runs_dir)}")
         for array in arrays:
@@ -123,19 +123,21 @@ def _submit(arguments: argparse.Namespace, profile: Any, name: str, cells: list[
     return 0
 
 
-def _print_plan(cells: list[Any], missing: list[Any], runs_dir: Path, code: Path) -> None:
-    """What there is, and what of it was made by other code than that which would run now."""
+def _print_counts(cells: list[Any], missing: list[Any], runs_dir: Path, code: Path) -> None:
+    """Print how many cells are in each state, and how many finished runs were made by other code than ``code``."""
     from slurm.queue import Queue
     from slurm.snapshot import stale_runs
-    from slurm.status import grid_states
+    from slurm.status import grid_status
 
-    states = grid_states(cells, runs_dir, Queue())
+    found = grid_status(cells, runs_dir, Queue())
     new = {work.cell.id for work in missing}
-    counts = Counter("to run" if state.cell.id in new else state.state for state in states)
-    stale = stale_runs([state.path for state in states if state.state == "done" and state.path], code)
-    other = f" ({stale} of them with other code)" if stale else ""
-    texts = [f"{count} {state}{other if state == 'done' else ''}" for state, count in counts.items()]
-    print(f"{len(states)} cells: {', '.join(texts)}")
+    counts = Counter("to run" if status.cell.id in new else status.state for status in found)
+    stale = stale_runs([status.path for status in found if status.state == "done" and status.path], code)
+    texts = []
+    for state, count in counts.items():
+        other = f" ({stale} of them with other code)" if stale and state == "done" else ""
+        texts.append(f"{count} {state}{other}")
+    print(f"{len(found)} cells: {', '.join(texts)}")
 
 
 def _submit_here(arguments: argparse.Namespace, profile: Any, code: Path) -> int:
@@ -145,7 +147,7 @@ def _submit_here(arguments: argparse.Namespace, profile: Any, code: Path) -> int
 
     words = ["grid", "run", arguments.name, "--scale", arguments.scale, "--budget", arguments.budget]
     words += ["--runs-dir", str(arguments.runs_dir.resolve())]
-    words += ["--set", *map(absolute, arguments.local)] if arguments.local else []
+    words += ["--set", *map(absolute, arguments.machine)] if arguments.machine else []
     if arguments.dry_run:
         print(f"fewstep {shlex.join(words)} --slots {profile.max_parallel}")
         return 0
@@ -170,7 +172,7 @@ def run_status(arguments: argparse.Namespace) -> int:
 
     cells = load_grid(arguments).expand(arguments.scale, arguments.budget)
     while True:
-        _print_states(cells, arguments.runs_dir, Queue())
+        _print_statuses(cells, arguments.runs_dir, Queue())
         if arguments.watch is None:
             return 0
         time.sleep(arguments.watch)
@@ -180,18 +182,21 @@ def run_status(arguments: argparse.Namespace) -> int:
 CLEAR = "\033[2J\033[H"  # of a terminal
 
 
-def _print_states(cells: list[Any], runs_dir: Path, queue: Any) -> None:
-    from slurm.status import grid_states
+def _print_statuses(cells: list[Any], runs_dir: Path, queue: Any) -> None:
+    from slurm.status import grid_status
 
-    states = grid_states(cells, runs_dir, queue)
-    on_cluster = any(state.job for state in states)
-    where = ("job", "node", "restarts") if on_cluster else ()
-    rows = [("row", "seed", "run", "state", *where, "what")]
-    for s in states:
-        what = s.reason or s.progress or (str(s.path) if s.path else "-")
-        cluster = (s.job or "-", s.node or "-", str(s.restarts)) if on_cluster else ()
-        rows.append((s.cell.row, str(s.cell.seed), s.cell.id, s.state, *cluster, what))
-    print_states(rows, [s.state for s in states])
+    found = grid_status(cells, runs_dir, queue)
+    on_cluster = any(status.job for status in found)
+    heading = ("row", "seed", "run", "state", *(("job", "node", "restarts") if on_cluster else ()), "what")
+    rows = [_columns(status, on_cluster) for status in found]
+    print_states([heading, *rows], [status.state for status in found])
+
+
+def _columns(status: Any, on_cluster: bool) -> tuple[str, ...]:
+    cell = status.cell
+    job = (status.job or "-", status.node or "-", str(status.restarts)) if on_cluster else ()
+    what = status.reason or status.progress or str(status.path or "-")
+    return (cell.row, str(cell.seed), cell.id, status.state, *job, what)
 
 
 def run_cancel(arguments: argparse.Namespace) -> int:
@@ -202,7 +207,7 @@ def run_cancel(arguments: argparse.Namespace) -> int:
 
     cells = load_grid(arguments).expand(arguments.scale, arguments.budget)
     newest = Ledger(arguments.runs_dir).newest({cell.id for cell in cells})
-    alive = [task for task, state in Queue().states(newest.values()).items() if state.alive]
+    alive = Queue().alive(newest.values())
     if alive and not arguments.dry_run:
         done = subprocess.run(["scancel", *alive], capture_output=True, text=True)
         if done.returncode:

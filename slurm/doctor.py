@@ -60,7 +60,7 @@ def examine(profile: Profile, runs_dir: Path, code: Path) -> Iterator[Finding]:
 
 
 class _Site:
-    """What the controller says of itself."""
+    """The controller's own account of its cluster."""
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
@@ -186,14 +186,14 @@ def _answers(job: Any, folder: Path, nodes: int) -> Iterator[Finding]:
     end, alive = time.monotonic() + PROBE_S, True
     while alive and time.monotonic() < end:
         time.sleep(1)
-        found = Queue().states([job.job_id]).get(job.job_id)
+        found = Queue().statuses([job.job_id]).get(job.job_id)
         alive = found is None or found.alive
     if alive:
         job.cancel()
         yield Finding(False, f"{name} did not run within {PROBE_S:.0f} s")
         return
-    for task in range(nodes):
-        paths = JobPaths(folder, job.job_id, task)
+    for process in range(nodes):
+        paths = JobPaths(folder, job.job_id, process)
         if not paths.result_pickle.exists():  # asking submitit for it would wait for ever where there is no accounting
             yield Finding(False, f"{name} gave no answer: {_complaint(paths.stderr)}")
             return
@@ -205,7 +205,7 @@ def _answers(job: Any, folder: Path, nodes: int) -> Iterator[Finding]:
 
 
 def _complaint(log: Path) -> str:
-    """The first line that says more than which task has ended."""
+    """The first line that says more than which process has ended."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     return next((line for line in lines if "error: " in line and "Exited with" not in line), "its log is empty")
 

@@ -1,4 +1,4 @@
-"""What runs inside a job: the training command of each of its cells, started as the cluster wants it. Torch-free.
+"""The inside of a job: the command of each of its cells, started as the cluster wants it. Torch-free.
 
 submitit owns requeueing. When the job is told to leave (preemption, time limit), the trainings save their state and end
 with EXIT_CODE; then submitit requeues the job, once, and the same commands go on where they were.
@@ -25,7 +25,7 @@ class CellsJob:
     """The cells of one job; several share its device, each with its own log and its own failure.
 
     ``commands``: (log file, command) of each cell. ``save_s``: seconds that the trainings may take to save their state;
-    the job is requeued anyway. A callable that submitit pickles: plain data alone.
+    the job is requeued anyway. submitit pickles this callable: it holds texts and numbers alone.
     """
 
     commands: list[tuple[str, list[str]]]
@@ -36,7 +36,7 @@ class CellsJob:
     def __call__(self) -> list[int]:
         """Exit codes of the cells; an error, which SLURM shows, when none has ended well.
 
-        A cell that has failed beside others tells so by its run; what depends on those is not to be held up.
+        Where one of several cells has failed, its own run says so: what depends on the others must not wait.
         """
         environment = {**os.environ, **self.environment, **launcher(os.environ)}
         for log, command in self.commands:
@@ -51,7 +51,7 @@ class CellsJob:
         return codes
 
     def _await_requeue(self) -> None:
-        """The children have heard the signal before this process: its own handler is about to requeue the job."""
+        """Wait for this process's own handler, which requeues the job: the children have heard the signal first."""
         time.sleep(self.save_s)
         raise RuntimeError("stopped with the state saved, but this job was not told to leave; `fewstep grid retry`")
 
@@ -69,7 +69,7 @@ class CellsJob:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a child is at work; asked without Popen, whose lock the interrupted code may hold."""
+    """Whether a child is running; asked without Popen, whose lock the interrupted code may hold."""
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
     except ChildProcessError:
@@ -77,7 +77,7 @@ def _runs(pid: int) -> bool:
 
 
 def _start(log: Path, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
-    """Rank 0 writes the cell's log; the others' output is in the job's own."""
+    """Start a command; rank 0 writes the cell's log, the others' output is in the job's own."""
     if int(environment.get("RANK", "0")):
         return subprocess.Popen(command, env=dict(environment))
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def launcher(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """``python -m slurm.job LOG COMMAND...``: one cell, from a plain sbatch file without submitit."""
+    """``python -m slurm.job LOG COMMAND...``: one cell, from an sbatch file without submitit."""
     log, *command = argv
     environment = {**os.environ, **launcher(os.environ)}
     child = _start(Path(log), command, environment)

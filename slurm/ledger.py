@@ -1,4 +1,4 @@
-"""What is to be done and what has been submitted, in files: an intent before sbatch, the job's id after it.
+"""Submissions in files: an intent is written before sbatch, the job's id after it.
 
 A crash between the two leaves an intent without an id; its job, if there is one, is found by its name, which no other
 submission has. So nothing runs twice and nothing is lost.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import time
 import uuid
@@ -17,34 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations.grid import Cell
 from core.run import atomic_write, disk_errors
 from core.schema import UserError
-
-TRAIN, EVALUATE = "train", "evaluate"  # kinds of jobs: a run's numbers are taken by a job of its own
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is done in one go for a cell: its run is trained, or measured as the cell asks for.
-
-    A cell that trains nothing (a teacher) is only measured.
-    """
-
-    kind: str
-    cell: Cell
-
-    @property
-    def key(self) -> str:
-        """The run's id; of a measurement also what is measured: several cells may share a run."""
-        if self.kind == TRAIN:
-            return self.cell.id
-        return f"{self.cell.id}-{hashlib.blake2b(self.cell.task.encode(), digest_size=4).hexdigest()}"
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One array: ``tasks[i]`` are the keys of its i-th task's work. ``jobs`` is empty until sbatch has answered."""
+    """One array; ``tasks[i]`` holds the keys of its i-th task's work. ``jobs`` is empty until sbatch has answered."""
 
     folder: Path
     name: str
@@ -60,14 +38,14 @@ class Submission:
 
 
 class Ledger:
-    """``<runs>/.slurm/``."""
+    """All submissions of a folder of runs, in ``<runs>/.slurm/``."""
 
     def __init__(self, runs_dir: Path) -> None:
         self.root = Path(runs_dir).resolve() / ".slurm"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """One submitter at a time; the system frees it when that process dies."""
+        """Keep other submitters out; the system frees the lock when this process dies."""
         with disk_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             stream = (self.root / "lock").open("a")
@@ -94,7 +72,7 @@ class Ledger:
         return _read(submission.folder)
 
     def abandon(self, submission: Submission, reason: str) -> None:
-        """An intent that SLURM has never heard of."""
+        """Give up an intent that SLURM has never heard of."""
         atomic_write(submission.folder / "abandoned.json", json.dumps({"reason": reason, "time": time.time()}) + "\n")
 
     def submissions(self) -> list[Submission]:
@@ -104,16 +82,16 @@ class Ledger:
 
     @property
     def job_folder(self) -> Path:
-        """Of submitit's files and logs. Not one for each job (%j): submitit would make it after sbatch, and a job that
-        starts at once would have no log to open."""
+        """The folder of submitit's files and logs, one for all jobs. A folder for each job (%j) would be made after
+        sbatch, and a job that starts at once would have no log to open."""
         return self.root / "jobs"
 
     def newest(self, runs: Collection[str]) -> dict[str, str]:
-        """The last job of each training and measurement of these runs, by the work's key."""
+        """The last job of each training and measurement of these runs, by the key of the work."""
         return {key: entries[-1][1] for key, entries in self.jobs().items() if key.partition("-")[0] in runs}
 
     def jobs(self) -> dict[str, list[tuple[Submission, str]]]:
-        """By ``Work.key``: its submissions with their task's SLURM id, oldest first."""
+        """By the key of the work: its submissions with their task's SLURM id, oldest first."""
         out: dict[str, list[tuple[Submission, str]]] = {}
         for submission in self.submissions():
             for job, keys in zip(submission.jobs, submission.tasks, strict=False):
@@ -122,7 +100,7 @@ class Ledger:
         return out
 
     def log_of(self, key: str) -> Path:
-        """Where a piece of work's output goes, whatever job it is in."""
+        """The log of the work with this key, whatever job does it."""
         return self.root / "logs" / f"{key}.log"
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ablations.grid import Cell
-from ablations.run_local import train_command
-from ablations.status import plan
+from ablations.status import statuses
+from ablations.work import train_command
 from core.schema import UserError
 from slurm.ledger import Ledger
 
@@ -71,7 +71,7 @@ def run_in_process(cells: Sequence[Cell], runs_dir: Path) -> int:
     """One cell after the other inside this process, where a debugger sees them; an error is raised as it is."""
     from experiments.cli import main
 
-    for item in plan(cells, runs_dir):
+    for item in statuses(cells, runs_dir):
         if item.is_final:
             continue
         _, _, _, *words = train_command(item.cell, runs_dir, os.cpu_count() or 1)

@@ -90,7 +90,7 @@ SOCKET = Path("/run/mysqld/mysqld.sock")  # where slurmdbd looks
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a cluster lies and what it looks like."""
+    """A cluster on this machine: its folder and its nodes."""
 
     folder: Path = FOLDER
     num_nodes: int = 2
@@ -105,7 +105,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to talk to this cluster and to no other."""
+        """Environment of a process that talks to this cluster and to no other."""
         return {**os.environ, "SLURM_CONF": str(self.conf)}
 
     @property

@@ -1,4 +1,4 @@
-"""What the doctor's job looks at from inside the cluster; pickled by submitit, so plain data."""
+"""The doctor's job, which looks at a cluster from inside. submitit pickles it: it holds texts and numbers alone."""
 
 from __future__ import annotations
 

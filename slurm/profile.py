@@ -16,7 +16,7 @@ EXECUTORS = ("slurm", "local", "debug")
 # At a limit of ten minutes or less submitit takes every signal for a time-out, and gives up after a few.
 SHORTEST_MIN = 11
 SHORTEST_SAVE_S = 30.0  # SLURM's usual KillWait: after the limit a job has it anyway
-_PLAIN = re.compile(r"[\w.,:=@+/\[\]~%&|!*-]*")
+_SHELL_SAFE = re.compile(r"[\w.,:=@+/\[\]~%&|!*-]*")
 
 
 @dataclass
@@ -49,13 +49,13 @@ class Profile:
         """Raise UserError for the first value that is not allowed."""
         check_choice("executor", self.executor, EXECUTORS)
         for key in ("partition", "account", "qos", "constraint", "container", "python"):
-            check_plain(key, getattr(self, key))
+            check_shell_safe(key, getattr(self, key))
         for key in ("modules", "exclude"):
             for value in getattr(self, key):
-                check_plain(key, value)
+                check_shell_safe(key, value)
         for key, value in self.sbatch.items():
-            check_plain("sbatch", key)
-            check_plain(f"sbatch.{key}", value)
+            check_shell_safe("sbatch", key)
+            check_shell_safe(f"sbatch.{key}", value)
         for line in self.setup:
             if "\n" in line:
                 raise UserError("setup: a line contains a line break; give one list entry for each line")
@@ -88,9 +88,9 @@ class Profile:
         return [*([f"--container-image={self.container}"] if self.container else []), *self.srun_args]
 
 
-def check_plain(key: str, value: str | None) -> None:
+def check_shell_safe(key: str, value: str | None) -> None:
     """Names go into a shell file: no quotes, spaces or line breaks."""
-    if value is not None and not _PLAIN.fullmatch(value):
+    if value is not None and not _SHELL_SAFE.fullmatch(value):
         raise UserError(
             f"{key}={value!r} has characters that a job file cannot hold; allowed: letters, digits, .,:=@+/-_"
         )

@@ -1,4 +1,4 @@
-"""What SLURM says of jobs: the accounting database, else the controller, else the file of completed jobs."""
+"""The status of jobs as SLURM tells it: the accounting database, the controller, or the file of completed jobs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _FIELD = re.compile(r"(\w+)=(.*?)(?= \w+(?::\w+)*=|$)")
 
 
 @dataclass(frozen=True)
-class JobState:
-    """One array task. ``state`` is SLURM's word without its remarks; ``restarts`` counts requeues."""
+class JobStatus:
+    """Everything that SLURM tells of a task. ``state`` is its word without remarks; ``restarts`` counts requeues."""
 
     task: str
     name: str
@@ -40,19 +40,30 @@ class Queue:
     def __init__(self, timeout_s: float = 30.0) -> None:
         self.timeout_s = timeout_s
 
-    def states(self, jobs: Iterable[str]) -> dict[str, JobState]:
+    def statuses(self, jobs: Iterable[str]) -> dict[str, JobStatus]:
         """By task id; a task that nobody knows any more is absent. The controller's word is the newest."""
         asked = set(jobs)
-        wanted = sorted({job.partition("_")[0] for job in asked})
-        if not wanted:
+        if not asked:
             return {}
-        found = self._accounting(["-j", ",".join(wanted)]) | self._controller()
-        return {task: state for task in asked if (state := found.get(task) or _rest(task, found))}
+        arrays = sorted({job.partition("_")[0] for job in asked})
+        found = self._accounting(["-j", ",".join(arrays)]) | self._controller()
+        known = {}
+        for task in asked:
+            status = found.get(task) or _rest(task, found)
+            if status is not None:
+                known[task] = status
+        return known
+
+    def alive(self, jobs: Iterable[str]) -> list[str]:
+        """The given task ids without those that have ended or that nobody knows, each once, in their order."""
+        asked = list(dict.fromkeys(jobs))
+        known = self.statuses(asked)
+        return [task for task in asked if task in known and known[task].alive]
 
     def by_name(self, name: str) -> str | None:
         """The id of the job of this name, its array's without the task; None when SLURM has never seen it."""
-        states = {**self._accounting(["--name", name]), **self._controller()}
-        ids = {task.partition("_")[0] for task, state in states.items() if state.name == name}
+        found = self._accounting(["--name", name]) | self._controller()
+        ids = {task.partition("_")[0] for task, status in found.items() if status.name == name}
         return min(ids, default=None)
 
     def max_array_size(self) -> int:
@@ -62,15 +73,18 @@ class Queue:
             raise UserError("scontrol show config: the controller does not answer")
         return int(found[1])
 
-    def _controller(self) -> dict[str, JobState]:
+    def _controller(self) -> dict[str, JobStatus]:
         """Everything that the controller still remembers."""
         text = self._of_scontrol("show", "job", "-a", "-o")
-        found = [_of_controller(line) for line in text.splitlines() if "JobId=" in line]
-        return {state.task: state for job in found for state in job}
+        found = {}
+        for line in text.splitlines():
+            if "JobId=" in line:
+                found |= {status.task: status for status in _of_controller(line)}
+        return found
 
     def _of_scontrol(self, *words: str) -> str:
-        """UserError when the controller does not answer: of a job that runs nobody else may know, and it would be
-        called lost."""
+        """Output of scontrol; UserError when the controller does not answer. Perhaps nobody else knows of a running
+        job, and without an answer it would be called lost."""
         text = self._ask(["scontrol", *words])
         for pause in self.pauses_s:
             if text is not None:
@@ -81,7 +95,7 @@ class Queue:
             raise UserError(f"scontrol {' '.join(words[:2])}: the controller does not answer; try again when it does")
         return text
 
-    def _accounting(self, which: list[str]) -> dict[str, JobState]:
+    def _accounting(self, which: list[str]) -> dict[str, JobStatus]:
         """``sacct``, or what it reads from the file of completed jobs where there is no database."""
         fields = "JobID,JobName,State,NodeList"
         text = self._ask(["sacct", "-X", "-n", "-P", "-S", "2000-01-01", "-o", fields, *which])
@@ -93,7 +107,7 @@ class Queue:
             if len(parts) >= 4:
                 job, name, state, node = parts[:4]
                 node = "" if node in NOWHERE else node
-                out |= {task: JobState(task, name, _word(state), node) for task in _tasks(*job.partition("_")[::2])}
+                out |= {task: JobStatus(task, name, _word(state), node) for task in _tasks(*job.partition("_")[::2])}
         return out
 
     def _ask(self, words: list[str]) -> str | None:
@@ -107,10 +121,12 @@ class Queue:
         return done.stdout if done.returncode == 0 else None
 
 
-def _rest(task: str, found: Mapping[str, JobState]) -> JobState | None:
-    """Tasks that were cancelled before they had a record of their own share that of their array."""
-    state = found.get(task.partition("_")[0])
-    return replace(state, task=task) if state and state.state == "CANCELLED" and not state.node else None
+def _rest(task: str, found: Mapping[str, JobStatus]) -> JobStatus | None:
+    """The array's status for a task that was cancelled with it before it had a record of its own."""
+    array = found.get(task.partition("_")[0])
+    if array is None or array.state != "CANCELLED" or array.node:
+        return None
+    return replace(array, task=task)
 
 
 def _word(state: str) -> str:
@@ -118,7 +134,7 @@ def _word(state: str) -> str:
     return state.split()[0].rstrip("+") if state.strip() else "UNKNOWN"
 
 
-def _of_controller(line: str) -> list[JobState]:
+def _of_controller(line: str) -> list[JobStatus]:
     """One line of scontrol; a pending array is one line for many tasks (``ArrayTaskId=3-7,9%4``)."""
     fields = dict(_FIELD.findall(line))
     job = fields.get("ArrayJobId", fields["JobId"])
@@ -129,7 +145,7 @@ def _of_controller(line: str) -> list[JobState]:
         "reason": fields.get("Reason", "").replace("None", ""),
         "restarts": int(fields.get("Restarts", "0") or 0),
     }
-    return [JobState(task=task, **common) for task in _tasks(job, fields.get("ArrayTaskId", ""))]
+    return [JobStatus(task=task, **common) for task in _tasks(job, fields.get("ArrayTaskId", ""))]
 
 
 def _tasks(job: str, indices: str) -> list[str]:

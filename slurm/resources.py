@@ -1,4 +1,4 @@
-"""What a job asks a cluster for (resources.yaml), and the micro-batch that fits without changing the global batch."""
+"""Resources that a job asks for (resources.yaml), and the micro-batch that fits without changing the global batch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from ablations.work import EVALUATE, Work
 from core.schema import UserError, check_choice
-from slurm.ledger import EVALUATE, Work
 from slurm.profile import Profile
 
 FILE = Path(__file__).parent / "resources.yaml"
@@ -17,7 +17,7 @@ FILE = Path(__file__).parent / "resources.yaml"
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one job. Runs with equal resources form arrays."""
+    """The resources of one job. Runs with equal resources form arrays."""
 
     nodes: int = 1
     processes_per_node: int = 1
@@ -56,7 +56,7 @@ def _table() -> dict[str, dict]:
 
 
 def resources_of(work: Work, **changes: object) -> Resources:
-    """Of a job that trains a cell's run, or measures it; ``changes`` come from the command line.
+    """The resources of a job that trains a cell's run, or measures it; ``changes`` come from the command line.
 
     Measuring takes one process of what training takes, or what the experiment's ``evaluate`` says.
     """

@@ -1,4 +1,4 @@
-"""The state of every cell of a grid: its run folder, what was submitted, and what SLURM says of it.
+"""The status of every cell of a grid: from its run folder, what was submitted, and what SLURM says of it.
 
 planned -> queued -> running -> done | diverged | failed | preempted (saved, waiting to go on) | cancelled | lost (SLURM
 does not know the job any more and nothing beats).
@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablations.grid import Cell
-from ablations.status import FINAL, Status, plan
+from ablations.status import FINAL, Status, statuses
+from ablations.work import EVALUATE, TRAIN, Work
 from core.run import Run
-from slurm.ledger import EVALUATE, TRAIN, Ledger, Work
-from slurm.queue import JobState, Queue
+from slurm.ledger import Ledger
+from slurm.queue import JobStatus, Queue
 
+WAITING = ("PENDING", "REQUEUED", "CONFIGURING")
+USUAL_REASONS = ("Resources", "Priority", "")
 ENDED_BADLY = ("FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
 TAKEN = (*FINAL, "running", "queued", "preempted")  # nothing to submit
 BROKEN = ("failed", "cancelled", "lost")  # submitted again only when asked to
@@ -27,8 +30,8 @@ STALE_S = 90.0
 
 
 @dataclass(frozen=True)
-class CellState:
-    """One line of ``fewstep grid status``; ``work`` is what the cell is at, or what comes next."""
+class CellStatus:
+    """One line of ``fewstep grid status``; ``work`` is what is done for the cell now, or what comes next."""
 
     work: Work
     state: str
@@ -44,16 +47,16 @@ class CellState:
         return self.work.cell
 
 
-def grid_states(cells: Sequence[Cell], runs_dir: Path, queue: Queue) -> list[CellState]:
-    """Of every distinct cell, in the grid's order; SLURM is asked when one was submitted to it.
+def grid_status(cells: Sequence[Cell], runs_dir: Path, queue: Queue) -> list[CellStatus]:
+    """The status of every distinct cell, in the grid's order; SLURM is asked when one was submitted to it.
 
     It is asked first: a job that it calls completed has written its results, while what was read before the answer may
     be of a moment when the job had hardly begun.
     """
     ledger = Ledger(runs_dir)
     newest = ledger.newest({cell.id for cell in cells})
-    known = queue.states(newest.values()) if newest else {}
-    found = [(Work(_at(item), item.cell), item) for item in plan(cells, runs_dir)]
+    known = queue.statuses(newest.values()) if newest else {}
+    found = [(Work(_kind_of_work(item), item.cell), item) for item in statuses(cells, runs_dir)]
     out = []
     for work, item in found:
         job = newest.get(work.key, "")
@@ -63,42 +66,55 @@ def grid_states(cells: Sequence[Cell], runs_dir: Path, queue: Queue) -> list[Cel
             reason = last_lines(ledger.log_of(work.key))
         where = (said.node, said.restarts) if said else ("", 0)
         progress = _progress(item.path) if state == "running" else ""
-        out.append(CellState(work, state, job, *where, reason, progress, item.path))
+        out.append(CellStatus(work, state, job, *where, reason, progress, item.path))
     return out
 
 
-def _at(item: Status) -> str:
-    """Whether the cell's run is to be trained or, trained already, to be measured."""
+def _kind_of_work(item: Status) -> str:
+    """TRAIN, or EVALUATE for a run that is trained already or never is."""
     return EVALUATE if item.state == "trained" or not item.cell.config.method.trains else TRAIN
 
 
-def decide(run: str, reason: str, job: str, said: JobState | None) -> tuple[str, str]:
+def decide(run: str, reason: str, job: str, said: JobStatus | None) -> tuple[str, str]:
     """State and reason from the run folder's state, the newest job, and what SLURM says of it."""
     if run in FINAL or not job:
         return run, reason
     if said is None:
-        return ("running", reason) if run == "running" else ("lost", f"SLURM does not know job {job} any more")
-    if said.state in ("PENDING", "REQUEUED", "CONFIGURING"):
-        waiting = said.reason if said.reason not in ("Resources", "Priority", "") else ""
-        return ("preempted" if said.restarts else "queued"), waiting
+        return _decide_unknown(run, reason, job)
+    if said.state in WAITING:
+        state = "preempted" if said.restarts else "queued"
+        return state, "" if said.reason in USUAL_REASONS else said.reason
     if said.alive:
         return "running", ""
-    if said.state == "CANCELLED":
-        return "cancelled", ""
-    if said.state == "PREEMPTED":
-        return "preempted", ""
-    if said.state in ENDED_BADLY:
-        return "failed", (reason if run == "failed" else "") or said.state.lower().replace("_", " ")
+    if said.state in ("CANCELLED", "PREEMPTED"):
+        return said.state.lower(), ""
+    return _decide_ended(run, reason, said)
+
+
+def _decide_unknown(run: str, reason: str, job: str) -> tuple[str, str]:
+    """State and reason of a cell whose job SLURM does not know; a fresh heartbeat means that it runs."""
     if run == "running":
         return run, reason
-    return "failed", reason if run == "failed" else ""  # COMPLETED, but other cells of the job: this one has no result
+    return "lost", f"SLURM does not know job {job} any more"
+
+
+def _decide_ended(run: str, reason: str, said: JobStatus) -> tuple[str, str]:
+    """State and reason of a cell whose run is not final although its job has ended."""
+    own_reason = reason if run == "failed" else ""
+    if said.state in ENDED_BADLY:
+        return "failed", own_reason or said.state.lower().replace("_", " ")
+    if run == "running":
+        return run, reason
+    return "failed", own_reason  # COMPLETED, but other cells of the job: this one has no result
 
 
 def _progress(path: Path | None) -> str:
-    """What the run told last; with its age when that is old."""
-    run = Run.open(path) if path else None
-    beat = run.last_heartbeat() if run else None
-    if run is None or beat is None:
+    """The run's last heartbeat as text, with its age when that is old."""
+    if path is None:
+        return ""
+    run = Run.open(path)
+    beat = run.last_heartbeat()
+    if beat is None:
         return ""
     age = time.time() - beat["time"]
     return run.progress() + (f"  ({age:.0f} s ago)" if age > STALE_S else "")
@@ -113,17 +129,18 @@ def last_lines(log: Path, count: int = LOG_LINES) -> str:
     return " | ".join(lines[-count:])
 
 
-def bad_nodes(states: Iterable[JobState], most: int) -> list[str]:
-    """Nodes on which more than ``most`` tasks have failed and none has ended well, while others work.
+def bad_nodes(tasks: Iterable[JobStatus], most: int) -> list[str]:
+    """Nodes on which more than ``most`` tasks have failed and none has ended well, while others do end well.
 
     Where everything fails everywhere the nodes are not to blame.
     """
     failed: Counter[str] = Counter()
-    worked: set[str] = set()
-    for state in states:
-        if state.state == "COMPLETED":
-            worked.add(state.node)
-        elif state.state in NODE_TO_BLAME and state.node and not set("[,") & set(state.node):  # one node, not several
-            failed[state.node] += 1
-    bad = {node for node, count in failed.items() if count > most and node not in worked}
-    return sorted(bad) if worked - bad else []
+    good: set[str] = set()
+    for task in tasks:
+        is_one_node = task.node and not set("[,") & set(task.node)
+        if task.state == "COMPLETED":
+            good.add(task.node)
+        elif task.state in NODE_TO_BLAME and is_one_node:
+            failed[task.node] += 1
+    bad = {node for node, count in failed.items() if count > most and node not in good}
+    return sorted(bad) if good else []

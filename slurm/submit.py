@@ -13,17 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from ablations.grid import Cell
-from ablations.run_local import ALLOCATOR, evaluate_command, job_environment, train_command
 from ablations.status import FINAL
+from ablations.work import (
+    ALLOCATOR,
+    EVALUATE,
+    TRAIN,
+    Work,
+    evaluate_command,
+    job_environment,
+    train_command,
+)
 from core.run import atomic_write
 from core.schema import UserError
 from core.training.preemption import EXIT_CODE
 from slurm.job import CellsJob
-from slurm.ledger import EVALUATE, TRAIN, Ledger, Submission, Work
-from slurm.profile import Profile, check_plain
+from slurm.ledger import Ledger, Submission
+from slurm.profile import Profile, check_shell_safe
 from slurm.queue import Queue
 from slurm.resources import Resources, micro_batch, resources_of
-from slurm.status import BROKEN, TAKEN, bad_nodes, grid_states
+from slurm.status import BROKEN, TAKEN, bad_nodes, grid_status
 
 MOST_TASKS = 1000  # of one array, where the cluster allows it
 SUBMITITS_OWN = ("output", "error", "wckey")  # options that a job file without it does not need
@@ -32,7 +40,7 @@ ORPHAN_S = 60.0  # sbatch answers within this
 
 @dataclass(frozen=True)
 class Array:
-    """Tasks that are submitted together; each does one or more pieces of work at a time.
+    """Tasks that are submitted together; each does the work of one or more cells at a time.
 
     ``mirrors``: task i starts when task i of that array, which trains what this one measures, has ended well.
     """
@@ -49,12 +57,19 @@ class Array:
     def kind(self) -> str:
         return self.tasks[0][0].kind
 
+    @property
+    def runs_needed(self) -> list[str]:
+        """Ids of the runs that must be done first: parents, then what an earlier submission trains."""
+        parents = [parent for work in self.work for parent in work.cell.parents]
+        trained = [work.cell.id for work in self.work if work.kind == EVALUATE]
+        return list(dict.fromkeys([*parents, *trained]))
+
 
 class Submitter:
-    """Plans and submits the cells of one grid to one cluster."""
+    """Finds what one grid lacks and submits it to one cluster."""
 
     def __init__(self, grid: str, profile: Profile, runs_dir: Path, code: Path, say: Callable[[str], None]) -> None:
-        check_plain("grid", grid)
+        check_shell_safe("grid", grid)
         for folder in (runs_dir.resolve(), code):
             if set(str(folder)) & set("\"'`$\\\n"):
                 raise UserError(f"{str(folder)!r} has quotes, $, \\ or line breaks, which a job file cannot hold")
@@ -64,14 +79,14 @@ class Submitter:
         self._ids: dict[Array, str] = {}  # of what this object has submitted
 
     def missing(self, cells: Sequence[Cell], retry: Sequence[str] = ()) -> list[Work]:
-        """What is neither done, nor at work, nor waiting in the queue; parents first, a run before its measurement.
+        """Work that is neither done, nor running, nor queued; parents first, a run before its measurement.
 
         What has failed, was cancelled, or is lost is submitted again only if ``retry`` names its state or its run.
         """
         self.adopt_orphans()
         submitted = self.ledger.jobs()
         out: list[Work] = []
-        for found in grid_states(cells, self.runs_dir, self.queue):
+        for found in grid_status(cells, self.runs_dir, self.queue):
             again = found.state in retry or found.cell.id in retry
             if found.state in FINAL or (found.state in BROKEN and found.job and not again):
                 continue
@@ -98,7 +113,7 @@ class Submitter:
                 raise UserError(f"{submission.name} was being submitted less than {ORPHAN_S:.0f} s ago; try again then")
 
     def arrays(self, missing: Sequence[Work], **changes: object) -> Iterator[Array]:
-        """Work grouped by resources and generation, packed into tasks, chunked to what an array holds.
+        """Arrays of the missing work, grouped by resources and generation; none has more tasks than an array may.
 
         A cell whose parent is to be trained too comes in a later array; what measures a run comes right after it.
         """
@@ -152,20 +167,20 @@ class Submitter:
 
     @cached_property
     def most_tasks(self) -> int:
-        """Of an array on this cluster."""
+        """The most tasks that one array may have on this cluster."""
         return self.queue.max_array_size()
 
     @cached_property
     def bad_nodes(self) -> list[str]:
-        """Left out from now on: only failures were seen on them."""
+        """Nodes to leave out from now on: only failures were seen on them."""
         jobs = [job for entries in self.ledger.jobs().values() for _, job in entries]
-        bad = bad_nodes(self.queue.states(jobs).values(), self.profile.failures_per_node)
+        bad = bad_nodes(self.queue.statuses(jobs).values(), self.profile.failures_per_node)
         if bad:
             self.say(f"left out, because cells only failed there: {', '.join(bad)}")
         return bad
 
     def submit(self, array: Array) -> Submission:
-        """Intent, sbatch, id."""
+        """Write the intent, call sbatch, write down the id."""
         from submitit.core.utils import FailedJobError
 
         tasks = [[work.key for work in task] for task in array.tasks]
@@ -184,16 +199,13 @@ class Submitter:
         return self.ledger.confirm(submission, [job.job_id for job in submitted])
 
     def after(self, array: Array) -> str:
-        """sbatch's dependency: jobs that must end well before this array starts; empty when none is at work."""
+        """sbatch's dependency: jobs that must end well before this array starts; empty when none is alive."""
         if array.mirrors is not None:
             word = "aftercorr" if len(array.tasks) > 1 else "afterok"
             return f"{word}:{self._ids[array.mirrors]}"
-        first = [parent for work in array.work for parent in work.cell.parents]
-        first += [work.cell.id for work in array.work if work.kind == EVALUATE]  # trained by an earlier submission
         jobs = self.ledger.jobs()
-        newest = [jobs[run][-1][1] for run in dict.fromkeys(first) if run in jobs]
-        states = self.queue.states(newest)
-        alive = [job for job in newest if job in states and states[job].alive]
+        newest = [jobs[run][-1][1] for run in array.runs_needed if run in jobs]
+        alive = self.queue.alive(newest)
         return f"afterok:{':'.join(alive)}" if alive else ""
 
     def _job(self, task: Sequence[Work], resources: Resources) -> CellsJob:

@@ -1,4 +1,4 @@
-"""Two time scales over training: quality on the three axes of a budget, and how steady the student's loss is.
+"""Two time scales over training: quality on the three axes of a budget, and the steadiness of the student's loss.
 
 At equal iterations a larger ratio leaves the student fewer updates; on the axis of the student's images it gets more
 work of the fake score for free; evaluations of networks are what is paid.
@@ -120,11 +120,13 @@ def _flat(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _steadiness(runs: list[Run]) -> dict[float, Summary]:
-    """By the middle of each of WINDOWS parts: the variation of the loss there, of all seeds' points together."""
-    points = [point for run in runs for point in equal_means(run, LOSS)]
+    """Variation of the loss in each of WINDOWS parts, all seeds' points together, by the middle of the part."""
+    parts: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        for at, value in equal_means(run, LOSS):
+            parts[int(at * WINDOWS)].append(value)
     found = {}
     for window in range(WINDOWS):
-        part = [value for at, value in points if window <= at * WINDOWS < window + 1]
-        if len(part) > 1:
-            found[(window + 0.5) / WINDOWS] = summarize([variation(part)])
+        if len(parts[window]) > 1:
+            found[(window + 0.5) / WINDOWS] = summarize([variation(parts[window])])
     return found

@@ -1,4 +1,4 @@
-"""What artefacts are made from, and the files that they give."""
+"""The results that artefacts are made from, and the files that they give."""
 
 from __future__ import annotations
 

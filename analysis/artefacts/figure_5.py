@@ -80,8 +80,11 @@ def _limits(found: list[Summary]) -> tuple[float, float]:
     means = np.array([s.mean for s in found])
     low, high = np.quantile(means, [0.25, 0.75])
     reach = 3 * (high - low) + 1e-9
-    inside = [s for s in found if low - reach <= s.mean <= high + reach]
-    ends = [s.mean + sign * (s.sd if s.n > 1 else 0) for s in inside for sign in (-1, 1)]
+    ends = []
+    for one in found:
+        if low - reach <= one.mean <= high + reach:
+            spread = one.sd if one.n > 1 else 0.0
+            ends += [one.mean - spread, one.mean + spread]
     margin = 0.06 * (max(ends) - min(ends)) + 1e-9
     return min(ends) - margin, max(ends) + margin
 
@@ -146,7 +149,7 @@ def _methods(of: Results) -> dict[str, Any]:
 
 
 def caption(grids: Mapping[str, Results], split: str) -> str:
-    """What the panels show, which way the paper points, and what the numbers are."""
+    """The caption: what the panels show, which way the paper points, and what the numbers are."""
     first = grids[PANELS[0][0]]
     columns: tuple[Column, ...] = tuple(shown_column(first.grid, metric) for metric in METRICS)
     own = first.frame[first.frame["split"] == split]

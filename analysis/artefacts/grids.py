@@ -18,7 +18,7 @@ PAPER_TABLES = {  # at paper scale
 
 
 def build(context: Context) -> Iterator[File]:
-    """What ``fewstep table``, ``figure`` and ``claims`` give, at the full budget."""
+    """The files of ``fewstep table``, ``figure`` and ``claims``, at the full budget."""
     judgements: list[Judgement] = []
     for name, of in context.grids.items():
         table = context.tables[name]

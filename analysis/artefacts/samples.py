@@ -1,7 +1,7 @@
 """Samples side by side: of one student at 1, 2 and 4 NFE (Flash Diffusion, Figure 4), and over its training.
 
-The pictures are committed (analysis/records/figure_4 and checkpoints, written by ``fewstep sample``, whose samples.json
-says from which run and how); here they are only laid out.
+The pictures are committed (analysis/records/pictures/, written by ``fewstep sample``; samples.json says from which
+run and how); here they are only laid out.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.artefacts.context import Context, File, figure_files
-from analysis.collect import RECORDS
 from analysis.figures import style
 
+PICTURES = Path(__file__).parents[1] / "records" / "pictures"
 TEXTS = {
     "figure_4": "Samples of one student at 1, 2 and 4 network evaluations beside its teacher's (after Flash Diffusion, "
     "Figure 4): same prompts and noise in every column, one seed, no picture exchanged.",
@@ -32,7 +32,7 @@ WEIGHTS = {"ema": "student (EMA)"}  # where a title says more than samples.json
 def build(context: Context, folder: Path | None = None) -> Iterator[File]:
     """The figures; nothing as long as no pictures are committed."""
     for name, text in TEXTS.items():
-        file = (folder or RECORDS) / name / "samples.json"
+        file = (folder or PICTURES) / name / "samples.json"
         if not file.exists():
             continue
         facts = json.loads(file.read_text())

@@ -43,7 +43,7 @@ class Cond:
         return Cond({name: value.expand(batch, *value.shape[1:]) for name, value in self.tensors.items()})
 
     def to(self, device: torch.device | str) -> Cond:
-        """Without waiting for the device."""
+        """A copy on ``device``, made without waiting for it."""
         return Cond({name: value.to(device, non_blocking=True) for name, value in self.tensors.items()})
 
     @staticmethod
@@ -127,7 +127,7 @@ class Backbone(ABC):
         return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
     def training_pixels(self, latents: Tensor) -> Tensor:
-        """``pixels`` as precisely as the networks are trained, float32: for losses, never for what is measured."""
+        """``pixels`` in the precision of training, returned as float32: for losses, never for measurements."""
         with self._autocast(latents):
             return self.pixels(latents).float()
 
@@ -171,7 +171,7 @@ class Backbone(ABC):
 
     @contextmanager
     def uncounted(self) -> Iterator[Counter[str]]:
-        """Evaluations inside (sampling for metrics, sample sheets) are not the training's; yields their own count."""
+        """Count the evaluations inside apart: sampling for metrics and sheets is no training. Yields that count."""
         counted, self.evaluations = self.evaluations, Counter()
         try:
             yield self.evaluations
@@ -188,10 +188,10 @@ class Backbone(ABC):
 
 @contextmanager
 def computing_in(dtype: torch.dtype | None, like: Tensor) -> Iterator[None]:
-    """Autocast to ``dtype`` on the device of ``like``; None: as it is stored.
+    """Autocast to ``dtype`` on the device of ``like``; None: no autocast, numbers stay as they are stored.
 
-    torch's fused attention is left out where a CPU needs its gradient, which in 16 bit takes ten times what it takes in
-    fp32 and half of a training step: matrix products take its place.
+    Where a CPU needs gradients, attention is computed by matrix products: the gradient of torch's fused attention takes
+    ten times as long in 16 bit as in fp32, and half of a training step.
     """
     if dtype is None:
         yield
@@ -202,7 +202,7 @@ def computing_in(dtype: torch.dtype | None, like: Tensor) -> Iterator[None]:
 
 
 def attention_as_now() -> AbstractContextManager:
-    """To compute it the same way later: what is computed again must save what was saved."""
+    """A context that computes attention as it is computed now: a recomputation must save the same tensors again."""
     fused = torch.backends.cuda.flash_sdp_enabled()  # of every device, whatever its name says
     return nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
 

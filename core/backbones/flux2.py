@@ -47,7 +47,7 @@ class Flux2Backbone(PipelineBackbone):
 
     @classmethod
     def load(cls, source: str, sharing: Sharing, *, image_size: int | None = None, **options: Any) -> Self:
-        """As the base; ``image_size`` (pixels) decides the size of the latents, which the network does not fix."""
+        """Load a folder or hub id as any pipeline; ``image_size`` (pixels) sets the size of the latents."""
         built = super().load(source, sharing, **options)
         revision = options.get("revision")
         try:
@@ -64,7 +64,7 @@ class Flux2Backbone(PipelineBackbone):
         return built
 
     def _resize(self, image_size: int, vae: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
-        """The time shift depends on the size, too."""
+        """Set the size of the latents, and the process again: its time shift depends on that size."""
         self.side = image_size // (2 ** (len(vae["block_out_channels"]) - 1) * 2)
         self.latent_shape = self._latent_shape(self.roles.base)
         self.process, self.prediction = self._process(scheduler)
@@ -97,7 +97,7 @@ class Flux2Backbone(PipelineBackbone):
 
     @property
     def student_guidance(self) -> float:
-        """Where guidance is an embedding, the student was trained with this one."""
+        """The guidance to sample a student with: the one that was embedded in its training, else 1 (none)."""
         return self.embedded_guidance if self.has_embedded_guidance else 1.0
 
     @property
@@ -108,7 +108,7 @@ class Flux2Backbone(PipelineBackbone):
     def guided(
         self, role: str, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, w: Tensor | float, as_: str = "x0"
     ) -> Tensor:
-        """Where the network is guidance-distilled: one pass that takes w; otherwise as every backbone."""
+        """Guidance as in every backbone, or in one pass that takes w where the network is guidance-distilled."""
         if not self.has_embedded_guidance:
             return super().guided(role, x_t, t, cond, null, w, as_)
         scale = torch.as_tensor(w, dtype=torch.float32, device=x_t.device).expand(len(x_t))
@@ -183,7 +183,7 @@ class Flux2Backbone(PipelineBackbone):
 
     @cached_property
     def text_encoder(self) -> nn.Module:
-        """In bf16 where it is stored in bf16, as the released ones: 24B parameters in dev."""
+        """The language model; in bf16 if it is stored so, as the released ones are (24B parameters in dev)."""
         return self._component(ENCODERS[self.pipeline][0], "text_encoder", may_be_bf16=True)
 
     @cached_property

@@ -155,7 +155,7 @@ def _component(word: str, num_components: int) -> int:
 def ode_transport(
     x: Tensor, mean: Tensor, covariance: Tensor, start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Where the probability-flow ODE takes x_t, (B, D), if x0 ~ N(mean (D,), covariance (D, D)).
+    """End point (B, D) of the probability-flow ODE from x_t (B, D), if x0 ~ N(mean (D,), covariance (D, D)).
 
     ``start`` and ``end`` are (alpha, sigma), each (B, 1); the data are at (1, 0). In the eigenbasis the ODE
     keeps each standardised coordinate (x - alpha m)/sqrt(alpha^2 l + sigma^2), so the map is linear.

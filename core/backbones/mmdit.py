@@ -40,7 +40,7 @@ class SD3Backbone(TransformerBackbone):
     def network(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         with self.roles.use(role) as net:
             text, pooled = (cast(cond.tensors[name], net) for name in ("text", "pooled"))
-            return net(cast(x_t, net), text, pooled, t.float()).sample  # bf16 would make 752 of 750
+            return net(cast(x_t, net), text, pooled, t.float()).sample  # t stays fp32: bf16 rounds 750 to 752
 
     def cond_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
         config = self.roles.base.config

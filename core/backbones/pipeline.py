@@ -1,8 +1,8 @@
-"""What every diffusers pipeline has in common as a backbone: one denoising network with roles, a VAE, text encoders.
+"""Diffusers pipelines as backbones: all have one denoising network with roles, a VAE, and text encoders.
 
 The same loader reads a hub id, a folder, an embedded teacher and a random tiny pipeline. The VAE and the text encoders
-load at first use. Training reads cached latents and embeddings: before it begins, the text encoders are released (that
-of FLUX.2 dev is as large as half of its network).
+load at first use. Training reads cached latents and embeddings, so the text encoders are released before it begins
+(that of FLUX.2 dev is half as large as its network).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PipelineBackbone(Backbone):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        # A method of the network, so that a sharded one gathers its parts for it as for a whole forward
+        # A method of the network: FSDP2 then gathers what it reads, as it does for a whole forward
         network.half_forward = MethodType(type(self).half_forward, network)
         self.roles = Roles(network, sharing)
         self.latent_shape = self._latent_shape(network)
@@ -80,7 +80,7 @@ class PipelineBackbone(Backbone):
 
     @abstractmethod
     def _half_inputs(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> dict[str, Any]:
-        """What ``half_forward`` reads, as the network stores numbers."""
+        """Arguments of ``half_forward`` in the network's storage dtype."""
 
     def _from_vae(self, latents: Tensor) -> Tensor:
         """The VAE's latents scaled as the network reads them."""
@@ -104,9 +104,9 @@ class PipelineBackbone(Backbone):
     ) -> Self:
         """Load a pipeline folder or hub id; ``UserError`` names what is missing.
 
-        ``image_size`` (pixels) is for networks that do not fix the size of their latents. A network ``to_be_sharded``
-        waits on the host, in the memory of its file where it is read as it is stored, which the processes of a node
-        share; so do its copies. Sharding takes each block to ``device``.
+        ``image_size`` (pixels) is for networks that do not fix the size of their latents. ``to_be_sharded``: the
+        network and its copies stay on the host until sharding takes each block to ``device``. If the file holds
+        ``dtype``, it is memory-mapped and the processes of a node share it.
         """
         options = {"revision": revision} if revision else {}
         try:
@@ -171,7 +171,7 @@ class PipelineBackbone(Backbone):
             self.__dict__.pop(name, None)  # a cached property: loaded again when it is asked for
 
     def _component(self, kind: Any, name: str, *, may_be_bf16: bool = False) -> nn.Module:
-        """In fp32, or as stored where that is bf16 and the caller can do with it."""
+        """A frozen part of the pipeline, in fp32; in bf16 if it is stored so and the caller allows it."""
         assert self.source is not None, "a backbone built from its config alone has no VAE or text encoder"
         options = {"revision": self.revision} if self.revision else {}
         try:
@@ -193,8 +193,7 @@ class PipelineBackbone(Backbone):
     def _tokens(
         self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Token ids and where there is one, both (B, length), padded and cut; ``length``: by default the tokenizer's
-        own."""
+        """Token ids, and 1 where a token is, both (B, length), padded and cut; default: the tokenizer's length."""
         length = length or tokenizer.model_max_length
         tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
@@ -208,7 +207,7 @@ class PipelineBackbone(Backbone):
 
     @cached_property
     def vae(self) -> nn.Module:
-        """Channels last, in which its convolutions are a quarter faster on a CPU and tensor cores want them."""
+        """The VAE in channels last: a quarter faster on a CPU, and what tensor cores want."""
         return self._component(self.vae_class, "vae").to(memory_format=torch.channels_last)
 
     @torch.no_grad()
@@ -253,7 +252,7 @@ def dtype_of(network: nn.Module) -> torch.dtype:
 
 
 def cast(value: Tensor, network: nn.Module) -> Tensor:
-    """To the network's storage dtype (autocast, when on, decides the compute dtype)."""
+    """``value`` in the network's storage dtype (autocast, when on, decides the compute dtype)."""
     return value.to(dtype_of(network))
 
 

@@ -37,7 +37,7 @@ class PixArtBackbone(TransformerBackbone):
             return out[:, : x_t.shape[1]]  # behind it: the variance, which no solver here reads
 
     def _size(self, network: nn.Module, x_t: Tensor) -> dict[str, Tensor | None]:
-        """What the 1024-pixel model is told of the image beside the time."""
+        """The image's resolution and aspect ratio, which the 1024-pixel model takes beside the time."""
         if not network.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
         size = torch.tensor([x_t.shape[2:]]).to(x_t.device, non_blocking=True).expand(len(x_t), 2) * self.vae_scale

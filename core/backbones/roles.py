@@ -10,6 +10,7 @@ active then, and gradients are silently wrong.
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,6 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 from core.backbones.base import TEACHER, attention_as_now, freeze
 from core.randomness import torch_seed
+
+_ADAPTER = re.compile(r"\.lora_[AB]\.([^.]+)\.")  # in the name of a parameter: the role
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,11 @@ class Roles:
         """The role's own parameters; adapter names are stripped, so that roles of one kind share names."""
         if role in self._copies:
             return dict(self._copies[role].named_parameters())
-        if role == TEACHER:
-            return {n: p for n, p in self.base.named_parameters() if ".lora_A." not in n and ".lora_B." not in n}
-        marks = (f".lora_A.{role}.", f".lora_B.{role}.")
-        return {
-            name.replace(f".{role}.", "."): parameter
-            for name, parameter in self.base.named_parameters()
-            if any(mark in name for mark in marks)
-        }
+        own = {}
+        for name, parameter in self.base.named_parameters():
+            if _owner(name) == role:
+                own[name.replace(f".{role}.", ".")] = parameter
+        return own
 
     def merged(self, role: str) -> nn.Module:
         """A plain network with the role's weights: its copy, or one of the base to which its adapter is added."""
@@ -170,3 +170,9 @@ class Roles:
             return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
         return run
+
+
+def _owner(name: str) -> str:
+    """The role that a parameter of the base belongs to: its adapter's, or the teacher."""
+    adapter = _ADAPTER.search(name)
+    return adapter[1] if adapter else TEACHER

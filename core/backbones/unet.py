@@ -37,7 +37,7 @@ class UNetBackbone(PipelineBackbone):
             return unet(cast(x_t, unet), t, encoder_hidden_states=text, added_cond_kwargs=added).sample
 
     def added_conditions(self, cond: Cond, dtype: torch.dtype) -> dict[str, Tensor] | None:
-        """What enters beside the time embedding; nothing in Stable Diffusion 1."""
+        """Further inputs beside the time; None in Stable Diffusion 1, which has none."""
         return None
 
     def cond_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:

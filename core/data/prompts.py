@@ -61,7 +61,7 @@ def reference_images(dataset: ImageTextDataset, view: View, count: int, seed: in
 
 
 def kinds_of(dataset: ImageTextDataset) -> list[str]:
-    """What each example counts as: its kind, or itself."""
+    """The kind of each example; its own key where it has none."""
     return [str(meta.get("kind", key)) for key, meta in zip(dataset.keys, dataset.metas, strict=True)]
 
 

@@ -45,7 +45,7 @@ class Process(ABC):
         return alpha * x0 + sigma * eps
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor, kind: str) -> Tensor:
-        """What a perfect prediction of ``kind`` says of the pair (x0, eps); (B, C, H, W), at least float32."""
+        """The perfect prediction of ``kind`` for the pair (x0, eps); (B, C, H, W), at least float32."""
         alpha, sigma = self.alpha_sigma(t, torch.promote_types(x0.dtype, torch.float32))
         of_x0, of_eps = _components(kind, alpha, sigma)
         return of_x0 * x0 + of_eps * eps
@@ -95,7 +95,7 @@ class VPProcess(Process):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> VPProcess:
-        """From a diffusers scheduler's config; raises UserError for an unknown beta schedule."""
+        """The process of a diffusers scheduler's config; raises UserError for an unknown beta schedule."""
         betas = _betas(config)
         alphas_cumprod = np.cumprod(1 - betas)
         if config.get("rescale_betas_zero_snr"):

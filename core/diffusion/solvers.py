@@ -143,7 +143,7 @@ def simulate(
     process: Process,
     calls: int | None = None,
 ) -> Tensor:
-    """Where the sampler ``lcm`` arrives before its call ``stop`` (B,): x_t (B, C, H, W) at ``timesteps[stop]``.
+    """The state of the sampler ``lcm`` before its call ``stop`` (B,): x_t (B, C, H, W) at ``timesteps[stop]``.
 
     DMD2's backward simulation (Yin et al., 2024, Sec. 4.5): the student meets in training what it meets in sampling.
     ``noises`` are as those of ``few_step_sample``; stop 0 is the first of them, untouched. A sample that has arrived

@@ -20,11 +20,11 @@ class GanLoss(ABC):
 
     @abstractmethod
     def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
-        """What the student minimises."""
+        """The loss that the student minimises."""
 
     @abstractmethod
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """What the critic minimises."""
+        """The loss that the critic minimises."""
 
 
 class Lsgan(GanLoss):

@@ -9,7 +9,8 @@ import pytest
 from ablations import run_local
 from ablations.grid import Cell, load
 from ablations.run_local import LocalRunner
-from ablations.status import plan
+from ablations.status import statuses
+from ablations.work import train_command
 from core.run import Run
 from experiments.cli import build_parser, parse
 
@@ -84,7 +85,7 @@ def test_run_shares_resumes_and_survives_a_failure(file: str) -> None:
     said.clear()
     assert all(s.state == "done" for s in LocalRunner(done, RUNS, 2, said.append).run()) and not said
 
-    larger = plan([c for c in load(file).expand("tiny", "larger") if c.row == "good"], RUNS)
+    larger = statuses([c for c in load(file).expand("tiny", "larger") if c.row == "good"], RUNS)
     assert [s.state for s in larger] == ["trained"]
     assert larger[0].reason == "2 numbers to measure, first: kid train 1 steps"
 
@@ -93,8 +94,8 @@ def test_a_run_at_work_elsewhere_is_left_alone(file: str) -> None:
     cells = [cell for cell in load(file).expand("tiny") if cell.row == "good"]
     run, said = Run.create(cells[0].config), []
     with run.lock():
-        statuses = LocalRunner(cells, RUNS, 1, said.append).run()
-    assert [s.state for s in statuses] == ["running"] and "another process" in said[0]
+        ended = LocalRunner(cells, RUNS, 1, said.append).run()
+    assert [s.state for s in ended] == ["running"] and "another process" in said[0]
 
 
 def test_the_command_line_takes_the_job_s_command(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +103,7 @@ def test_the_command_line_takes_the_job_s_command(file: str, monkeypatch: pytest
 
     monkeypatch.undo()
     cell = load(file).expand("tiny")[0]
-    command = run_local.train_command(cell, Path("my runs, (1)"), 3)
+    command = train_command(cell, Path("my runs, (1)"), 3)
     assert command[1:3] == ["-m", "experiments.train"]
     arguments = parse(build_parser(), ["train", *command[3:]])
     assert arguments.evaluate and arguments.experiment == "flash/tiny"

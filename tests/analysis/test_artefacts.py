@@ -165,6 +165,12 @@ def test_samples_are_laid_out(tmp_path: Path, name: str) -> None:
     assert axes[1][0].get_ylabel() == "a very long\ncaption of a\npicture"
 
 
+@pytest.mark.parametrize("name", samples.TEXTS)
+def test_the_committed_pictures_are_where_they_are_looked_for(name: str) -> None:
+    facts = json.loads((samples.PICTURES / name / "samples.json").read_text())
+    assert facts["files"] and all((samples.PICTURES / name / entry["file"]).is_file() for entry in facts["files"])
+
+
 def test_titles_of_checkpoints_stand_apart(tmp_path: Path) -> None:
     settings = [_sampled("teacher", 50, 3.0), *(_sampled("ema", 4, 1.0, images) for images in (0, 64_032, 96_000))]
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")

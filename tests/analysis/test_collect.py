@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis.collect import comparable
-from analysis.records import save_records
+from analysis.keep_records import save_records
 from core.schema import UserError
 
 

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from core.config import _base_object, compose, config_dir, experiments, from_yaml, to_yaml
-from core.overrides import plain, plain_value
+from core.overrides import fitting, simple_value
 
 OVERRIDES = [
     "method.num_timesteps=16",
@@ -90,7 +90,7 @@ def test_what_is_damaged_or_of_other_sources_is_composed_again(monkeypatch: pyte
     ],
 )  # fmt: skip
 def test_only_what_omegaconf_takes_as_it_is_skips_it(value: object, current: object, taken: object) -> None:
-    assert repr(plain(value, current)) == repr(taken)
+    assert repr(fitting(value, current)) == repr(taken)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_only_what_omegaconf_takes_as_it_is_skips_it(value: object, current: obj
         "[nan]", "1.", "1_0",
     ],
 )  # fmt: skip
-def test_plain_values_are_what_hydras_grammar_makes_of_them(text: str) -> None:
-    ours = plain_value(text)
+def test_simple_values_are_what_hydras_grammar_makes_of_them(text: str) -> None:
+    ours = simple_value(text)
     try:
         theirs = OverridesParser.create().parse_override(f"key={text}").value()
     except HydraException:

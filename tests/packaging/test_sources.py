@@ -2,7 +2,6 @@
 
 import ast
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,22 +15,6 @@ MAX_FUNCTION_LINES = 60
 # An address of a package index, or an absolute path of the machine that the project is developed on.
 INDEX_ADDRESS = re.compile(r"\b(?:py(?:pi|thonhosted)|npmjs|debian)\.org\b|--(?:extra-)?index-url")
 MACHINE_PATH = re.compile(r"(?<![\w.~$}*-])/(?:work|root|opt/(?:pypi|wheels))/")
-
-
-@pytest.fixture(scope="module")
-def tracked() -> list[Path]:
-    """Return the files that git tracks and that exist, as absolute paths."""
-    command = ["git", "-C", str(ROOT), "ls-files", "-z"]
-    listing = subprocess.run(command, capture_output=True, text=True, check=False)
-    if listing.returncode:
-        pytest.skip("not a git checkout")
-    return [path for name in listing.stdout.split("\0") if name and (path := ROOT / name).is_file()]
-
-
-@pytest.fixture(scope="module")
-def sources(tracked: list[Path]) -> dict[Path, str]:
-    """Return the text of every tracked Python file."""
-    return {path: path.read_text(encoding="utf-8") for path in tracked if path.suffix == ".py"}
 
 
 def function_lengths(source: str) -> dict[str, int]:

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from ablations.grid import Cell, load
+from ablations.work import EVALUATE, TRAIN, Work
 from core.run import atomic_write
 from slurm.doctor import examine
-from slurm.ledger import EVALUATE, TRAIN, Work
 from slurm.local_cluster import Cluster, running
 from slurm.profile import load as load_profile
 from slurm.queue import Queue
-from slurm.status import BROKEN, CellState, grid_states
+from slurm.status import BROKEN, CellStatus, grid_status
 from slurm.submit import Submitter
 from tests.slurm.waiting import wait
 
@@ -104,8 +104,8 @@ def submit(submitter: Counters, cells: list[Cell], *, measure: bool = False, **c
     return [job for array in arrays for job in submitter.submit(array).jobs]
 
 
-def state(submitter: Counters, cell: Cell) -> CellState:
-    (found,) = grid_states([cell], submitter.runs_dir, Queue())
+def state(submitter: Counters, cell: Cell) -> CellStatus:
+    (found,) = grid_status([cell], submitter.runs_dir, Queue())
     return found
 
 
@@ -114,7 +114,7 @@ def test_cells_run_on_both_nodes_and_are_not_submitted_twice(submitter: Counters
     jobs = submit(submitter, cells)
     assert len(jobs) == 4 and submitter.missing(cells) == []
     wait(lambda: all(submitter.count(cell) > 1 for cell in cells), 60)
-    found = grid_states(cells, submitter.runs_dir, Queue())
+    found = grid_status(cells, submitter.runs_dir, Queue())
     assert [one.state for one in found] == ["running"] * 4 and {one.node for one in found} == {"n1", "n2"}
     wait(lambda: all(submitter.count(cell) == 20 for cell in cells), 60)
     assert all(submitter.starts(cell) == [0] for cell in cells)
@@ -237,7 +237,7 @@ def test_a_child_starts_when_its_parent_has_ended_well(submitter: Counters, fami
     elder, child = family
     submitter.last = 8
     submit(submitter, family)
-    assert [found.state for found in grid_states(family, submitter.runs_dir, Queue())][1] == "queued"
+    assert [found.state for found in grid_status(family, submitter.runs_dir, Queue())][1] == "queued"
     wait(lambda: submitter.count(child) > 0, 90)
     assert submitter.count(elder) == 8
 
@@ -280,7 +280,7 @@ def test_each_run_is_measured_when_it_is_trained_by_a_job_of_its_own(submitter: 
     good = [cell for cell in cells if cell is not cells[1]]
     wait(lambda: all(submitter.measured(cell).exists() for cell in good), 120)
     assert {submitter.measured(cell).read_text() for cell in good} == {"8"}
-    wait(lambda: not Queue().states(jobs)[jobs[5]].alive, 60)
+    wait(lambda: not Queue().statuses(jobs)[jobs[5]].alive, 60)
     assert not submitter.measured(cells[1]).exists(), "what has failed is not measured"
     assert state(submitter, cells[1]).state == "failed"
 
@@ -292,7 +292,7 @@ def test_cells_that_share_a_job_fail_alone(submitter: Counters, cells: list[Cell
     jobs = submit(submitter, cells, cells_per_job=2)
     assert len(jobs) == 2
     wait(lambda: all(submitter.count(cell) == 8 for cell in cells if cell is not cells[1]), 90)
-    wait(lambda: not any(found.alive for found in Queue().states(jobs).values()), 60)
+    wait(lambda: not any(found.alive for found in Queue().statuses(jobs).values()), 60)
     found = state(submitter, cells[1])
     assert found.state == "failed" and "ValueError" in found.reason
     assert "ValueError" not in submitter.ledger.log_of(cells[0].id).read_text()
@@ -306,7 +306,7 @@ def test_a_node_on_which_cells_only_fail_is_left_out(
     submitter.command = lambda work, _: ["sh", "-c", f"{program} {submitter.file_of(work.cell)}"]
     submitter.runs_dir.mkdir(parents=True)
     jobs = submit(submitter, cells)
-    wait(lambda: not any(found.alive for found in Queue().states(jobs).values()), 90)
+    wait(lambda: not any(found.alive for found in Queue().statuses(jobs).values()), 90)
     del submitter.bad_nodes  # found once for each submission
     assert submitter.bad_nodes == ["n1"] and "left out" in capsys.readouterr().out
     for array in submitter.arrays(submitter.missing(cells, BROKEN), cpus_per_process=1, mem_gb=1):
@@ -333,12 +333,12 @@ def test_many_cells_are_few_arrays(use: Cluster, submitter: Counters, tmp_path: 
     assert len(jobs) == 1200 and len({job.partition("_")[0] for job in jobs}) == 2
     assert [len(submission.tasks) for submission in submitter.ledger.submissions()] == [1000, 200]
     assert submitter.missing(many) == []
-    states = [found.state for found in grid_states(many, submitter.runs_dir, Queue())]
+    states = [found.state for found in grid_status(many, submitter.runs_dir, Queue())]
     assert len(states) == 1200 and set(states) <= {"queued", "running"} and states.count("queued") >= 1198
     use.command(["scancel", *jobs])
 
     def cancelled() -> bool:
-        return {found.state for found in grid_states(many, submitter.runs_dir, Queue())} == {"cancelled"}
+        return {found.state for found in grid_status(many, submitter.runs_dir, Queue())} == {"cancelled"}
 
     wait(cancelled, 15)
 

@@ -10,7 +10,7 @@ import pytest
 from core.schema import UserError
 from slurm.job import launcher
 from slurm.ledger import Ledger
-from slurm.queue import JobState, Queue, _of_controller
+from slurm.queue import JobStatus, Queue, _of_controller
 from slurm.snapshot import snapshot
 from slurm.status import decide, last_lines
 from slurm.submit import absolute
@@ -107,7 +107,7 @@ LINE = (
 
 def test_lines_of_the_controller() -> None:
     (job,) = _of_controller(LINE)
-    assert job == JobState("6_0", "fewstep-g-1", "RUNNING", "n1", "", 2) and job.alive
+    assert job == JobStatus("6_0", "fewstep-g-1", "RUNNING", "n1", "", 2) and job.alive
     waiting = _of_controller(
         "JobId=8 ArrayJobId=8 ArrayTaskId=3-5,9%4 JobName=x JobState=PENDING Reason=Resources NodeList=(null)"
     )
@@ -121,11 +121,18 @@ def test_lines_of_the_controller() -> None:
 def test_tasks_that_were_cancelled_together_are_known_each(monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"sacct": "13|x|CANCELLED by 0|(null)\n14_[2-3,7%4]|x|CANCELLED|\n15_1|x|FAILED|n1\n", "scontrol": ""}
     monkeypatch.setattr(Queue, "_ask", lambda self, words: said[words[0]])
-    states = Queue().states(["13_5", "14_3", "14_7", "15_1", "15_2"])
+    states = Queue().statuses(["13_5", "14_3", "14_7", "15_1", "15_2"])
     assert {task: states[task].state for task in ("13_5", "14_3", "14_7")} == dict.fromkeys(
         ("13_5", "14_3", "14_7"), "CANCELLED"
     )
     assert (states["15_1"].state, states["15_1"].node) == ("FAILED", "n1") and "15_2" not in states
+
+
+def test_only_jobs_that_wait_or_run_are_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"sacct": "15_1|x|FAILED|n1\n9|x|PENDING|\n", "scontrol": LINE}
+    monkeypatch.setattr(Queue, "_ask", lambda self, words: said[words[0]])
+    assert Queue().alive(["9", "6_0", "15_1", "99", "9"]) == ["9", "6_0"]
+    assert Queue().alive([]) == []
 
 
 def test_a_controller_that_does_not_answer_loses_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,17 +149,17 @@ def test_a_controller_that_does_not_answer_loses_no_job(monkeypatch: pytest.Monk
         )
 
     answers_after(2)
-    assert Queue().states(["6_0"])["6_0"].state == "RUNNING" and asked.count("scontrol") == 3
+    assert Queue().statuses(["6_0"])["6_0"].state == "RUNNING" and asked.count("scontrol") == 3
     answers_after(3)
     with pytest.raises(UserError, match="scontrol show job: the controller does not answer"):
-        Queue().states(["6_0"])
+        Queue().statuses(["6_0"])
 
 
 def test_nothing_but_what_was_asked_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of completed jobs has all jobs, by raw ids: that of an array is the id of its last task."""
     said = {"sacct": "16|x|COMPLETED|n2\n17|x|FAILED|n1\n3|old|COMPLETED|n1\n", "scontrol": ""}
     monkeypatch.setattr(Queue, "_ask", lambda self, words: said[words[0]])
-    assert Queue().states(["16_0", "16_1"]) == {} and set(Queue().states(["17"])) == {"17"}
+    assert Queue().statuses(["16_0", "16_1"]) == {} and set(Queue().statuses(["17"])) == {"17"}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +169,7 @@ def test_nothing_but_what_was_asked_for_is_told(monkeypatch: pytest.MonkeyPatch)
         ("done", "6_0", None, "done"),
         ("diverged", "6_0", "FAILED", "diverged"),
         ("planned", "6_0", "PENDING", "queued"),
-        ("failed", "6_0", "RUNNING", "running"),  # killed before, and at work again
+        ("failed", "6_0", "RUNNING", "running"),  # killed before, and running again
         ("planned", "6_0", "CANCELLED", "cancelled"),
         ("failed", "6_0", "TIMEOUT", "failed"),
         ("planned", "6_0", "PREEMPTED", "preempted"),
@@ -173,12 +180,12 @@ def test_nothing_but_what_was_asked_for_is_told(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_the_state_of_a_cell(run: str, job: str, said: str | None, state: str) -> None:
-    known = JobState(job, "n", said) if said else None
+    known = JobStatus(job, "n", said) if said else None
     assert decide(run, "", job, known)[0] == state
 
 
 def test_a_requeued_job_waits_as_preempted() -> None:
-    assert decide("planned", "", "6_0", JobState("6_0", "n", "PENDING", restarts=1))[0] == "preempted"
+    assert decide("planned", "", "6_0", JobStatus("6_0", "n", "PENDING", restarts=1))[0] == "preempted"
 
 
 def test_the_end_of_a_log_is_one_line(tmp_path: Path) -> None:

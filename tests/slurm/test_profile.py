@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ablations.grid import load as load_grid
+from ablations.work import EVALUATE, TRAIN, Work
 from core.schema import UserError
-from slurm.ledger import EVALUATE, TRAIN, Work
 from slurm.profile import Profile, load, names
 from slurm.resources import Resources, micro_batch, resources_of
 from slurm.submit import slurm_parameters

@@ -17,17 +17,18 @@ import pytest
 
 from ablations.estimate import Estimate, estimate, size_text
 from ablations.grid import load
+from ablations.work import EVALUATE, TRAIN, Work
 from core.run import Run, find_runs
 from experiments.cli import main
 from slurm.clean import superfluous
 from slurm.job import CellsJob
-from slurm.ledger import EVALUATE, TRAIN, Ledger, Work
+from slurm.ledger import Ledger
 from slurm.local import background_pid
 from slurm.profile import Profile
-from slurm.queue import JobState
+from slurm.queue import JobStatus
 from slurm.resources import Resources
-from slurm.status import bad_nodes, grid_states
-from slurm.submit import Submitter
+from slurm.status import bad_nodes, grid_status
+from slurm.submit import Array, Submitter
 from tests.slurm.waiting import wait
 
 GRID = """
@@ -261,6 +262,16 @@ def test_what_measures_follows_what_trains(grid: str, tmp_path: Path) -> None:
     assert "--evaluate" in submitter.command(arrays[0].work[0], arrays[0].resources, whole=True)
 
 
+def test_a_child_and_a_measurement_wait_for_what_comes_first(tmp_path: Path) -> None:
+    rows = "rows: [{id: child, parent: elder}, {id: elder, set: {method.student_lr: 1.0e-3}}]"
+    (tmp_path / "family.yaml").write_text(f"title: T\nbase: {{tiny: flash/tiny}}\nmetrics: [kd_effnet]\n{rows}\n")
+    elder, child = load(str(tmp_path / "family.yaml")).expand("tiny")
+    measured = (Work(EVALUATE, elder), Work(EVALUATE, child))
+    assert Array(Resources(), ((Work(TRAIN, elder),),)).runs_needed == []
+    assert Array(Resources(), ((Work(TRAIN, child),),)).runs_needed == [elder.id]
+    assert Array(Resources(), (measured,)).runs_needed == [elder.id, child.id]
+
+
 def test_a_job_that_ends_while_slurm_is_asked_has_not_failed(grid: str, tmp_path: Path) -> None:
     """A busy controller answers late; what the run's folder said before that is out of date."""
     (cell, *_) = load(grid).expand("tiny", "quick")
@@ -269,20 +280,20 @@ def test_a_job_that_ends_while_slurm_is_asked_has_not_failed(grid: str, tmp_path
     ledger.confirm(ledger.intend("cells", TRAIN, [[cell.id]], {}), ["7"])
 
     class Late:
-        def states(self, jobs: Iterable[str]) -> dict[str, JobState]:
+        def statuses(self, jobs: Iterable[str]) -> dict[str, JobStatus]:
             assert list(jobs) == ["7"]
             run = Run.create(cell.config)
             run.begin_attempt()
             run.end_attempt("done")
-            return {"7": JobState("7", "x", "COMPLETED", "n1")}
+            return {"7": JobStatus("7", "x", "COMPLETED", "n1")}
 
-    (found,) = grid_states([cell], tmp_path / "runs", Late())
+    (found,) = grid_status([cell], tmp_path / "runs", Late())
     assert (found.state, found.work.kind) == ("trained", EVALUATE)
 
 
 def test_only_nodes_on_which_nothing_works_are_bad() -> None:
-    def jobs(node: str, *states: str) -> list[JobState]:
-        return [JobState(f"{node}{i}", "x", state, node) for i, state in enumerate(states)]
+    def jobs(node: str, *states: str) -> list[JobStatus]:
+        return [JobStatus(f"{node}{i}", "x", state, node) for i, state in enumerate(states)]
 
     good, bad = jobs("n1", "COMPLETED", "FAILED", "FAILED", "FAILED"), jobs("n2", "FAILED", "FAILED", "NODE_FAIL")
     assert bad_nodes([*good, *bad], 2) == ["n2"] and bad_nodes([*good, *bad], 3) == []

@@ -18,7 +18,7 @@ from core.run import Run, find_runs
 from slurm.local_cluster import Cluster
 from slurm.profile import load as load_profile
 from slurm.queue import Queue
-from slurm.status import grid_states
+from slurm.status import grid_status
 from slurm.submit import Submitter
 from tests.slurm.waiting import wait
 
@@ -73,7 +73,7 @@ def test_a_grid_gives_the_table_that_one_machine_gives(use: Cluster, tmp_path: P
     cells = load(str(tmp_path / "six.yaml"), [f"execution.cache_dir={tmp_path}/cache"]).expand()
 
     def finished() -> bool:
-        states = grid_states(cells, tmp_path / "there", Queue())
+        states = grid_status(cells, tmp_path / "there", Queue())
         nodes.update(state.node for state in states if state.node)
         assert not [state for state in states if state.state in ("failed", "lost", "cancelled")], states
         return all(state.state == "done" for state in states)
@@ -151,7 +151,7 @@ def test_a_preempted_training_ends_with_the_same_weights(use: Cluster, submitter
         return max((line["images"] for line in run.metrics()), default=0) if run else 0
 
     wait(lambda: images() >= 48, 120)
-    (found,) = grid_states([cell], submitter.runs_dir, Queue())
+    (found,) = grid_status([cell], submitter.runs_dir, Queue())
     urgent = ["sbatch", "--parsable", "-p", "urgent", "-w", found.node, "--exclusive", "-o", "/dev/null"]
     use.command([*urgent, "--wrap", "sleep 5"])
     wait(lambda: is_done(submitter), 300)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from analysis.collect import cell_runs
-from analysis.records import MAX_LINES, MAX_SHEET_BYTES, save_records, thin
+from analysis.keep_records import MAX_LINES, MAX_SHEET_BYTES, save_records, thin
 from analysis.render import render
 
 

@@ -1,6 +1,6 @@
 """Committed records: the small files of a grid's runs; tables and figures rebuild from them without training.
 
-``analysis/records/<run id>/``, one for all grids that have the run: config.yaml, provenance.json, attempts/,
+``analysis/records/runs/<run id>/``, one for all grids that have the run: config.yaml, provenance.json, attempts/,
 evals.jsonl, metrics.jsonl thinned to MAX_LINES, and one sample sheet of at most MAX_SHEET_BYTES. No weights.
 """
 
