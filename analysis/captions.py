@@ -1,4 +1,4 @@
-"""What the numbers of a table or figure are: scale, budget, seeds, N, judges and protocol ids."""
+"""Captions that say what the numbers of a table or figure are: scale, budget, seeds, N, judges and protocol ids."""
 
 from __future__ import annotations
 

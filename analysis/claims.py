@@ -28,6 +28,7 @@ from core.schema import UserError, check_choice
 FILE = Path(__file__).parent / "claims.yaml"
 EXPECTED = ("lower", "higher", "equal")
 MOST_SEEDS = 50
+DECIDED = ("reproduced", "contradicted")
 LEAST_SEEDS = 3  # the interval of two is right in 95 of 100 cases too, but its width says next to nothing
 
 
@@ -119,14 +120,17 @@ class Judgement:
 
     @property
     def to_decide(self) -> str:
-        """What an inconclusive claim waits for."""
-        if self.verdict in ("reproduced", "contradicted"):
+        """The number of seeds that an inconclusive claim waits for; empty for one that is decided."""
+        if self.verdict in DECIDED:
             return ""
-        open_ones = [c for c in self.comparisons if c.verdict not in ("reproduced", "contradicted")]
-        if any(c.difference.n < LEAST_SEEDS for c in open_ones):
+        undecided = [comparison for comparison in self.comparisons if comparison.verdict not in DECIDED]
+        fewest = min((comparison.difference.n for comparison in undecided), default=LEAST_SEEDS)
+        if fewest < LEAST_SEEDS:
             return f"at least {LEAST_SEEDS} seeds"
-        needed = [c.seeds_needed for c in open_ones]
-        return f"more than {MOST_SEEDS} seeds" if None in needed else f"about {max(needed, default=0)} seeds"
+        needed = [comparison.seeds_needed for comparison in undecided]
+        if None in needed:
+            return f"more than {MOST_SEEDS} seeds"
+        return f"about {max(needed, default=0)} seeds"
 
 
 def load_claims(file: Path | None = None) -> tuple[Claim, ...]:

@@ -1,4 +1,4 @@
-"""From run folders and committed records to one tidy frame: one line for every number that a grid asks for.
+"""Run folders and committed records as one tidy frame: one line for every number that a grid asks for.
 
 A planned number that does not exist yet is a line with ``value`` nan, so that holes are data and not absence.
 Committed records (``analysis/records/runs/<run id>/``, one for all grids that have the run) are small run folders
@@ -7,6 +7,7 @@ and go through the same code.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pandas as pd
 
 from ablations.grid import Cell, Grid
 from ablations.status import FINAL, as_asked
+from core.config import ExperimentConfig
 from core.metrics.cost import TrainingCost, training_cost
 from core.metrics.protocol import SAMPLING_FIELDS, comparable_id
 from core.run import Run, find_runs
@@ -100,7 +102,7 @@ class Results:
 
 
 def results(grid: Grid, scale: str, budget: str, sources: Sequence[Path]) -> Results:
-    """What lies below ``sources`` of a grid."""
+    """Numbers below ``sources`` of a grid."""
     grid = grid.scaled(scale)
     items = cell_runs(grid, scale, budget, sources)
     return Results(grid, scale, budget, tuple(items), collect(grid, items, scale, budget))
@@ -137,18 +139,23 @@ def collect(grid: Grid, items: Sequence[CellRun], scale: str, budget: str) -> pd
 
 def _holes(grid: Grid, measured: Sequence[dict[str, Any]], reference: bool) -> Iterator[dict[str, Any]]:
     """A line for each number of one cell that the grid asks for and nobody has measured."""
+    asked: list[int | None] = [None]  # a reference is measured at its own number of evaluations
+    if not reference:
+        asked = list(dict.fromkeys([*grid.layout.nfe, *grid.evaluate.steps]))
     have = {(line["metric"], line["split"], None if reference else line["nfe"]) for line in measured}
-    for metric in grid.metrics:
-        for split in grid.layout.splits:
-            for nfe in [None] if reference else dict.fromkeys([*grid.layout.nfe, *grid.evaluate.steps]):
-                if (metric, split, nfe) not in have:
-                    yield {"metric": metric, "split": split, "steps": nfe, "nfe": nfe, "value": math.nan}
+    for metric, split, nfe in itertools.product(grid.metrics, grid.layout.splits, asked):
+        if (metric, split, nfe) not in have:
+            yield {"metric": metric, "split": split, "steps": nfe, "nfe": nfe, "value": math.nan}
 
 
 def _final_evals(copy: Copy) -> list[dict[str, Any]]:
+    """The measurements of a finished run at its end, of the weights that its configuration names."""
     if copy.state not in FINAL:
         return []
-    evals, config = copy.run.evals(), copy.run.config
+    return _at_the_end(copy.run.evals(), copy.run.config)
+
+
+def _at_the_end(evals: list[dict[str, Any]], config: ExperimentConfig) -> list[dict[str, Any]]:
     if config.method.trains:
         evals = [line for line in evals if line["weights"] == config.eval.weights]
     end = max((line["images"] for line in evals), default=0)

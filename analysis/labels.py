@@ -35,7 +35,7 @@ def to_tex(text: str) -> str:
 
 
 def mathtext(text: str) -> str:
-    """For matplotlib, which reads mathematics and leaves other text alone."""
+    """A label for matplotlib, which reads mathematics and leaves other text alone."""
     parts = text.split("$")
     return "$".join(_upright(part) if index % 2 else part for index, part in enumerate(parts))
 

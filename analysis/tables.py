@@ -1,4 +1,4 @@
-"""From a tidy frame to a table: blocks of equal NFE, mean and spread over seeds, best marked, holes explicit.
+"""Tables made from a tidy frame: blocks of equal NFE, mean and spread over seeds, best marked, holes explicit.
 
 A number never enters unmarked: a dirty commit, a diverged or a missing seed is a mark with a footnote, and a
 cell without any value names the run that would fill it.
@@ -7,7 +7,7 @@ cell without any value names the run that would fill it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -201,21 +201,21 @@ def _panel(
 
 
 def _entry(lines: Sequence[Mapping[str, Any]], shown: Column) -> Entry:
-    """``lines`` holds one number or hole for each planned seed."""
-    diverged = [line for line in lines if line["state"] == "diverged"]
-    planned = [line for line in lines if line["state"] != "diverged"]
-    counted = [line for line in planned if not math.isnan(line["value"])]
-    marks = {
-        "dirty": any(line["dirty"] for line in counted),
-        "diverged": bool(diverged),
-        "seeds": 0 < len(counted) < len(planned),
-    }
-    lost = [line for line in lines if line not in counted]
-    return Entry(
-        summarize([shown.factor * line["value"] for line in counted]),
-        tuple(_missing_name(line) for line in lost),
-        tuple(mark for mark, on in marks.items() if on),
-    )
+    """The entry of one row; ``lines`` holds one number or hole for each planned seed."""
+    counted, lost, num_diverged = [], [], 0
+    for line in lines:
+        diverged = line["state"] == "diverged"
+        num_diverged += diverged
+        (lost if diverged or math.isnan(line["value"]) else counted).append(line)
+    marks = []
+    if any(line["dirty"] for line in counted):
+        marks.append("dirty")
+    if num_diverged:
+        marks.append("diverged")
+    if 0 < len(counted) < len(lines) - num_diverged:
+        marks.append("seeds")
+    summary = summarize([shown.factor * line["value"] for line in counted])
+    return Entry(summary, tuple(map(_missing_name, lost)), tuple(marks))
 
 
 def _missing_name(line: Mapping[str, Any]) -> str:
@@ -228,27 +228,59 @@ def _mark_best(panel: Panel, columns: tuple[Column, ...], digits: tuple[int, ...
     """Mark the best number of each column at each NFE; equal as shown is equal, and nothing is best among equals."""
     blocks = []
     for block in panel.blocks:
-        lines = [list(line.entries) for line in block.lines]
-        for index, shown in enumerate(columns) if block.title not in (REFERENCE, PUBLISHED) else ():
-            means = [round(entries[index].summary.mean, digits[index]) for entries in lines]
-            known = {mean for mean in means if not math.isnan(mean)}
-            if shown.better and len(known) > 1:
-                best = min(known) if shown.better == "min" else max(known)
-                for entries, mean in zip(lines, means, strict=True):
-                    entries[index] = replace(entries[index], best=mean == best)
-        marked = (replace(line, entries=tuple(e)) for line, e in zip(block.lines, lines, strict=True))
-        blocks.append(replace(block, lines=tuple(marked)))
+        if block.title in (REFERENCE, PUBLISHED):
+            blocks.append(block)
+            continue
+        marked = [_marked_column(block, index, shown, digits[index]) for index, shown in enumerate(columns)]
+        lines = [replace(line, entries=tuple(row)) for line, *row in zip(block.lines, *marked, strict=True)]
+        blocks.append(replace(block, lines=tuple(lines)))
     return replace(panel, blocks=tuple(blocks))
 
 
+def _marked_column(block: Block, index: int, shown: Column, digits: int) -> list[Entry]:
+    """The entries of one column of a block, the best of them marked."""
+    entries = [line.entries[index] for line in block.lines]
+    means = [round(entry.summary.mean, digits) for entry in entries]
+    best = _best(means, shown.better)
+    if best is None:
+        return entries
+    return [replace(entry, best=mean == best) for entry, mean in zip(entries, means, strict=True)]
+
+
+def _best(means: Sequence[float], better: str | None) -> float | None:
+    """The best of the known values; None where no direction is better, or where all are equal."""
+    known = {mean for mean in means if not math.isnan(mean)}
+    if not better or len(known) < 2:
+        return None
+    return min(known) if better == "min" else max(known)
+
+
 def _digits(panels: tuple[Panel, ...], index: int) -> int:
-    """Decimals of a column, at most three: those of its median spread to one significant digit (two when it
-    starts with 1 or 2), or three significant digits of the smallest value when no spread is known."""
-    summaries = [line.entries[index].summary for p in panels for block in p.blocks for line in block.lines]
-    spreads = sorted(s.sd for s in summaries if s.sd > 0)
-    sizes = [abs(s.mean) for s in summaries if s.n and s.mean]
-    if not spreads and not sizes:
-        return 2
-    mantissa, exponent = f"{spreads[len(spreads) // 2] if spreads else min(sizes):e}".split("e")
-    significant = (2 if mantissa[0] in "12" else 1) if spreads else 3
-    return min(max(significant - 1 - int(exponent), 0), 3)
+    """Decimals of a column, at most three.
+
+    They are those of its median spread to one significant digit (two when it starts with 1 or 2), or three significant
+    digits of the smallest value when no spread is known.
+    """
+    spreads, sizes = [], []
+    for line in _lines(panels):
+        summary = line.entries[index].summary
+        if summary.sd > 0:
+            spreads.append(summary.sd)
+        if summary.n and summary.mean:
+            sizes.append(abs(summary.mean))
+    if spreads:
+        median = sorted(spreads)[len(spreads) // 2]
+        return _decimals(median, 2 if f"{median:e}"[0] in "12" else 1)
+    return _decimals(min(sizes), 3) if sizes else 2
+
+
+def _lines(panels: Sequence[Panel]) -> Iterator[Line]:
+    for panel in panels:
+        for block in panel.blocks:
+            yield from block.lines
+
+
+def _decimals(value: float, significant: int) -> int:
+    """Decimals that show ``significant`` digits of ``value``: between none and three."""
+    exponent = int(f"{value:e}".split("e")[1])
+    return min(max(significant - 1 - exponent, 0), 3)

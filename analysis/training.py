@@ -1,4 +1,4 @@
-"""What a training cost and how steadily it ran, from a run's logs: numbers that no judge measures and no split has."""
+"""Cost and steadiness of a training, from its run's logs: numbers that no judge measures and no split has."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def equal_means(run: Run, key: str) -> list[tuple[float, float]]:
 
 
 def logged(run: Run, key: str) -> list[float]:
-    """What the log has of ``key``, in the order of training."""
+    """The values that the log has of ``key``, in the order of training."""
     return [line[key] for line in run.metrics() if line.get(key) is not None]
 
 
@@ -70,13 +70,13 @@ def variation(values: Sequence[float]) -> float:
 
 
 def trainable_parameters(run: Run) -> float:
-    """Of all players together."""
+    """The parameters of all players together."""
     counts = run.noted("trainable_parameters")
     return math.nan if counts is None else float(sum(counts.values()))
 
 
 def device_hours(run: Run) -> float:
-    """Of training alone; solutions that another run had stored were free."""
+    """The hours of training alone; solutions that another run had stored were free."""
     cost = training_cost(run.metrics())
     return cost.device_hours if cost.images else math.nan
 

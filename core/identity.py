@@ -67,7 +67,7 @@ def teacher_identity(config: ExperimentConfig) -> dict[str, str]:
 
 
 def teacher_problem(config: ExperimentConfig) -> dict[str, Any] | None:
-    """What decides the teacher's problems, so that runs that agree in it share solutions; None: none are stored.
+    """Everything that decides the teacher's problems: runs that agree in it share solutions. None: none are stored.
 
     Everything downstream of the teacher is absent; of batch size and budget only what decides a sample's problem: how
     many are drawn, and at which each stage begins. A budget in evaluations has none: its stages end at positions that

@@ -41,7 +41,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Setting:
-    """Whose samples are drawn, and how. ``weights`` is teacher, student, or ema (the student's moving average)."""
+    """A network and how its samples are drawn; ``weights``: teacher, student, or ema (the student's average)."""
 
     weights: str
     sampler: Sampler

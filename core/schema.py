@@ -83,7 +83,7 @@ class BudgetConfig:
 
 @dataclass
 class TrainConfig:
-    """What every trained method shares."""
+    """Settings of the training that all methods share."""
 
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     batch_size: int = MISSING  # samples per student update over all devices
@@ -136,7 +136,7 @@ class BackboneConfig:
 
 @dataclass
 class TaskConfig:
-    """What is generated from what."""
+    """The task: which pictures are generated from which inputs."""
 
     name: str = "text_to_image"
 
@@ -164,7 +164,7 @@ class DataConfig:
 
 @dataclass
 class EvalConfig:
-    """What is measured. All execution: every number carries the id of its own protocol."""
+    """Measurements of a run. All execution: every number carries the id of its own protocol."""
 
     metrics: list[str] = listing(*STANDARD)
     splits: list[str] = listing("train", "heldout")
@@ -204,7 +204,7 @@ class EvalConfig:
 
 @dataclass
 class ExecutionConfig:
-    """Where and how a run is executed; nothing here changes what it computes."""
+    """Settings of where and how a run is executed; nothing here changes what it computes."""
 
     device: str = "auto"  # auto | cpu | cuda
     micro_batch: int | None = None  # samples per forward on one device; null: all at once

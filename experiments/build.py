@@ -112,7 +112,7 @@ def sharing_of(config: ExperimentConfig) -> Sharing:
 
 
 def compute_dtype(config: ExperimentConfig) -> torch.dtype | None:
-    """Of autocast; None: as stored."""
+    """The dtype of autocast; None: networks compute as they are stored."""
     return None if config.train.precision == "fp32" else DTYPES[config.train.precision]
 
 
@@ -182,20 +182,21 @@ def _initial(config: ExperimentConfig) -> dict[str, Callable[[Backbone, str], No
 
 
 def storage_dtype(config: ExperimentConfig) -> torch.dtype:
-    """Of the network as it is loaded: as it computes where it is only read, as what trains where it is copied."""
+    """Storage dtype at load. LoRA: the compute dtype (the base is frozen). Full copies: that of what trains."""
     if config.backbone.sharing == "lora":
         return DTYPES[config.train.precision]
     return torch.float32 if config.train.state_dtype == "fp32" else torch.bfloat16
 
 
 def place_players(method: Method, config: ExperimentConfig) -> None:
-    """What trains to its dtype, critics to their device, too; what averages stays in fp32."""
+    """Give what trains its dtype, and critics their device too; averages stay in fp32."""
     dtype = torch.float32 if config.train.state_dtype == "fp32" else torch.bfloat16
-    backbone = method.backbone
-    placed = {id(parameter) for network in backbone.networks() for parameter in network.parameters()}
+    placed: set[int] = set()
+    for network in method.backbone.networks():
+        placed.update(map(id, network.parameters()))
     for player in method.players():
         for parameter in player.parameters.values():
-            device = parameter.device if id(parameter) in placed else backbone.device
+            device = parameter.device if id(parameter) in placed else method.backbone.device
             parameter.data = parameter.data.to(device, dtype)
 
 

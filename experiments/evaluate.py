@@ -234,11 +234,11 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     for line in records:
         key = (line["split"], line["weights"], line["steps"], line["nfe"])
         rows.setdefault(key, {})[line["metric"]] = line["value"]
-    header = ["split", "weights", "steps", "nfe", *metrics]
-    cells = [[*map(str, key), *(f"{row[m]:.4g}" for m in metrics)] for key, row in rows.items()]
-    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in [header, *cells]]
-    return "\n".join(line.rstrip() for line in lines)
+    lines = [["split", "weights", "steps", "nfe", *metrics]]
+    for key, row in rows.items():
+        lines.append([*map(str, key), *(f"{row[metric]:.4g}" for metric in metrics)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw: every prompt with every seed, in every column."""
+    """Pictures to draw: every prompt with every seed, in every column."""
 
     prompts: PromptList
     seeds: tuple[int, ...]

@@ -27,7 +27,7 @@ WEIGHTS = {"student": STUDENT, "ema": STUDENT_EMA}
 
 @dataclass(frozen=True)
 class Pictures:
-    """What one call of ``Session.sample`` drew, uint8 (B, H, W, 3), and the network evaluations that it took."""
+    """The pictures of one call of ``Session.sample``, uint8 (B, H, W, 3), and the network evaluations that it took."""
 
     images: np.ndarray
     cost: SamplingCost
@@ -43,7 +43,7 @@ class Session:
         self.null = self.backbone.encode_text([""])
 
     def encode_now(self, prompts: Sequence[str]) -> None:
-        """From now on ``sample`` of these prompts needs no text encoder."""
+        """Encode prompts now, so that ``sample`` of them needs no text encoder later."""
         for texts in self._batches(prompts):
             self._encoded[tuple(texts)] = self.backbone.encode_text(texts)
 

@@ -1,4 +1,4 @@
-"""What ``sample``, ``evaluate`` and ``export`` are applied to: a run by folder or id, or an experiment's own
+"""The target of ``sample``, ``evaluate`` and ``export``: a run by folder or id, or an experiment's own
 run."""
 
 from __future__ import annotations

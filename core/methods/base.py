@@ -81,7 +81,7 @@ class Turn:
 
 @dataclass
 class Rollout:
-    """What one micro-batch's turns share; a method adds its own typed fields.
+    """The samples that one micro-batch's turns share; a method adds its own typed fields.
 
     Only detached tensors may be put here, since they outlive the turn. ``samples`` is the student's latest output
     (B, C, H, W), logged as latent mean and standard deviation.

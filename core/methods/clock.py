@@ -74,7 +74,7 @@ class Clock:
         self.student_images += self.batch_size * student
 
     def counters(self, total: Callable[[Mapping[str, float]], Mapping[str, float]] = dict) -> dict[str, Any]:
-        """What each process counts on its own: evaluations by role, stored, ahead, seconds; summed by ``total``."""
+        """The counts of each process on its own: evaluations by role, stored, ahead, seconds; summed by ``total``."""
         own = {"stored": self.stored, "ahead": self.ahead, "seconds": self.seconds}
         sums = total(own | {f"role {role}": count for role, count in self.evaluations.items()})
         roles = {name.removeprefix("role "): count for name, count in sums.items() if name.startswith("role ")}

@@ -1,4 +1,4 @@
-"""What every method's schema tells core about the method, so that core knows no method by name or field. Torch-free."""
+"""The base of all methods' schemas: it tells core about a method, so that core knows none by name. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class TeacherProblem:
-    """What a stored solution of the teacher's ODE depends on, beside teacher, data, seed and budget.
+    """The settings on which a stored solution of the teacher's ODE depends, beside teacher, data, seed and budget.
 
     ``fields`` are names of the schema's fields; the problems of a run fall into ``num_stages`` equal parts of its
     budget, each with problems of its own kind.
@@ -51,7 +51,7 @@ class MethodConfig:
 
     @property
     def teacher_problem(self) -> TeacherProblem | None:
-        """What stored solutions of the teacher depend on; None: the method asks for none."""
+        """The settings on which stored solutions of the teacher depend; None: the method asks for none."""
         return None
 
     @property

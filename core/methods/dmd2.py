@@ -37,7 +37,7 @@ FAKE_ROLES = {"network": FAKE_SCORE, "student": STUDENT, "none": None}
 
 @dataclass
 class Dmd2Rollout(Rollout):
-    """Where the student is called with a graph, and pairs of the teacher where it learns from them."""
+    """The point at which the student is called with a graph, and pairs of the teacher where it learns from them."""
 
     x_t: Tensor  # (B, C, H, W)
     t: Tensor  # (B,)

@@ -61,7 +61,7 @@ class ClipJudge:
         return (self.embed_images(images).astype(np.float64) * texts).sum(axis=1)
 
     def outputs(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """What a judge says of pictures: the cosine of each with its prompt."""
+        """A judge's outputs for pictures: the cosine of each with its prompt."""
         return self.similarities(images, prompts)
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> float:

@@ -1,4 +1,4 @@
-"""What a training cost, read from its metrics.jsonl lines, and what drawing pictures cost, counted meanwhile."""
+"""Costs: of a training, read from its metrics.jsonl lines, and of drawing pictures, counted meanwhile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SamplingCost:
-    """What drawing ``images`` pictures cost: network evaluations of single samples by role, as they were counted."""
+    """The cost of drawing ``images`` pictures: network evaluations of single samples by role, as they were counted."""
 
     images: int
     evaluations: Mapping[str, int]

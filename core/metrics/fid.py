@@ -53,7 +53,7 @@ class Extractor:
         return np.concatenate(features)
 
     def outputs(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """What a judge says of pictures: their features, whatever their prompts were."""
+        """A judge's outputs for pictures: their features, whatever their prompts were."""
         return self(images)
 
 

@@ -1,4 +1,4 @@
-"""From pictures to values: the formula behind each estimator, the judging networks, and features of real images.
+"""Measuring pictures: the formula behind each estimator, the judging networks, and features of real images.
 
 Pictures are judged in chunks as they are made, so thirty thousand large ones never lie in memory together. What a judge
 leaves behind for each picture is one number (``clip``) or a feature vector (the others).

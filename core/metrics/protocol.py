@@ -46,7 +46,7 @@ class Protocol:
     cache: str = "none"
 
     def fields(self) -> dict[str, Any]:
-        """What is recorded and hashed. No cache is no field: numbers older than caches keep their ids."""
+        """The fields that are recorded and hashed. No cache is no field: numbers older than caches keep their ids."""
         fields = dataclasses.asdict(self)
         if self.cache == "none":
             del fields["cache"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -114,25 +114,35 @@ class Trainer:
         self.averages.move(player.role, player.applied)
 
     def _after_iteration(self) -> None:
+        execution = self.config.execution
         means = None
-        if self._every(self.config.execution.log_every_images) or self.clock.done:
+        if self._is_due(execution.log_every_images):
             means = self.monitor.flush()
             self._check_divergence()
         self.monitor.tick(means)
-        draws = self.world.is_main or self.sharded  # a sharded network is sampled by all its processes
-        every = self.config.execution.sample_every_images
-        if self.sheet is not None and draws and (self._every(every) or self.clock.done):
-            self.sheet(self.clock.images)
-        stop = self.config.execution.stop_after_images
-        preempted = self.world.any(self.flag.raised) or (stop is not None and self.clock.images >= stop)
-        if preempted or self._every(self.config.execution.checkpoint_every_images) or self.clock.done:
+        if self.sheet is not None and self._is_due(execution.sample_every_images):
+            self._draw_sheet()
+        stops = self._must_stop()
+        if stops or self._is_due(execution.checkpoint_every_images):
             self.save()
-        if preempted and not self.clock.done:
+        if stops and not self.clock.done:
             raise Preempted(f"stopped at {self.clock.images} images; the same command goes on from there")
 
-    def _every(self, images: int) -> bool:
-        """Whether this iteration has crossed a multiple of ``images``; 0 means never."""
-        return images > 0 and self.clock.images // images > (self.clock.images - self.clock.batch_size) // images
+    def _is_due(self, images: int) -> bool:
+        """Whether this iteration has crossed a multiple of ``images`` (at least 1), or is the last one."""
+        before = self.clock.images - self.clock.batch_size
+        return self.clock.done or self.clock.images // images > before // images
+
+    def _draw_sheet(self) -> None:
+        """By the main process; a sharded network is sampled by all its processes."""
+        if self.world.is_main or self.sharded:
+            self.sheet(self.clock.images)
+
+    def _must_stop(self) -> bool:
+        """Whether a signal came to any process, or the attempt was to end here."""
+        stop = self.config.execution.stop_after_images
+        signalled = self.world.any(self.flag.raised)
+        return signalled or (stop is not None and self.clock.images >= stop)
 
     def _check_divergence(self) -> None:
         for name, player in self.players.items():
@@ -168,13 +178,16 @@ class Trainer:
 
     def snapshot(self) -> None:
         """Weights to use, at the current position."""
-        if not self.world.is_main and not self.sharded:
-            return
+        if self.world.is_main or self.sharded:
+            save_snapshot(self.run.path / "snapshots", self.clock.images, self._networks(), self.world)
+
+    def _networks(self) -> dict[str, Mapping[str, torch.nn.Parameter]]:
+        """Parameters by player, and of the frozen roles that a finished run is sampled with."""
         networks = {player.name: player.parameters for player in self.method.players()}
         for role in self.method.roles():
             if role.for_sampling and not role.trainable:
                 networks[role.name] = self.method.backbone.role_parameters(role.name)
-        save_snapshot(self.run.path / "snapshots", self.clock.images, networks, self.world)
+        return networks
 
     def _resume(self) -> None:
         """Rank 0 looks first: it sets corrupt states aside, so that all load the same one."""

@@ -1,4 +1,4 @@
-"""What a run tells: metrics lines, a progress bar on a terminal, a heartbeat line otherwise, optional TensorBoard."""
+"""A run tells how it goes: metrics, a progress bar on a terminal or else a heartbeat line, optional TensorBoard."""
 
 from __future__ import annotations
 

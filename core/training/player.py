@@ -52,7 +52,7 @@ class TrainedPlayer:
             parameter.grad = part.grad = None
 
     def gradients(self) -> list[Tensor]:
-        """Those that this turn has made and that the processes still have to average; the same list in each."""
+        """Gradients of this turn that the processes still have to average; the same list in each."""
         return [p.grad for p in self.trained if p.grad is not None and not isinstance(p, DTensor)]
 
     def step(self, lr_factor: float = 1.0) -> Tensor:

@@ -30,11 +30,14 @@ def is_sharded(execution: ExecutionConfig, size: int) -> bool:
 
 def check_processes(config: ExperimentConfig, size: int) -> None:
     """UserError when ``size`` processes cannot train ``config`` as it is; it is never adjusted."""
+    if size == 1:
+        return
     if config.train.batch_size % size:
         raise UserError(f"{size} processes do not divide train.batch_size={config.train.batch_size}")
-    if is_sharded(config.execution, size) and set(config.eval.at) - {1.0}:
+    measured_early = set(config.eval.at) - {1.0}
+    if measured_early and is_sharded(config.execution, size):
         raise UserError(f"eval.at={config.eval.at}: sharded networks are measured at the end; allowed: [1.0]")
-    if size > 1 and config.train.budget.unit == "evaluations":
+    if config.train.budget.unit == "evaluations":
         raise UserError("train.budget.unit=evaluations needs one process; allowed with several: images, iterations")
 
 

@@ -5,7 +5,7 @@ Views make it rich: one prompt ("person role", "woman pilot", "red apple") has m
 is a pure function of (example, variant, seed).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from PIL import Image
@@ -49,7 +49,7 @@ def view(example: Example, variant: int, seed: int = 0) -> tuple[np.ndarray, str
 
 
 def centred(example: Example, variant: int, seed: int = 0) -> tuple[np.ndarray, str]:
-    """Like ``view``, but the picture always fills the canvas: uint8 (64, 64, 3) and its caption.
+    """A ``view`` in which the picture always fills the canvas: uint8 (64, 64, 3) and its caption.
 
     A network that must also guess scale and shift from noise spends its few steps on them and blurs what is drawn.
     """
@@ -109,9 +109,20 @@ def _without_some(meta: dict, full: str, rng: np.random.Generator) -> str:
     present = [field for field in ("tones", "hair", "genders") if meta[field]]
     if not present:
         return full
-    dropped = [field for field in present if rng.random() < 0.5] or [str(rng.choice(present))]
-    words = f" {full} "
-    for field in dropped:
-        for phrase in meta[field]:
-            words = words.replace(f" {phrase} ", " ", 1)
-    return " ".join(words.split()) or meta["kind"]
+    left = full
+    for field in _some(present, rng):
+        left = _without(left, meta[field])
+    return left or meta["kind"]
+
+
+def _some(values: list[str], rng: np.random.Generator) -> list[str]:
+    """Each of the values with probability 1/2, at least one of them."""
+    chosen = [value for value in values if rng.random() < 0.5]
+    return chosen or [str(rng.choice(values))]
+
+
+def _without(text: str, phrases: Iterable[str]) -> str:
+    words = f" {text} "
+    for phrase in phrases:
+        words = words.replace(f" {phrase} ", " ", 1)
+    return " ".join(words.split())

@@ -145,13 +145,16 @@ def to_raw(item: Rendered) -> RawExample:
 def build(out: Path, font_path: Path = FONT, names_path: Path = NAMES) -> dict[str, int]:
     """Write the shards and SHA256SUMS into ``out``; returns the number of examples by split."""
     font = ImageFont.truetype(str(font_path), BITMAP_SIZE, layout_engine=ImageFont.Layout.RAQM)
-    drawn = [(emoji, render(emoji.text, font)) for emoji in parse_emoji_test(names_path)]
-    kept = without_duplicates([Rendered(emoji, image) for emoji, image in drawn if image is not None])
+    drawn = []
+    for emoji in parse_emoji_test(names_path):
+        image = render(emoji.text, font)
+        if image is not None:
+            drawn.append(Rendered(emoji, image))
+    kept = without_duplicates(drawn)
     held = held_out_keys([item.emoji for item in kept])
-    splits = {
-        "train": [item for item in kept if item.emoji.key not in held],
-        "heldout": [item for item in kept if item.emoji.key in held],
-    }
+    splits: dict[str, list[Rendered]] = {"train": [], "heldout": []}
+    for item in kept:
+        splits["heldout" if item.emoji.key in held else "train"].append(item)
     for split, items in splits.items():
         write_shards(out, split, map(to_raw, items))
     write_checksums(out)

@@ -110,7 +110,7 @@ class Networks(nn.Module):
 
 
 class Flux2Recipe:
-    """What ``experiments.emoji.recipes.train_teacher --family flux2`` trains."""
+    """The networks that ``experiments.emoji.recipes.train_teacher --family flux2`` trains, and their data."""
 
     outside = ("embed", "proj_out", "lm_head")  # of Muon
 

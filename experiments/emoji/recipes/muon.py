@@ -62,12 +62,16 @@ class MuonAdamW:
         weight_decay: float,
         outside: tuple[str, ...] = ("embedding", "conv_in", "conv_out"),
     ) -> None:
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        hidden = {name for name, p in trained if p.ndim > 1 and not any(part in name for part in outside)}
+        hidden, others = [], []
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            is_outside = parameter.ndim < 2 or any(part in name for part in outside)
+            (others if is_outside else hidden).append(parameter)
         adamw = {"betas": (0.9, 0.99), "weight_decay": weight_decay, "foreach": True}
         self._parts: list[torch.optim.Optimizer] = [
-            Muon([p for name, p in trained if name in hidden], lr, weight_decay=weight_decay),
-            torch.optim.AdamW([p for name, p in trained if name not in hidden], lr, **adamw),
+            Muon(hidden, lr, weight_decay=weight_decay),
+            torch.optim.AdamW(others, lr, **adamw),
         ]
 
     def step(self, lr: float) -> None:

@@ -48,14 +48,14 @@ def caption(name: str) -> str:
 def attributes(name: str) -> dict[str, list[str]]:
     """Skin tones, hair and gender words named after the colon or leading the name, in reading order."""
     head, _, tail = name.partition(": ")
-    parts = [part.strip() for part in tail.split(",")] if tail else []
+    parts = [part.strip() for part in tail.split(",")]
     words = head.split()
-    leading = [words[0]] if words[0] in GENDERS and len(words) > 1 else []
-    return {
-        "tones": [p for p in parts if p in TONES],
-        "hair": [p for p in parts if p in HAIR],
-        "genders": leading + [p for p in parts if p in GENDERS],
-    }
+    found: dict[str, list[str]] = {"tones": [], "hair": [], "genders": []}
+    if words[0] in GENDERS and len(words) > 1:
+        found["genders"].append(words[0])
+    for field, known in (("tones", TONES), ("hair", HAIR), ("genders", GENDERS)):
+        found[field] += [part for part in parts if part in known]
+    return found
 
 
 def kind(name: str) -> str:

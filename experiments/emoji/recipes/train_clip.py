@@ -38,9 +38,9 @@ def cache_views(model: CustomTextCLIP, examples: list[Example], per_example: int
     features, captions, by_kind = [], [], defaultdict(list)
     pairs = [(example, variant) for variant in range(per_example) for example in examples]
     for start in range(0, len(pairs), 128):
-        part = [view(example, variant, seed=4) for example, variant in pairs[start : start + 128]]
-        features.append(model.visual.features(preprocess(np.stack([image for image, _ in part]))).half())
-        captions += [caption for _, caption in part]
+        images, words = zip(*(view(*pair, seed=4) for pair in pairs[start : start + 128]), strict=True)
+        features.append(model.visual.features(preprocess(np.stack(images))).half())
+        captions += words
     for row, (example, _) in enumerate(pairs):
         by_kind[example.meta["kind"]].append(row)
     return torch.cat(features), captions, dict(sorted(by_kind.items()))
