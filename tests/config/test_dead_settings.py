@@ -24,7 +24,7 @@ from experiments.expected import outcomes
 from experiments.train import train_config
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORD = ROOT / "analysis" / "records" / "157e67d615"  # of an experiment that states what it should reach
+RECORD = ROOT / "analysis" / "records" / "runs" / "157e67d615"  # of an experiment that states what it should reach
 READ_ALIKE_IN = ("core/config.py", "core/overrides.py")
 READ_ALIKE_BY = ("identity_dict", "validate", "_validate_stages")
 # Filled in by resolve, for the id alone
@@ -43,7 +43,9 @@ PAIRS = [
 ]
 RUNS = {"flash/tiny": [*FOUR, METRICS], "dmd2/tiny": [*FOUR, *PAIRS], "teacher/tiny": []}
 # The path of a network that is not embedded is read, and then told to be missing
-REFUSED = {"flash/tiny": "method.distill_loss=lpips", "dmd2/tiny": "method.gan=dino"}
+REFUSED = {
+    "flash/tiny": "method.distill_loss=lpips", "dmd2/tiny": "method.gan=dino", "teacher/tiny": "eval.metrics=[fid]",
+}  # fmt: skip
 
 
 def schemas() -> list[type]:
@@ -103,7 +105,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
             assert train_config(resolve(compose(name, [*paths, *more])), evaluate=True) == 0
         for name, override in REFUSED.items():
             with pytest.raises(UserError, match="_path"):
-                train_config(resolve(compose(name, [*paths, override])))
+                train_config(resolve(compose(name, [*paths, override])), evaluate=True)
         assert outcomes(Run.open(RECORD))
     return found
 
