@@ -30,6 +30,7 @@ from core.schema import (
     DataConfig,
     EvalConfig,
     ExecutionConfig,
+    ExpectedConfig,
     ExperimentConfig,
     TaskConfig,
     TrainConfig,
@@ -43,7 +44,7 @@ from core.schema import (
 
 __all__ = [
     "REVISIONS", "BackboneConfig", "BudgetConfig", "DataConfig", "EvalConfig", "ExecutionConfig",
-    "ExperimentConfig", "TaskConfig", "TrainConfig", "UserError", "added", "compose", "config_dir",
+    "ExpectedConfig", "ExperimentConfig", "TaskConfig", "TrainConfig", "UserError", "added", "compose", "config_dir",
     "execution", "experiments", "from_yaml", "identity_dict", "locate", "read_yaml", "register_schema", "resolve",
     "run_id", "to_yaml",
 ]  # fmt: skip
@@ -163,6 +164,8 @@ def _rebuilt(schema: type, values: Mapping[str, Any]) -> Any:
             value = _rebuilt(SCHEMAS["method"][value["name"]], value)
         elif is_dataclass(item.default_factory):
             value = _rebuilt(item.default_factory, value)
+        elif "rows" in item.metadata:
+            value = [_rebuilt(item.metadata["rows"], row) for row in value]
         parts[item.name] = value
     return schema(**parts)
 

@@ -49,6 +49,11 @@ def listing(*values: Any) -> Any:
     return field(default_factory=lambda: [list(v) if isinstance(v, tuple) else v for v in values])
 
 
+def rows(schema: type) -> Any:
+    """A field with a list of ``schema``, empty by default; not part of a run's identity."""
+    return field(default_factory=list, metadata={"execution": True, "rows": schema})
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """`; nearest: a, b` for an error line, or the empty string when nothing is close."""
     close = difflib.get_close_matches(name, list(allowed), n=3, cutoff=0.5)
@@ -203,6 +208,30 @@ class EvalConfig:
 
 
 @dataclass
+class ExpectedConfig:
+    """One value that a finished run of an experiment should reach, as published or as our own runs have measured it."""
+
+    metric: str = MISSING  # of METRICS, or a published one that is not measured here
+    split: str = MISSING
+    steps: int = MISSING
+    num_images: int = MISSING  # generated for it; a distance of distributions depends on it
+    value: float = MISSING
+    sd: float = 0.0  # over seeds
+    seeds: int = 1  # 0, 1, ... of which value and sd are mean and standard deviation
+    tolerance: float = 0.0  # by how much a run may be worse
+    source: str = MISSING  # measured (analysis/records) | source, artefact, row (of analysis/published.csv)
+
+    def validate(self) -> None:
+        check_range("expected.steps", self.steps, 1)
+        check_range("expected.num_images", self.num_images, 1)
+        check_range("expected.sd", self.sd, 0.0)
+        check_range("expected.seeds", self.seeds, 1)
+        check_range("expected.tolerance", self.tolerance, 0.0)
+        if self.source != "measured" and self.source.count(", ") != 2:
+            raise UserError(f"expected.source={self.source}; allowed: measured, or 'SOURCE, ARTEFACT, ROW'")
+
+
+@dataclass
 class ExecutionConfig:
     """Settings of where and how a run is executed; nothing here changes what it computes."""
 
@@ -253,11 +282,21 @@ class ExperimentConfig:
     eval: EvalConfig = execution(EvalConfig)
     execution: ExecutionConfig = execution(ExecutionConfig)
     seed: int = 0
+    expected: list[ExpectedConfig] = rows(ExpectedConfig)  # what a finished run is compared with, by fewstep verify
 
     def validate(self) -> None:
         """Raise UserError for the first value that is not allowed."""
         check_choice("scale", self.scale, SCALES)
-        for part in (self.method, self.backbone, self.task, self.data, self.train, self.eval, self.execution):
+        for part in (
+            self.method,
+            self.backbone,
+            self.task,
+            self.data,
+            self.train,
+            self.eval,
+            self.execution,
+            *self.expected,
+        ):
             part.validate()
         micro_batch = self.execution.micro_batch
         if micro_batch is not None and self.train.batch_size % micro_batch:

@@ -2,6 +2,8 @@
 
 Identity, weights, data, code, completeness and protocols are recomputed from the files and compared with what the
 folder claims. A check that cannot be made here (weights that are not on this machine) says so and fails nothing.
+Values that the experiment expects are told beside those that were reached. One that was not reached is no failure: the
+run may have had a shorter budget, another seed or other settings, and its record is none the less what was measured.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from core.config import UserError, resolve, run_id
 from core.metrics.protocol import Protocol
 from core.provenance import changed_since, package_versions
 from core.run import Run
+from experiments.expected import outcomes
 
 PASSED, FAILED, UNKNOWN = "ok", "FAILED", "not checked"
 
@@ -31,7 +34,8 @@ class Check:
 
 def verify(run: Run) -> list[Check]:
     """All checks of a run folder."""
-    return [*_identity(run), _provenance(run), _training(run), _numbers(run), _packages(run)]
+    expected = [Check(outcome.name, outcome.verdict, outcome.detail) for outcome in outcomes(run)]
+    return [*_identity(run), _provenance(run), _training(run), _numbers(run), _packages(run), *expected]
 
 
 def _check(name: str, holds: bool, detail: str) -> Check:
@@ -124,5 +128,5 @@ def run_command(arguments: Namespace) -> int:
     checks = verify(run)
     print(f"{run.id}  {run.path}")
     for check in checks:
-        print(f"  {check.outcome:<12}{check.name:<18}{check.detail}")
+        print(f"  {check.outcome:<14}{check.name:<24}{check.detail}")
     return int(any(check.outcome == FAILED for check in checks))
