@@ -81,7 +81,10 @@ def budget_images(config: ExperimentConfig) -> int:
 
 
 def as_asked(fields: Mapping[str, Any], config: ExperimentConfig) -> bool:
-    """Whether a number was taken with this sampler on as many images: a run shared by two budgets holds both."""
+    """Whether a number was taken with the sampler and on as many images as ``config`` asks for.
+
+    A run that two budgets share holds the numbers of both.
+    """
     asked = config.eval
     if config.method.trains and not _drawn_by(fields, asked.sampler_at(fields["steps"])):
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable, Iterator
 
 _SYMBOLS = {
     r"\pi": "π", r"\lambda": "λ", r"\omega": "ω", r"\times": "×", r"\sim": "∼", r"\mathcal": "", r"\mathrm": "",
@@ -22,22 +23,28 @@ def plain(text: str) -> str:
 
 def to_html(text: str) -> str:
     """``$L_{distil}$`` becomes an italic L with a subscript."""
-    parts = text.split("$")
-    return "".join(_math(part) if index % 2 else html.escape(part) for index, part in enumerate(parts))
+    return "".join(_parts(text, prose=html.escape, mathematics=_math))
 
 
 def to_tex(text: str) -> str:
     """Escape what TeX would read; in mathematics, words in subscripts and superscripts are set upright."""
-    parts = text.split("$")
-    return "$".join(
-        _upright(part) if index % 2 else "".join(_TEX.get(c, c) for c in part) for index, part in enumerate(parts)
-    )
+    return "$".join(_parts(text, prose=_escaped, mathematics=_upright))
 
 
 def mathtext(text: str) -> str:
-    """A label for matplotlib, which reads mathematics and leaves other text alone."""
-    parts = text.split("$")
-    return "$".join(_upright(part) if index % 2 else part for index, part in enumerate(parts))
+    """The label for matplotlib, which reads mathematics and leaves other text alone."""
+    return "$".join(_parts(text, prose=str, mathematics=_upright))
+
+
+def _parts(text: str, prose: Callable[[str], str], mathematics: Callable[[str], str]) -> Iterator[str]:
+    """The parts of a label in order, each treated as prose or as what stands between dollar signs."""
+    for index, part in enumerate(text.split("$")):
+        treat = mathematics if index % 2 else prose
+        yield treat(part)
+
+
+def _escaped(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)
 
 
 def _upright(text: str) -> str:

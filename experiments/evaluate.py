@@ -1,6 +1,6 @@
-"""Measure a run: every metric on every split and number of steps, each value with its protocol; skip what is
-there.
+"""Measure a run: every metric on every split and number of steps, each value with its protocol.
 
+What is there already is not measured again.
 All rows of a table sample the same prompts from the same noise (sampling seed 0), whatever seed a student was
 trained with. Prompts and real images come from the split's own views (core/data/prompts.py).
 """
@@ -228,17 +228,26 @@ def run_command(arguments: Namespace) -> int:
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """Values as text: one row per split and number of steps, one column per metric."""
+    """Values as text: one row for each way of sampling on each split, one column for each metric."""
     metrics = list(dict.fromkeys(line["metric"] for line in records))
-    rows: dict[tuple, dict[str, float]] = {}
+    rows: dict[tuple, dict[str, str]] = {}
     for line in records:
         key = (line["split"], line["weights"], line["steps"], line["nfe"])
-        rows.setdefault(key, {})[line["metric"]] = line["value"]
+        rows.setdefault(key, {})[line["metric"]] = f"{line['value']:.4g}"
     lines = [["split", "weights", "steps", "nfe", *metrics]]
-    for key, row in rows.items():
-        lines.append([*map(str, key), *(f"{row[metric]:.4g}" for metric in metrics)])
+    for key, values in rows.items():
+        lines.append([*map(str, key), *(values[metric] for metric in metrics)])
+    return _aligned(lines)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as text, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    text = []
+    for line in lines:
+        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        text.append("  ".join(padded).rstrip())
+    return "\n".join(text)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,7 +29,7 @@ NUM_DEFAULT_PROMPTS = 8
 
 @dataclass(frozen=True)
 class Column:
-    """One way of sampling, and after how many training images; None: those of the session."""
+    """One way of sampling. ``images``: after how many training images; None: at the weights that are loaded."""
 
     setting: Setting
     images: int | None = None
@@ -37,6 +39,17 @@ class Column:
         moment = "" if self.images is None else f" after {self.images:,} images"
         return self.setting.label + moment
 
+    @property
+    def suffix(self) -> str:
+        """What tells this column's files from those of another."""
+        name = f"{self.setting.weights}-{self.setting.sampler.steps}"
+        return name if self.images is None else f"{name}-{self.images}"
+
+    def facts(self) -> dict[str, Any]:
+        """How its pictures were made, for samples.json."""
+        facts = {"setting": self.label, "weights": self.setting.weights, **asdict(self.setting.sampler)}
+        return facts if self.images is None else facts | {"images": self.images}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -45,6 +58,11 @@ class Request:
     prompts: PromptList
     seeds: tuple[int, ...]
     columns: tuple[Column, ...]
+
+    @property
+    def rows(self) -> list[tuple[str, int]]:
+        """The prompt and the seed of each row of the sheet."""
+        return list(itertools.product(self.prompts.prompts, self.seeds))
 
 
 def default_prompts(session: Session) -> PromptList:
@@ -60,17 +78,19 @@ def default_columns(
     teachers: Sequence[Setting],
     moments: Sequence[int] = (),
 ) -> tuple[Column, ...]:
-    """The teacher first (as often as asked for), then the run's own weights at each number of steps, at each moment of
-    its training."""
+    """The columns of a sheet: the teachers first, then the run's own weights at each moment and number of steps.
+
+    ``steps`` and ``weights`` replace those of the evaluation; ``moments`` are training images, none: now.
+    """
     own = session.config.settings()
     if steps:
         own = [replace(own[0], sampler=replace(own[0].sampler, steps=count)) for count in steps]
     if weights and session.config.method.trains:
         own = [replace(setting, weights=weights) for setting in own]
-    return (
-        *(Column(setting) for setting in teachers),
-        *(Column(setting, images) for images in moments or [None] for setting in own),
-    )
+    columns = [Column(setting) for setting in teachers]
+    for images in moments or [None]:
+        columns.extend(Column(setting, images) for setting in own)
+    return tuple(columns)
 
 
 def sample(session: Session, request: Request, out: Path, run: Run) -> Path:
@@ -79,28 +99,26 @@ def sample(session: Session, request: Request, out: Path, run: Run) -> Path:
     samples.json: the run, its training images, the commit, and of every picture how it was made.
     """
     images = draw(session, request, run)
-    num_prompts, num_seeds = len(request.prompts), len(request.seeds)
-    files = []
+    grid = images.reshape(len(request.rows), len(request.columns), *images.shape[3:])
     with atomic_folder(out) as folder:
-        for p, prompt in enumerate(request.prompts.prompts):
-            for s, seed in enumerate(request.seeds):
-                for c, column in enumerate(request.columns):
-                    weights, sampler = column.setting.weights, column.setting.sampler
-                    how = {"setting": column.label, "weights": weights, **asdict(sampler)}
-                    name = f"{p:03d}-{_slug(prompt)}-seed{seed}-{weights}-{sampler.steps}"
-                    if column.images is not None:
-                        how["images"] = column.images
-                        name += f"-{column.images}"
-                    name += ".png"
-                    Image.fromarray(images[p, s, c]).save(folder / name)
-                    files.append({"file": name, "prompt": prompt, "seed": seed, **how})
-        rows = [_row_label(text, seed, num_seeds) for text in request.prompts.prompts for seed in request.seeds]
-        columns = [column.label for column in request.columns]
-        grid = images.reshape(num_prompts * num_seeds, len(columns), *images.shape[3:])
-        contact_sheet(rows, columns, grid).save(folder / "sheet.png")
+        files = _save_pictures(folder, request, grid)
+        rows = [_row_label(prompt, seed, len(request.seeds)) for prompt, seed in request.rows]
+        contact_sheet(rows, [column.label for column in request.columns], grid).save(folder / "sheet.png")
         facts = {"run": run.id, "images": session.images, "commit": provenance(session.config)["commit"]}
         (folder / "samples.json").write_text(json.dumps(facts | {"files": files}, indent=1) + "\n")
     return out / "sheet.png"
+
+
+def _save_pictures(folder: Path, request: Request, grid: np.ndarray) -> list[dict[str, Any]]:
+    """One PNG for each picture of grid (rows, columns, H, W, 3); returns their entries for samples.json."""
+    files = []
+    for row, (prompt, seed) in enumerate(request.rows):
+        number = row // len(request.seeds)
+        for pixels, column in zip(grid[row], request.columns, strict=True):
+            name = f"{number:03d}-{_slug(prompt)}-seed{seed}-{column.suffix}.png"
+            Image.fromarray(pixels).save(folder / name)
+            files.append({"file": name, "prompt": prompt, "seed": seed, **column.facts()})
+    return files
 
 
 def draw(session: Session, request: Request, run: Run) -> np.ndarray:
@@ -125,9 +143,8 @@ def _slug(prompt: str) -> str:
 def run_command(arguments: Namespace) -> int:
     """``fewstep sample RUN``: draw and print where the sheet is."""
     prompts = parse_prompts(arguments.prompts) if arguments.prompts else None
-    for option, values in (("--steps", arguments.steps or [1]), ("--teacher-steps", arguments.teacher_steps)):
-        if min(values) < (option == "--steps"):
-            raise UserError(f"{option} {min(values)} is not a number of steps; give at least 1")
+    _check_steps("--steps", arguments.steps or [], least=1)
+    _check_steps("--teacher-steps", arguments.teacher_steps, least=0)
     moments = sorted(arguments.at)
     if moments and moments[0] < 0:
         raise UserError(f"--at {moments[0]} is not a number of training images; give at least 0")
@@ -141,3 +158,10 @@ def run_command(arguments: Namespace) -> int:
     out = Path(arguments.out) if arguments.out else run.path / "samples" / f"prompts-{prompts.hash}"
     print(sample(session, request, out, run))
     return 0
+
+
+def _check_steps(option: str, counts: Sequence[int], least: int) -> None:
+    """Raise UserError for the smallest of ``counts`` if it is below ``least``."""
+    smallest = min(counts, default=least)
+    if smallest < least:
+        raise UserError(f"{option} {smallest} is not a number of steps; give at least 1")

@@ -89,9 +89,12 @@ def load_run(
     overrides: dict[str, Any] | None = None,
     images: int | None = None,
 ) -> tuple[Session, Run]:
-    """A trained run's session at its newest snapshot, or at that of ``images``; 0: as its training began.
+    """Open a run and build its session, at its newest snapshot or at the one after ``images`` training images.
 
-    ``overrides`` are execution fields (device, cache_dir).
+    0 images: as its training began. ``overrides`` are execution fields (device, cache_dir).
+
+    Raises:
+        UserError: no such run or snapshot, or other base weights than the run was trained with.
     """
     run = Run.open(path_or_id, runs_dir)
     config = run.config
@@ -110,7 +113,7 @@ def load_run(
 
 
 def load_snapshot(session: Session, run: Run, images: int | None = None) -> None:
-    """The weights of a run's newest snapshot, or of that of ``images``."""
+    """Give the session the weights of a run's newest snapshot, or of the one after ``images`` training images."""
     root = run.path / "snapshots"
     newest = latest_snapshot(root)
     if newest is None:

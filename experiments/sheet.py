@@ -17,7 +17,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Draw images (R, C, H, W, 3) uint8 with row labels on the left and column labels on top.
 
-    ``cell`` is the side of a drawn image in pixels: by default a whole multiple of the image, at least 96.
+    ``cell`` is the side of a drawn image in pixels; by default the smallest multiple of the image's own that is at
+    least 96.
     """
     assert images.shape[:2] == (len(rows), len(columns)), (images.shape, len(rows), len(columns))
     cell = cell or images.shape[3] * -(-96 // images.shape[3])

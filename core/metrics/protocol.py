@@ -54,22 +54,22 @@ class Protocol:
 
     @property
     def id(self) -> str:
-        """8 hex digits over all fields."""
+        """The protocol's identity: 8 hex digits over all fields."""
         return _digest(self.fields())
 
     @property
     def comparable_id(self) -> str:
-        """8 hex digits over the fields that rows of one table must share."""
+        """What rows of one table must share: 8 hex digits over all fields but those of the sampling."""
         return comparable_id(self.fields())
 
 
 def comparable_id(fields: dict[str, Any]) -> str:
-    """``Protocol.comparable_id`` of recorded fields (``protocol_fields`` of a line of evals.jsonl)."""
+    """The ``Protocol.comparable_id`` of recorded fields (``protocol_fields`` of a line of evals.jsonl)."""
     return _digest({key: value for key, value in fields.items() if key not in SAMPLING_FIELDS})
 
 
 def file_sha256(path: Path) -> str:
-    """Identity of a judge's weights file."""
+    """The identity of a judge's weights file, in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
