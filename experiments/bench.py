@@ -80,7 +80,7 @@ class Recorder:
         return call
 
     def replay(self) -> None:
-        """The noted evaluations alone, with the backward passes that they had."""
+        """Repeat the noted evaluations alone, with the backward passes that they had."""
         for call in self.calls:
             x_t = call.x_t.clone().requires_grad_(call.through)
             with torch.set_grad_enabled(call.grad), self.backbone._autocast(x_t):
@@ -117,7 +117,7 @@ def build(config: ExperimentConfig, folder: Path) -> Trainer:
 
 
 def period(method: Method) -> int:
-    """Iterations after which the turns repeat."""
+    """The number of iterations after which the turns repeat."""
     return getattr(method.config, "ttur", 1)
 
 

@@ -31,7 +31,7 @@ AXES = {"iteration": "Iterations", "student_images": "Student images", "evaluati
 
 
 def build(context: Context) -> Iterator[File]:
-    """The figure; nothing as long as no run of the grid has been measured."""
+    """Yield the figure, or nothing as long as no run of the grid has been measured."""
     of = context.grids[GRID]
     if not has_students(of):
         return
@@ -48,7 +48,7 @@ def build(context: Context) -> Iterator[File]:
 
 
 def draw(of: Results) -> Figure:
-    """7.0 x 2.4 inches: four panels across a page."""
+    """Draw four panels across a page, 7.0 x 2.4 inches."""
     frame = comparable(of.frame)
     judged = set(frame.loc[(frame["metric"] == METRIC) & (frame["split"] == SPLIT), "comparable"].dropna())
     with style():
@@ -78,8 +78,10 @@ def _line(ax: Any, points: dict[float, Summary], index: int, label: str) -> None
 
 
 def _points(runs: list[CellRun], nfe: int, judged: set[str]) -> list[tuple[dict[str, float], Summary]]:
-    """(place on every axis, quality over seeds) of each moment at which most runs were measured: a point of one seed
-    among points of three would bend the line."""
+    """(place on every axis, quality over seeds) at each moment at which most runs were measured.
+
+    A point of one seed among points of three would bend the line.
+    """
     places: dict[int, dict[str, float]] = {}
     values: dict[int, dict[int, float]] = defaultdict(dict)
     for item in runs:

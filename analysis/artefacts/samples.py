@@ -29,7 +29,7 @@ TEXTS = {
 
 
 def build(context: Context, folder: Path | None = None) -> Iterator[File]:
-    """The figures; nothing as long as no pictures are committed."""
+    """Yield the figures whose pictures are committed."""
     for name, text in TEXTS.items():
         file = (folder or PICTURES) / name / "samples.json"
         if not file.exists():
@@ -40,7 +40,7 @@ def build(context: Context, folder: Path | None = None) -> Iterator[File]:
 
 
 def draw(folder: Path, entries: list[dict[str, Any]]) -> Figure:
-    """One row for each prompt, one column for each setting."""
+    """Draw one row for each prompt and one column for each setting."""
     prompts = list(dict.fromkeys(entry["prompt"] for entry in entries))
     settings = list(dict.fromkeys(entry["setting"] for entry in entries))
     with style():
