@@ -118,7 +118,7 @@ class Roles:
         return own
 
     def merged(self, role: str) -> nn.Module:
-        """A network without adapters and with the role's weights: its copy, or one of the base with its adapter added."""
+        """A network without adapters and with the role's weights: its copy, or the base's with the adapter added."""
         if role in self._copies:
             return self._copies[role]
         network = copy.deepcopy(self.base)
