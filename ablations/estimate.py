@@ -23,7 +23,7 @@ MOST_LATENT_CHANNELS, LATENT_STRIDE = 16, 8  # of the autoencoders in use
 
 @dataclass(frozen=True)
 class Estimate:
-    """Time and disk of trainings alone. ``unknown``: experiments of which no run has finished to tell."""
+    """Time and disk that trainings take. ``unknown``: experiments without a finished run to estimate from."""
 
     device_hours: float = 0.0
     runs_bytes: float = 0.0
@@ -96,6 +96,6 @@ def _latent_bytes(config: ExperimentConfig) -> int:
 
 
 def size_text(count: float) -> str:
-    """``1.5 GB``."""
+    """A number of bytes as text: ``1.5 GB``."""
     power = min(int(math.log(max(count, 1), 1000)), 4)
     return f"{count / 1000**power:.3g} {('B', 'KB', 'MB', 'GB', 'TB')[power]}"

@@ -50,7 +50,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """``ROW-sSEED``: how a cell is called in a command and in its folder's label."""
+        """The cell's name in commands and in its folder's label: ``ROW-sSEED``."""
         return f"{self.row}-s{self.seed}"
 
     @property

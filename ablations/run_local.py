@@ -35,7 +35,7 @@ class LocalRunner:
         self._executor: Any = None
 
     def run(self) -> list[Status]:
-        """Statuses at the end, in the grid's order."""
+        """Run all cells that can run; returns their statuses at the end, in the grid's order."""
         waiting = [item.cell for item in self.statuses.values() if not item.is_final]
         for item in self.statuses.values():
             if item.state == "running":
@@ -118,7 +118,7 @@ class LocalRunner:
             self._tell(cell, f"{text}: {now.reason}" if now.reason else text)
 
     def _progress(self) -> None:
-        """Now and then, where the running cells are, as their heartbeats tell."""
+        """Tell now and then how far the running cells are, from their heartbeats."""
         if not self._jobs or time.monotonic() - self._told < PROGRESS_S:
             return
         self._told = time.monotonic()

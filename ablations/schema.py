@@ -24,7 +24,7 @@ class Row:
 
 @dataclass
 class Budget:
-    """How much of the full design is computed under one name."""
+    """A part of the full design: fewer seeds, fewer rows, or other values."""
 
     seeds: list[int] = field(default_factory=list)  # instead of the grid's and its rows' seeds
     rows: list[str] = field(default_factory=list)  # ids; empty: all
@@ -33,7 +33,7 @@ class Budget:
 
 @dataclass
 class Layout:
-    """How the table is laid out."""
+    """Columns of the table, what is best in each, and which splits are shown."""
 
     nfe: list[int] = listing(4)
     splits: list[str] = listing("train", "heldout")
@@ -43,7 +43,7 @@ class Layout:
 
 @dataclass
 class Evaluate:
-    """Sampling steps of the students that are measured, and when: at fractions of the training budget."""
+    """Sampling steps that students are measured with, and the fractions of the training budget at which they are."""
 
     steps: list[int] = listing(1, 2, 4)
     at: list[float] = listing(1.0)

@@ -60,7 +60,7 @@ _SCHEMA_KEY = {"method": "name", "backbone": "family", "task": "name"}
 
 @functools.cache
 def config_dir() -> Path:
-    """The configuration tree; it is data of the package above this one, found without importing it."""
+    """The folder of the configuration files: data of the package above this one, found without importing it."""
     spec = importlib.util.find_spec("experiments")
     assert spec is not None and spec.submodule_search_locations
     return Path(next(iter(spec.submodule_search_locations))) / "config"
@@ -84,7 +84,7 @@ def compose(experiment: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
 
 
 def compose_in_full(experiment: str, groups: Sequence[str], values: Sequence[tuple[str, Any]]) -> ExperimentConfig:
-    """Every value applied by OmegaConf on a copy of the typed tree: what ``compose`` does faster, and its errors."""
+    """The configuration that ``compose`` gives, slowly: OmegaConf applies every value to the typed tree."""
     tree = _compose_groups(experiment, tuple(groups)).copy()
     for key, value in values:
         _apply(tree, key, value)
@@ -205,7 +205,7 @@ def to_yaml(config: ExperimentConfig) -> str:
 
 
 def from_yaml(text: str, where: str = "config.yaml") -> ExperimentConfig:
-    """A stored configuration; fields younger than it get the value that reproduces it."""
+    """A stored configuration; a field that is newer than the file gets the value that reproduces the run."""
     from omegaconf import OmegaConf
 
     with _one_line(where):

@@ -82,7 +82,7 @@ def split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
 
 
 def own(value: Any) -> Any:
-    """A copy of what is remembered, where it can be changed."""
+    """``value``, or a copy of it where it could be changed: parsed values are remembered."""
     return copy.deepcopy(value) if isinstance(value, list | dict) else value
 
 

@@ -53,7 +53,7 @@ def atomic_write(path: Path | str, data: str | bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """A folder to fill; it appears at ``path``, replacing an older one, when the block ends without error."""
+    """Yield a folder to fill; it appears at ``path``, replacing an older one, when the block ends without error."""
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Held by the one process that trains this run; the system releases it when that process dies."""
+        """Keep other trainers of this run out; the system releases the lock when this process dies."""
         with disk_errors(self.path):
             stream = (self.path / "lock").open("a+")
         with stream:
@@ -217,7 +217,7 @@ class Run:
         return "  ".join(f"{key} {value}" for key, value in beat.items() if key not in ("time", "pid", "host"))
 
     def state(self) -> str:
-        """planned (new, or stopped with work left) | running | done | failed (or killed) | diverged.
+        """The run's state: planned (new, or stopped with work left) | running | done | failed (or killed) | diverged.
 
         Under one's own lock: the state that earlier attempts left.
         """

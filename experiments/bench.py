@@ -81,7 +81,7 @@ class Recorder:
         return call
 
     def replay(self) -> None:
-        """The noted evaluations alone, with the backward passes that they had."""
+        """Repeat the noted evaluations alone, with the backward passes that they had."""
         for call in self.calls:
             x_t = call.x_t.clone().requires_grad_(call.through)
             with torch.set_grad_enabled(call.grad), self.backbone._autocast(x_t):

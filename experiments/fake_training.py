@@ -174,7 +174,7 @@ def _fake_batch(backbone: PipelineBackbone, tokens: int, size: int) -> Batch:
 
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """On fake tensors of the CPU what CUDA keeps (fake tensors of CUDA have no backward pass without a GPU).
+    """Keep on fake tensors of the CPU what CUDA keeps (those of CUDA have no backward pass without a GPU).
 
     Attention is fused, also where ``computing_in`` prefers matrix products on a CPU: kept are q, k, v, the output and
     its logsumexp, no L x L matrix. Autocast computes norms and resizing in fp32 (torch's AT_FORALL_FP32), which that of

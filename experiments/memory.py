@@ -136,7 +136,7 @@ def _bytes(tensors: Iterable[Tensor], dtype: torch.dtype | None) -> int:
 
 
 def run_command(arguments: Namespace) -> int:
-    """``fewstep plan-memory EXPERIMENT [key=value ...] --gpus N``."""
+    """Print the plan, that of the other kind of sharing, and what both leave out."""
     if arguments.gpus < 1:
         raise UserError(f"--gpus={arguments.gpus} is out of range; allowed: at least 1")
     config = compose(arguments.experiment, arguments.overrides)

@@ -27,7 +27,7 @@ STALE_S = 24 * 3600.0  # a temporary file this old was left by a process that is
 
 
 def superfluous(runs_dir: Path, cache_dir: Path, *, solutions: bool = False) -> Iterator[tuple[Path, str]]:
-    """(path, why it can go), in no one's way: nothing here is read by what runs or waits."""
+    """Yield (path, why it can go) for everything that no running or waiting job reads."""
     unfinished = []
     for path in find_runs(runs_dir):
         run = Run.open(path)

@@ -60,7 +60,7 @@ def _clean(arguments: argparse.Namespace) -> int:
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    """0 when jobs can be submitted, 1 when something must change first."""
+    """Print every finding; exit code 0 when jobs can be submitted, 1 when something must change first."""
     from slurm.doctor import examine
     from slurm.profile import load
     from slurm.snapshot import snapshot

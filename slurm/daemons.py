@@ -14,7 +14,7 @@ from core.schema import UserError
 
 
 def processes_of(node: str, conf: Path) -> list[int]:
-    """Processes of the jobs on the node of the cluster of this slurm.conf; their environment names both."""
+    """Processes of jobs on ``node`` of the cluster with this slurm.conf; their environment names both."""
     marks = {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={conf}".encode()}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -25,7 +25,7 @@ def processes_of(node: str, conf: Path) -> list[int]:
 
 
 def step_daemon(pid: int) -> int | None:
-    """The slurmstepd above a job's process: it would report the process's death."""
+    """The slurmstepd above a job's process, which would report that process's death; None when it is gone."""
     while pid > 1:
         try:
             name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")

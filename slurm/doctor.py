@@ -28,7 +28,7 @@ COMMANDS = ("sbatch", "srun", "scontrol", "scancel", "sinfo")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line. ``ok`` None: it works, but less well than it could."""
+    """One line of the doctor. ``ok`` None: it works, but less well than it could."""
 
     ok: bool | None
     text: str
@@ -38,7 +38,7 @@ class Finding:
 
 
 def examine(profile: Profile, runs_dir: Path, code: Path) -> Iterator[Finding]:
-    """Findings, the cheap ones first; the last ones come from a job of two processes on the cluster itself."""
+    """Yield findings, the cheap ones first; the last ones come from a job of two processes on the cluster itself."""
     if profile.executor != "slurm":
         yield Finding(True, f"executor {profile.executor}: this machine is used, no cluster")
         return
@@ -152,7 +152,7 @@ class _Site:
 
 
 def probe(profile: Profile, shared: Path, code: Path, nodes: int) -> Iterator[Finding]:
-    """A job with one process on each of ``nodes``: folder, Python, devices, a ping between them."""
+    """Yield what a job with one process on each of ``nodes`` finds: folder, Python, devices, a ping between them."""
     from submitit.core.utils import FailedJobError
     from submitit.slurm.slurm import SlurmExecutor
 

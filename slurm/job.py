@@ -34,7 +34,7 @@ class CellsJob:
     _children: list[subprocess.Popen] = field(default_factory=list, repr=False)
 
     def __call__(self) -> list[int]:
-        """Exit codes of the cells; an error, which SLURM shows, when none has ended well.
+        """Run the commands to their ends; returns their exit codes. RuntimeError, which SLURM shows, when all failed.
 
         Where one of several cells has failed, its own run says so: what depends on the others must not wait.
         """

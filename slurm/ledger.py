@@ -33,7 +33,7 @@ class Submission:
     abandoned: bool = False
 
     def jobs_of(self, array: str) -> tuple[str, ...]:
-        """The tasks' ids in the array of this id."""
+        """The ids of the tasks in SLURM, if ``array`` is the id of their array."""
         return (array,) if len(self.tasks) == 1 else tuple(f"{array}_{i}" for i in range(len(self.tasks)))
 
 
@@ -76,7 +76,7 @@ class Ledger:
         atomic_write(submission.folder / "abandoned.json", json.dumps({"reason": reason, "time": time.time()}) + "\n")
 
     def submissions(self) -> list[Submission]:
-        """All of them, oldest first."""
+        """All submissions, oldest first."""
         folders = (file.parent for file in (self.root / "submissions").glob("*/intent.json"))
         return sorted(map(_read, folders), key=lambda submission: submission.created)
 
@@ -91,7 +91,7 @@ class Ledger:
         return {key: entries[-1][1] for key, entries in self.jobs().items() if key.partition("-")[0] in runs}
 
     def jobs(self) -> dict[str, list[tuple[Submission, str]]]:
-        """By the key of the work: its submissions with their task's SLURM id, oldest first."""
+        """The submissions of each piece of work, by its key, with the ids of their tasks in SLURM; oldest first."""
         out: dict[str, list[tuple[Submission, str]]] = {}
         for submission in self.submissions():
             for job, keys in zip(submission.jobs, submission.tasks, strict=False):

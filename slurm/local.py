@@ -55,7 +55,7 @@ def background_pid(runs_dir: Path) -> int | None:
 
 
 def cancel_background(runs_dir: Path) -> int | None:
-    """Stop it and its trainings, which save their state; its pid, or None when there was none.
+    """Stop the grid in the background and its trainings, which save their state; its pid, or None when none ran.
 
     Not by an interrupt: what a script starts in the background ignores those, the grid too, which would go on with the
     next cells.
@@ -68,7 +68,7 @@ def cancel_background(runs_dir: Path) -> int | None:
 
 
 def run_in_process(cells: Sequence[Cell], runs_dir: Path) -> int:
-    """One cell after the other inside this process, where a debugger sees them; an error is raised as it is."""
+    """Train one cell after the other inside this process, for a debugger; an error is raised as it is."""
     from experiments.cli import main
 
     for item in statuses(cells, runs_dir):

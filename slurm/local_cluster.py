@@ -304,7 +304,7 @@ def _require(programs: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def running(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster for the length of a block."""
+    """Keep the cluster up for the length of a block."""
     try:
         cluster.up()
         yield cluster
@@ -313,7 +313,7 @@ def running(cluster: Cluster) -> Iterator[Cluster]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``up`` prints the line that points a shell at the cluster."""
+    """Start, stop or show the cluster; ``up`` prints the line that points a shell at it."""
     parser = argparse.ArgumentParser(prog="python -m slurm.local_cluster", description=__doc__.partition("\n")[0])
     parser.add_argument("action", choices=("up", "down", "status"))
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"default: {FOLDER}")

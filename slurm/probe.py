@@ -16,14 +16,14 @@ PING_S = 60
 
 @dataclass
 class Report:
-    """``file`` was written where the job was submitted and holds ``token``; ``gpus`` are this process's."""
+    """Checks of one process. ``file`` with ``token`` was written where the job was submitted; ``gpus``: its share."""
 
     file: str
     token: str
     gpus: int
 
     def __call__(self) -> dict[str, Any]:
-        """(ok, text) of each finding, with the host's name."""
+        """The host's name and (ok, text) of each finding."""
         from slurm.job import launcher
 
         os.environ |= launcher(os.environ)
@@ -58,7 +58,7 @@ class Report:
         return False, f"{found} GPUs visible, {self.gpus} asked for; driver, container or gres settings are at fault"
 
     def _ping(self) -> tuple[bool, str]:
-        """Every process adds its rank + 1."""
+        """Add up rank + 1 over all processes."""
         import torch
         import torch.distributed as dist
 

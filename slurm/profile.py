@@ -21,7 +21,7 @@ _SHELL_SAFE = re.compile(r"[\w.,:=@+/\[\]~%&|!*-]*")
 
 @dataclass
 class Profile:
-    """One cluster. Empty and null: the site's own default."""
+    """Options of one cluster; where they are empty or null, the site's own defaults hold."""
 
     description: str = ""
     executor: str = "slurm"  # slurm | local: processes on this machine | debug: inside this process
@@ -89,7 +89,7 @@ class Profile:
 
 
 def check_shell_safe(key: str, value: str | None) -> None:
-    """Names go into a shell file: no quotes, spaces or line breaks."""
+    """Raise UserError for quotes, spaces or line breaks in a name that goes into a shell file."""
     if value is not None and not _SHELL_SAFE.fullmatch(value):
         raise UserError(
             f"{key}={value!r} has characters that a job file cannot hold; allowed: letters, digits, .,:=@+/-_"

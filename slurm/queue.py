@@ -33,7 +33,7 @@ class JobStatus:
 
 
 class Queue:
-    """Read-only questions; ``timeout_s`` for each command, which a busy controller is asked again after pauses."""
+    """Asks SLURM and changes nothing. Each command may take ``timeout_s``; a busy controller is asked again."""
 
     pauses_s = (1.0, 5.0, 10.0)
 
@@ -41,7 +41,7 @@ class Queue:
         self.timeout_s = timeout_s
 
     def statuses(self, jobs: Iterable[str]) -> dict[str, JobStatus]:
-        """By task id; a task that nobody knows any more is absent. The controller's word is the newest."""
+        """Statuses by task id, the controller's before those of others; a task that nobody knows any more is absent."""
         asked = set(jobs)
         if not asked:
             return {}
@@ -55,19 +55,19 @@ class Queue:
         return known
 
     def alive(self, jobs: Iterable[str]) -> list[str]:
-        """The given task ids without those that have ended or that nobody knows, each once, in their order."""
+        """Ids of the tasks among ``jobs`` that wait or run, each once, in their order."""
         asked = list(dict.fromkeys(jobs))
         known = self.statuses(asked)
         return [task for task in asked if task in known and known[task].alive]
 
     def by_name(self, name: str) -> str | None:
-        """The id of the job of this name, its array's without the task; None when SLURM has never seen it."""
+        """The id of the job or array of this name; None when SLURM has never seen it."""
         found = self._accounting(["--name", name]) | self._controller()
         ids = {task.partition("_")[0] for task, status in found.items() if status.name == name}
         return min(ids, default=None)
 
     def max_array_size(self) -> int:
-        """Tasks that one array may have."""
+        """The largest number of tasks that one array may have."""
         found = re.search(r"^MaxArraySize\s*=\s*(\d+)", self._of_scontrol("show", "config"), re.MULTILINE)
         if found is None:
             raise UserError("scontrol show config: the controller does not answer")

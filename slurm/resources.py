@@ -37,7 +37,7 @@ class Resources:
         return self.processes_per_node * self.gpus_per_process
 
     def check(self, profile: Profile, experiment: str) -> None:
-        """UserError when a node of the cluster does not hold this."""
+        """Raise UserError when a node of the cluster does not hold this."""
         asked = {
             "gpus_per_node": self.gpus_per_node,
             "cpus_per_node": self.processes_per_node * self.cpus_per_process,
@@ -73,7 +73,7 @@ def resources_of(work: Work, **changes: object) -> Resources:
 
 
 def micro_batch(batch_size: int, resources: Resources) -> int | None:
-    """The largest part of a process's share that fits its device; None: the whole share does.
+    """The micro-batch: the largest part of a process's share that fits its device; None when the whole share fits.
 
     UserError when the processes do not divide the global batch, which is the run's identity and never adjusted.
     """

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def snapshot(shared: Path, allow_dirty: bool = False, root: Path = ROOT, *, write: bool = True) -> Path:
-    """The folder of the code as it is now; made when it is not there yet, unless it is not to be written."""
+    """The folder that holds the code as it is now; it is made if it is missing, unless ``write`` is false."""
     if _git(root, "rev-parse", "--git-dir", check=False) is None:
         raise UserError(f"{root} is not a git checkout; jobs run from a snapshot of a commit")
     tree, patch = _tree(root)

@@ -130,7 +130,7 @@ def last_lines(log: Path, count: int = LOG_LINES) -> str:
 
 
 def bad_nodes(tasks: Iterable[JobStatus], most: int) -> list[str]:
-    """Nodes on which more than ``most`` tasks have failed and none has ended well, while others do end well.
+    """Nodes on which more than ``most`` tasks have failed and none has ended well, while other nodes work.
 
     Where everything fails everywhere the nodes are not to blame.
     """

@@ -99,7 +99,7 @@ class Submitter:
         return list({work.key: work for work in out}.values())
 
     def adopt_orphans(self) -> None:
-        """Intents without an id: a submitter died between writing them and hearing SLURM's answer."""
+        """Confirm or abandon intents without an id, whose submitter died before it heard SLURM's answer."""
         for submission in self.ledger.submissions():
             if submission.jobs or submission.abandoned:
                 continue
@@ -219,7 +219,7 @@ class Submitter:
         return self.profile.python or sys.executable
 
     def command(self, work: Work, resources: Resources, *, whole: bool = False) -> list[str]:
-        """The ordinary command, with absolute paths and the micro-batch of these devices.
+        """The command that does ``work``, with absolute paths and the micro-batch of these devices.
 
         ``whole``: what is trained is measured by the same command.
         """
@@ -340,7 +340,7 @@ def slurm_parameters(
 
 
 def absolute(override: str) -> str:
-    """A relative path of the submitting folder stays what it was: jobs start in the folder of the code."""
+    """The override with an absolute path in place of an existing relative one: jobs start in the folder of the code."""
     key, _, value = override.partition("=")
     path = Path(value.strip("\"'"))
     if not key.endswith(("path", "init_from")) or path.is_absolute() or not path.exists():

@@ -49,7 +49,7 @@ def build(context: Context) -> Iterator[File]:
 
 
 def draw(of: Results) -> Figure:
-    """7.0 x 2.4 inches: four panels across a page."""
+    """Draw four panels across a page, 7.0 x 2.4 inches."""
     with style():
         figure = Figure(figsize=(7.0, 2.4))
         *quality, steadiness = figure.subplots(1, len(AXES) + 1)

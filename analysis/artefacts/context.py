@@ -39,7 +39,7 @@ class Context:
 
 
 def measured(of: Results, split: str, nfe: int) -> dict[tuple[str, str], Summary]:
-    """By (row, metric): shown values on ``split`` at ``nfe`` over the seeds that have not diverged."""
+    """Shown values on ``split`` at ``nfe`` over the seeds that have not diverged, by (row, metric)."""
     frame = of.shared
     frame = frame[(frame["split"] == split) & (frame["nfe"] == nfe) & frame["value"].notna()]
     frame = frame[frame["state"] != "diverged"]
@@ -50,7 +50,7 @@ def measured(of: Results, split: str, nfe: int) -> dict[tuple[str, str], Summary
 
 
 def figure_files(name: str, figure: Figure, caption: str) -> Iterator[File]:
-    """PNG, PDF and the caption as text."""
+    """Yield a figure as PNG and PDF, and its caption as text."""
     for format in ("png", "pdf"):
         yield f"{name}.{format}", encode(figure, format)
     yield f"{name}.txt", caption + "\n"

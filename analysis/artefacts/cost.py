@@ -21,7 +21,7 @@ METRIC, SPLIT, NFE = KD_EFFNET.name, "train", 2
 
 
 def build(context: Context) -> Iterator[File]:
-    """One figure over all grids that share a training budget."""
+    """Yield one figure over all grids that share a training budget."""
     grids = {name: of for name, of in context.grids.items() if name.startswith("flash_")}
     frames = [of.shared for of in grids.values()]
     shown = pd.concat([f[(f["metric"] == METRIC) & (f["split"] == SPLIT)] for f in frames])
@@ -37,7 +37,7 @@ def build(context: Context) -> Iterator[File]:
 
 
 def draw(grids: Mapping[str, Results]) -> Figure:
-    """7.0 x 2.4 inches: three panels across a page."""
+    """Draw three panels across a page, 7.0 x 2.4 inches."""
     with style():
         figure = Figure(figsize=(7.0, 2.4))
         axes = figure.subplots(1, len(COSTS), sharey=True)

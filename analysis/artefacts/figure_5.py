@@ -41,14 +41,14 @@ NFE = 2
 
 
 def build(context: Context) -> Iterator[File]:
-    """One figure for each split of captions."""
+    """Yield one figure for each split of captions."""
     for split in context.grids[GUIDANCE].grid.layout.splits:
         name = "figure_5" if split == "train" else f"figure_5-{split}"
         yield from figure_files(name, draw(context.grids, split), caption(context.grids, split))
 
 
 def draw(grids: Mapping[str, Results], split: str) -> Figure:
-    """3.4 x 7.6 inches: one column of a paper."""
+    """Draw one column of a paper, 3.4 x 7.6 inches."""
     numbers = {name: measured(grids[name], split, NFE) for name in (*(name for name, _, _ in PANELS), GUIDANCE)}
     heights = [1.2 + len(grids[name].grid.rows) for name, _, _ in PANELS] + [6.5]
     with style():

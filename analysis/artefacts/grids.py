@@ -18,7 +18,7 @@ PAPER_TABLES = {  # at paper scale
 
 
 def build(context: Context) -> Iterator[File]:
-    """The files of ``fewstep table``, ``figure`` and ``claims``, at the full budget."""
+    """Yield the files of ``fewstep table``, ``figure`` and ``claims``, at the full budget."""
     judgements: list[Judgement] = []
     for name, of in context.grids.items():
         table = context.tables[name]

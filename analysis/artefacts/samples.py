@@ -30,7 +30,7 @@ WEIGHTS = {"ema": "student (EMA)"}  # where a title says more than samples.json
 
 
 def build(context: Context, folder: Path | None = None) -> Iterator[File]:
-    """The figures; nothing as long as no pictures are committed."""
+    """Yield the figures whose pictures are committed."""
     for name, text in TEXTS.items():
         file = (folder or PICTURES) / name / "samples.json"
         if not file.exists():
@@ -41,7 +41,7 @@ def build(context: Context, folder: Path | None = None) -> Iterator[File]:
 
 
 def draw(folder: Path, entries: list[dict[str, Any]]) -> Figure:
-    """One row for each prompt, one column for each setting."""
+    """Draw one row for each prompt and one column for each setting."""
     prompts = list(dict.fromkeys(entry["prompt"] for entry in entries))
     columns = {entry["setting"]: _title(entry) for entry in entries}
     settings = list(columns)

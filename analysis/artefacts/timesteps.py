@@ -20,7 +20,7 @@ KINDS = {"uniform": "uniform", "gaussian": "gaussian", "sharp": "sharp", "mixtur
 
 
 def build(context: Context) -> Iterator[File]:
-    """Both figures, from the configuration of the paper's own experiment."""
+    """Yield both figures, from the configuration of the paper's own experiment."""
     method = compose(EXPERIMENT, ["data.path=none"]).method
     count, variance = method.num_timesteps, method.mixture_variance
     stages = [timestep_pmf("mixture", count, weights, variance) for weights in method.stage_weights]
@@ -41,7 +41,7 @@ def build(context: Context) -> Iterator[File]:
 
 
 def draw(masses: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
-    """Four panels of 3.4 x 2.4 inches in total, with one y axis."""
+    """Draw four panels with one y axis, 3.4 x 2.4 inches in total."""
     with style():
         figure = Figure(figsize=(3.4, 2.4))
         axes = figure.subplots(2, 2, sharex=True, sharey=True)

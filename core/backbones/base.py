@@ -100,7 +100,7 @@ class Backbone(ABC):
         """Prompts -> conditioning; the null conditioning is that of the empty prompt."""
 
     def release_text_encoders(self) -> None:  # noqa: B027  not every backbone has any
-        """Free their memory until ``encode_text`` is called again."""
+        """Free the memory of the text encoders until ``encode_text`` is called again."""
 
     @abstractmethod
     def networks(self) -> list[nn.Module]:
@@ -117,7 +117,7 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def feature_shape(self) -> tuple[int, int, int]:
-        """(F, h, w) of ``features``."""
+        """Shape (F, h, w) of a sample's ``features``."""
 
     # What a method calls.
     @torch.no_grad()

@@ -30,7 +30,7 @@ _ADAPTER = re.compile(r"\.lora_[AB]\.([^.]+)\.")  # in the name of a parameter: 
 
 @dataclass(frozen=True)
 class Sharing:
-    """How roles share weights: ``lora`` (rank, alpha, targets: module name endings) or ``full``."""
+    """The way in which roles share weights: ``lora`` (rank, alpha, targets: module name endings) or ``full``."""
 
     kind: str
     rank: int = 0
@@ -121,7 +121,7 @@ class Roles:
         return own
 
     def merged(self, role: str) -> nn.Module:
-        """A plain network with the role's weights: its copy, or one of the base to which its adapter is added."""
+        """A network without adapters and with the role's weights: its copy, or the base's with the adapter added."""
         if role in self._copies:
             return self._copies[role]
         network = copy.deepcopy(self.base)

@@ -16,7 +16,7 @@ from core.randomness import permutation
 
 @dataclass(frozen=True)
 class Batch:
-    """``positions``: global sample indices (B,); ``x0``: latents (B, C, H, W); ``null``: that of "" (batch 1)."""
+    """``positions``: global sample indices (B,); ``x0``: latents (B, C, H, W); ``null``: that of the empty prompt."""
 
     positions: np.ndarray
     x0: Tensor

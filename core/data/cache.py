@@ -89,7 +89,7 @@ def build_cache(
 
 
 def open_cache(path: Path) -> LatentCache | None:
-    """The cache at ``path``, or None when there is none that is whole."""
+    """The cache at ``path``; None when it is absent or damaged."""
     path = Path(path)
     if not path.exists():
         return None

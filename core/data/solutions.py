@@ -27,7 +27,7 @@ from core.config import UserError
 
 
 class Busy(Exception):  # noqa: N818  not an error: another process is solving these rows
-    """Ask again later."""
+    """Another process is solving these rows; ask again later."""
 
 
 class SolutionStore:
@@ -72,7 +72,7 @@ class SolutionStore:
                 fcntl.lockf(file, fcntl.LOCK_UN, count, start)
 
     def fetch(self, positions: np.ndarray, compute: Callable[[], Tensor]) -> tuple[Tensor, bool]:
-        """Rows of consecutive ``positions`` and whether all were stored; otherwise they are solved together; or Busy.
+        """Rows of consecutive ``positions``, and whether all were stored; missing rows are solved together, or Busy.
 
         The floating-point result of a solve depends on what shares its batch. So a row that is there stays as it is
         (a run with another batch size has used it), and what is returned is what a resumed run will read.

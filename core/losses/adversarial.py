@@ -38,7 +38,7 @@ class Lsgan(GanLoss):
 
 
 class Hinge(GanLoss):
-    """Lim & Ye, 2017: only logits inside the margins -1 and 1 move the critic."""
+    """Hinge loss (Lim & Ye, 2017): only logits inside the margins -1 and 1 move the critic."""
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         return -fake_logits.float().mean()
@@ -48,7 +48,7 @@ class Hinge(GanLoss):
 
 
 class Wgan(GanLoss):
-    """Arjovsky et al., 2017, with clipped weights (0.01 as in Flash Diffusion's release)."""
+    """Wasserstein loss (Arjovsky et al., 2017) with clipped weights (0.01 as in Flash Diffusion's release)."""
 
     weight_clip = 0.01
 
@@ -60,7 +60,7 @@ class Wgan(GanLoss):
 
 
 class NonSaturating(GanLoss):
-    """Goodfellow et al., 2014: -log D(fake) for the generator; softplus is -log sigmoid of the negated logit."""
+    """Non-saturating loss (Goodfellow et al., 2014): -log D(fake), where softplus(-x) = -log sigmoid(x)."""
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         return F.softplus(-fake_logits.float()).mean()
@@ -70,7 +70,7 @@ class NonSaturating(GanLoss):
 
 
 class Relativistic(GanLoss):
-    """Jolicoeur-Martineau, 2018: only differences within pairs count; what their two sides share cannot mislead."""
+    """Relativistic loss (Jolicoeur-Martineau, 2018): only the difference within a pair counts, not what both share."""
 
     paired = True
 

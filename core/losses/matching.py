@@ -13,7 +13,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def dmd_gradient(x0: Tensor, real_x0: Tensor, fake_x0: Tensor, eps: float = 1e-5) -> Tensor:
-    """(x0_fake - x0_real)/(mean_{C,H,W} |x0 - x0_real| + eps), (B, C, H, W), at least float32.
+    """The gradient (x0_fake - x0_real)/(mean_{C,H,W} |x0 - x0_real| + eps), (B, C, H, W), at least float32.
 
     ``x0`` is the student's sample, ``real_x0`` and ``fake_x0`` the denoised estimates of its noised version
     by the teacher and by the model of the student's distribution. The normaliser is one number per sample,
@@ -26,7 +26,7 @@ def dmd_gradient(x0: Tensor, real_x0: Tensor, fake_x0: Tensor, eps: float = 1e-5
 
 
 def dmd_loss(x0: Tensor, grad: Tensor) -> Tensor:
-    """mean (x0 - sg(x0 - grad))^2, a scalar whose gradient w.r.t. x0 is 2 grad/(B C H W).
+    """The loss mean (x0 - sg(x0 - grad))^2, a scalar whose gradient w.r.t. x0 is 2 grad/(B C H W).
 
     Flash Diffusion has no 1/2 here; DMD2 has one (give it half the weight).
     """

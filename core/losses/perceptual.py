@@ -33,7 +33,7 @@ class PerceptualLoss:
 
 
 class EffnetDistance(nn.Module):
-    """All weights 1, on the five stages of EfficientNet-Lite1: not the network of the judges ``kd_effnet``."""
+    """Distance on the five stages of EfficientNet-Lite1, all weights 1; the judge ``kd_effnet`` has another network."""
 
     def __init__(self, network: nn.Module | None = None) -> None:
         super().__init__()
