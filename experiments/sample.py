@@ -41,7 +41,7 @@ class Column:
 
     @property
     def suffix(self) -> str:
-        """What tells this column's files from those of another."""
+        """The part of a file's name that tells this column from another."""
         name = f"{self.setting.weights}-{self.setting.sampler.steps}"
         return name if self.images is None else f"{name}-{self.images}"
 

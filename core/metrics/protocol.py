@@ -59,7 +59,7 @@ class Protocol:
 
     @property
     def comparable_id(self) -> str:
-        """What rows of one table must share: 8 hex digits over all fields but those of the sampling."""
+        """An id of what rows of one table must share: 8 hex digits over all fields but those of the sampling."""
         return comparable_id(self.fields())
 
 
