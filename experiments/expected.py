@@ -1,4 +1,4 @@
-"""Values that an experiment should reach, compared with those that a run of it has reached. Torch-free.
+"""The values that an experiment should reach, compared with those that a run of it has reached. Torch-free.
 
 The experiment's file says what is expected (``expected:``), as it is today: a run does not carry it in its id.
 """
@@ -22,7 +22,7 @@ SAME_EXPERIMENT = ("seed", "backbone.weights_hash", "data.data_hash", "data.name
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one expected value, and both numbers in words."""
+    """An expected value, the verdict on a run, and both numbers in words."""
 
     expected: ExpectedConfig
     verdict: str
@@ -34,7 +34,7 @@ class Outcome:
 
 
 def outcomes(run: Run) -> list[Outcome]:
-    """Outcomes of all values that a run's experiment expects; nothing for an experiment that no file describes."""
+    """Every value that the file of a run's experiment expects, with a verdict; none without such a file."""
     try:
         experiment = compose(run.config.name)
     except UserError:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.config import UserError
+from core.schema import UserError, check_choice
 from tests.compare.differences import first_difference, of_json
 from tests.compare.revisions import GOLDEN, Inputs, Side, checkouts, replay
 
@@ -41,30 +41,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(revision: str, names: Sequence[str] | None, folder: Path) -> int:
     """Run both sides below ``folder`` and print a line for every experiment."""
     with checkouts(ROOT, revision, folder) as sides:
-        known = sorted({*sides[0].experiments, *sides[1].experiments})
-        unknown = [name for name in names or () if name not in known]
-        if unknown:
-            raise UserError(f"unknown experiment '{unknown[0]}'; all: {', '.join(known)}")
+        chosen = choose(names, sorted({*sides[0].experiments, *sides[1].experiments}))
         inputs = Inputs.write(folder)
         for side in sides:
             print(f"{side.folder.name}:", file=sys.stderr)
-            replay(side, names or known, inputs)
-        verdicts = {GOLDEN: of_golden(*sides)}
-        for name in names or known:
-            verdicts[name] = of_experiment(name, *sides)
+            replay(side, chosen, inputs)
+        verdicts = {GOLDEN: of_golden(*sides)} | {name: of_experiment(name, *sides) for name in chosen}
     width = max(len(name) for name in verdicts)
     for name, verdict in verdicts.items():
         print(f"{name:<{width}}  {verdict}")
-    return int(any(verdict not in (IDENTICAL, NEW) for verdict in verdicts.values()))
+    return int(not set(verdicts.values()) <= {IDENTICAL, NEW})
+
+
+def choose(names: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
+    """The experiments to compare; UserError for one that neither side has."""
+    for name in names or ():
+        check_choice("--experiments", name, known)
+    return names or known
 
 
 def of_golden(before: Side, after: Side) -> str:
     """The first difference of the golden curves, or ``identical``."""
     if failed := failure(GOLDEN, before, after):
         return failed
-    folders = [side.code / "tests" / "golden" for side in (before, after)]
-    for name in sorted({file.name for folder in folders for file in folder.glob("*.json")}):
-        if found := of_json(folders[0] / name, folders[1] / name):
+    one, other = (side.code / "tests" / "golden" for side in (before, after))
+    names = {file.name for file in (*one.glob("*.json"), *other.glob("*.json"))}
+    for name in sorted(names):
+        if found := of_json(one / name, other / name):
             return found
     return IDENTICAL
 

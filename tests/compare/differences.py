@@ -13,7 +13,7 @@ VOLATILE = {"seconds", "device_hours", "images_per_s", "time", "run"}
 
 
 def first_difference(before: Path, after: Path) -> str | None:
-    """Where two run folders differ first, with both values; None when they do not.
+    """The first difference of two run folders, with both values; None when there is none.
 
     Compared are the run's id (the folder's name), metrics.jsonl, evals.jsonl, the tensors of every snapshot, and the
     sample sheets.

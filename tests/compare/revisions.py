@@ -57,7 +57,7 @@ Dinov2Model(Dinov2Config(**sizes, image_size=56, patch_size=14)).save_pretrained
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: ``code`` is its checkout, ``folder`` holds its caches, runs and logs."""
+    """A revision at work: ``code`` is its checkout, ``folder`` holds its caches, runs and logs."""
 
     code: Path
     folder: Path
@@ -69,11 +69,11 @@ class Side:
         return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
 
     def log(self, job: str) -> Path:
-        """What a job printed."""
+        """The file that holds all that a job printed."""
         return self.folder / "logs" / f"{job.replace('/', '-').replace(' ', '-')}.txt"
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """What became of each job: ``code`` and ``dropped`` settings."""
+        """The exit code (``code``) of each job, and the settings that it ran without (``dropped``)."""
         return json.loads((self.folder / "results.json").read_text())
 
     def run_folder(self, experiment: str) -> Path | None:
@@ -114,7 +114,7 @@ def _copy_working_tree(root: Path, target: Path) -> None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a user would bring: ``pictures`` with captions, and a network of DINOv2's class."""
+    """Files that a user would bring: ``pictures`` with captions, and a network of DINOv2's class."""
 
     pictures: Path
     dino: Path

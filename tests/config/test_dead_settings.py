@@ -97,7 +97,7 @@ def _is_steered(reader: FrameType) -> bool:
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """What trainings of every method read, measurements included."""
+    """The settings that trainings and measurements of every method read."""
     folder = tmp_path_factory.mktemp("noted")
     paths = [f"execution.runs_dir={folder}/runs", f"execution.cache_dir={folder}/cache", *SMALL]
     with noted() as found:
