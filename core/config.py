@@ -11,8 +11,10 @@ import copy
 import functools
 import hashlib
 import importlib.util
+import itertools
 import json
 import pickle
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -128,11 +130,10 @@ def _base_object(experiment: str, groups: tuple[str, ...]) -> bytes | None:
 
     Remembered on disk: Hydra's import and one composition take a second, as much as the rest of ``grid status``.
     """
-    file = (
-        REMEMBERED / f"{_sources_hash()}-{hashlib.blake2b(repr((experiment, groups)).encode()).hexdigest()[:16]}.json"
-    )
+    discover_schemas()
+    choice = hashlib.blake2b(repr((experiment, groups)).encode()).hexdigest()[:16]
+    file = REMEMBERED / f"{_sources_hash(_sources())}-{choice}.json"
     with contextlib.suppress(KeyError, TypeError):
-        discover_schemas()
         return pickle.dumps(_rebuilt(ExperimentConfig, recall(file)))
     from omegaconf import OmegaConf
 
@@ -144,13 +145,21 @@ def _base_object(experiment: str, groups: tuple[str, ...]) -> bytes | None:
     return pickle.dumps(config)
 
 
+def _sources() -> tuple[Path, ...]:
+    """The files that a composition is made from: YAML, and the sources of all schemas, a user's own included."""
+    files = {*config_dir().rglob("*.yaml")}
+    for schema in (ExperimentConfig, *itertools.chain.from_iterable(map(dict.values, SCHEMAS.values()))):
+        for part in schema.__mro__:
+            file = getattr(sys.modules[part.__module__], "__file__", None)
+            if file is not None:
+                files.add(Path(file))
+    return tuple(sorted(files))
+
+
 @functools.cache
-def _sources_hash() -> str:
-    """Hash of everything that a composition is made from: the YAML files and the schemas."""
-    core = Path(__file__).parent
-    files = [*config_dir().rglob("*.yaml"), core / "schema.py", *(core / "methods").glob("*_config.py")]
+def _sources_hash(files: tuple[Path, ...]) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(files):
+    for file in files:
         digest.update(f"{file.name}\0".encode() + file.read_bytes())
     return digest.hexdigest()
 
@@ -256,24 +265,29 @@ def _compose_groups(experiment: str, groups: tuple[str, ...]) -> Any:
     return tree
 
 
-@functools.cache
 def _store_schemas() -> None:
-    from hydra.core.config_store import ConfigStore
-
+    """Tell Hydra of every schema, also of those that were registered since it was last told."""
     discover_schemas()
-    store = ConfigStore.instance()
-    store.store(name="experiment_schema", node=ExperimentConfig)
+    _store(None, "experiment_schema", ExperimentConfig)
     for group, schemas in SCHEMAS.items():
         for name, schema in schemas.items():
-            store.store(group=group, name=name, node=schema)
+            _store(group, name, schema)
+
+
+@functools.cache
+def _store(group: str | None, name: str, schema: type) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(group=group, name=name, node=schema)
 
 
 def _apply(tree: Any, key: str, value: Any) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if not isinstance(key, str) or OmegaConf.select(tree, key, default=_ABSENT) is _ABSENT:
-        known = _dotted_keys(tree)
+    known = _dotted_keys(tree)
+    # A value that is still missing is known, too, and not found by ``select``
+    if key not in known and (not isinstance(key, str) or OmegaConf.select(tree, key, default=_ABSENT) is _ABSENT):
         raise UserError(f"unknown key '{key}'{nearest(key, known) or '; see: fewstep config EXPERIMENT'}")
     try:
         OmegaConf.update(tree, key, _rows_of_floats(value), merge=True)

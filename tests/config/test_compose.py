@@ -73,7 +73,7 @@ def test_what_is_damaged_or_of_other_sources_is_composed_again(monkeypatch: pyte
     file.write_text(damage)
     _base_object.cache_clear()
     assert pickle.loads(_base_object("flash/tiny", ())) == pickle.loads(composed) and file.read_text() == text
-    monkeypatch.setattr("core.config._sources_hash", lambda: "other")
+    monkeypatch.setattr("core.config._sources_hash", lambda files: "other")
     _base_object.cache_clear()
     _base_object("flash/tiny", ())
     assert len(list(Path(".cache/composed").glob("*.json"))) == 2
