@@ -49,6 +49,7 @@ PAGES = (
             "flash_timesteps",
             "flash_stages",
             "flash_lora_rank",
+            "flash_table_2",
         ),
     ),
     Page(
