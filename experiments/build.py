@@ -43,6 +43,7 @@ from core.methods.base import Method
 from core.methods.clock import Clock
 from core.methods.dmd2 import Dmd2
 from core.methods.flash import Flash
+from core.methods.lcm import Lcm
 from core.methods.teacher import Teacher
 from core.run import Run
 from core.training.checkpoint import latest_snapshot
@@ -52,7 +53,7 @@ FAMILIES: dict[str, type[PipelineBackbone]] = {
     "unet": UNetBackbone, "unet_sdxl": SDXLBackbone, "pixart": PixArtBackbone, "mmdit": SD3Backbone,
     "flux2": Flux2Backbone,
 }  # fmt: skip
-METHODS: dict[str, type[Method]] = {"flash": Flash, "dmd2": Dmd2, "teacher": Teacher}
+METHODS: dict[str, type[Method]] = {"flash": Flash, "dmd2": Dmd2, "lcm": Lcm, "teacher": Teacher}
 RANDOM_PIPELINES = {
     "tiny-sd": write_tiny_sd, "tiny-sdxl": write_tiny_sdxl, "tiny-pixart": write_tiny_pixart,
     "tiny-sd3": write_tiny_sd3, "tiny-flux2": write_tiny_flux2,
