@@ -106,7 +106,9 @@ def trained_on_pictures(folder: Path, experiment: str, *overrides: str) -> dict[
 
 def config(folder: Path, *overrides: str, sharing: str = "lora", experiment: str = "flash/tiny") -> ExperimentConfig:
     defaults = [f"execution.runs_dir={folder}/runs", f"backbone.sharing={sharing}", "execution.log_every_images=4"]
-    out = compose(experiment, [*defaults, "method.student_lr=1e-3", "method.critic_lr=1e-3", *overrides])
+    method = compose(experiment, [*defaults, *overrides]).method
+    fast = [f"method.{rate}=1e-3" for rate in ("student_lr", "critic_lr") if hasattr(method, rate)]
+    out = compose(experiment, [*defaults, *fast, *overrides])
     out.backbone.weights_hash, out.data.data_hash = "tiny", "synthetic"
     return out
 

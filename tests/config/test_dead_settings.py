@@ -41,7 +41,7 @@ PAIRS = [
     "method.regression_steps=4",
     "method.gan=effnet_lite1",
 ]
-RUNS = {"flash/tiny": [*FOUR, METRICS], "dmd2/tiny": [*FOUR, *PAIRS], "teacher/tiny": []}
+RUNS = {"flash/tiny": [*FOUR, METRICS], "dmd2/tiny": [*FOUR, *PAIRS], "lcm/tiny": FOUR, "teacher/tiny": []}
 # The path of a network that is not embedded is read, and then told to be missing
 REFUSED = {
     "flash/tiny": "method.distill_loss=lpips", "dmd2/tiny": "method.gan=dino", "teacher/tiny": "eval.metrics=[fid]",

@@ -26,6 +26,7 @@ METHODS = {
     "flash": ["method.adversarial_weight=[.1,.1,.1,.1]", "method.dmd_weight=[.3,.3,.3,.3]"],
     "dmd2": ["method.fake_score_lr=1e-3"],
     "dmd2, critic on images": ["method.gan=effnet_lite1"],
+    "lcm": ["method.guidance_max=9"],
     "toy_two_turns": ["method=toy_two_turns"],
     "toy_reward": ["method=toy_reward"],
     "toy_round": ["method=toy_round", "method.adversarial_weight=[.1,.1,.1,.1]"],
@@ -34,7 +35,8 @@ COMMON = ["train.ema_decay=0.9", "train.budget.amount=8", "train.budget.unit=ite
 
 
 def trainer(folder: Path, method: str, sharing: str = "lora", family: str = "unet", *more: str) -> Trainer:
-    experiment = "dmd2/tiny" if method.startswith("dmd2") else "flash/tiny"
+    ours = method.split(",")[0]
+    experiment = f"{ours}/tiny" if ours in ("dmd2", "lcm") else "flash/tiny"
     return worlds.trainer(folder, [*METHODS[method], *COMMON, *more], sharing, experiment=experiment, family=family)
 
 
@@ -53,7 +55,7 @@ def combinations() -> list[tuple[str, str, str]]:
     """Every method on every family; what is a toy or another critic on one of each kind of network."""
     found = []
     for method in METHODS:
-        for family in sorted(worlds.WRITERS) if method in ("flash", "dmd2") else ("unet", "flux2"):
+        for family in sorted(worlds.WRITERS) if method in ("flash", "dmd2", "lcm") else ("unet", "flux2"):
             found += [(method, sharing, family) for sharing in ("lora", "full")]
     return found
 

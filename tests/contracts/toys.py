@@ -90,7 +90,6 @@ class RewardConfig(MethodConfig):
     name: str = "toy_reward"
     num_timesteps: int = 8
     student_lr: float = 1e-3
-    critic_lr: float = 1e-3
 
     def validate(self) -> None:
         """Everything is allowed."""

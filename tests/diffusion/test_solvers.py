@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler
 from torch import Tensor
 
 from core.diffusion.process import FlowProcess, Process, VPProcess
-from core.diffusion.solvers import Denoise, boundary_scalings, few_step_sample, solve
+from core.diffusion.solvers import Denoise, boundary_scalings, ddim_step, few_step_sample, solve
 from core.diffusion.timesteps import trailing_timesteps
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -146,3 +146,21 @@ def test_networks_get_times_in_their_own_units_and_no_graph(process: Process, dt
     assert {t.dtype for t in times} == {dtype}
     np.testing.assert_allclose([t.item() for t in times], process.timesteps(4))
     assert x0.dtype == torch.float32 and not x0.requires_grad
+
+
+def test_one_ddim_step_is_diffusers() -> None:
+    """Each sample between times of its own; a flow's step is Euler's."""
+    scheduler = DDIMScheduler(**SD, clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(10)
+    x, times = noise(2), [999, 599]
+    t, following = torch.tensor(times), torch.tensor([899, 499])
+    stepped = ddim_step(x, denoise(x, t, t), t, following, VP)
+    for row, time in enumerate(times):
+        only = x[row : row + 1]
+        expected = scheduler.step(eps_network(only, torch.tensor([float(time)]).double()), time, only).prev_sample
+        torch.testing.assert_close(stepped[row : row + 1], expected, rtol=1e-5, atol=1e-6)
+    flow, velocity = FlowProcess(), noise(2, seed=1)
+    t, following = torch.tensor([1000.0, 500.0]).double(), torch.tensor([750.0, 0.0]).double()
+    x0 = x - (t / 1000).view(-1, 1, 1, 1) * velocity
+    euler = x + ((following - t) / 1000).view(-1, 1, 1, 1) * velocity
+    torch.testing.assert_close(ddim_step(x, x0, t, following, flow), euler)

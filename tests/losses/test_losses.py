@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from core.losses.adversarial import GAN_LOSSES
-from core.losses.distill import DISTILL_LOSSES
+from core.losses.distill import DISTILL_LOSSES, huber
 from core.losses.matching import dmd_gradient, dmd_loss
 from core.losses.perceptual import PERCEPTUAL_LOSSES
 from core.methods import flash_config
@@ -98,3 +98,13 @@ def test_gan_losses_pull_logits_apart(name: str) -> None:
     to_real, to_fake = torch.autograd.grad(loss.discriminator(real, fake), (real, fake))
     assert (to_real < 0).all() and (to_fake > 0).all()
     assert (torch.autograd.grad(loss.generator(fake, real.detach()), fake)[0] < 0).all()
+
+
+def test_huber_is_quadratic_below_its_constant_and_linear_above() -> None:
+    """sqrt(d^2 + c^2) - c by value, and its two limits."""
+    zero = torch.zeros(1, 1, 1, 2)
+    both = torch.tensor([3.0, -4.0]).view(1, 1, 1, 2)
+    expected = (math.sqrt(9 + 0.25) + math.sqrt(16 + 0.25)) / 2 - 0.5
+    assert huber(both, zero, 0.5).item() == pytest.approx(expected)
+    assert huber(1e-3 * both, zero, 1.0).item() == pytest.approx(12.5 * 1e-6 / 2, rel=1e-3, abs=1e-7)
+    assert huber(both, zero, 1e-6).item() == pytest.approx(3.5, rel=1e-5)

@@ -16,6 +16,11 @@ CURVES: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
         ["train.budget.amount=200", "method.adversarial_weight=[.1,.1,.2,.3]", "method.dmd_weight=[.1,.3,.5,.7]"],
         ("student/distill", "student/dmd", "student/adversarial", "critic/critic", "student/latent_std"),
     ),
+    "lcm": (
+        "lcm/tiny",
+        ["train.budget.amount=200", "method.guidance_max=9"],
+        ("student/consistency", "student/latent_std"),
+    ),
     "dmd2": (
         "dmd2/tiny",
         ["train.budget.amount=51", "method.ttur=5"],
