@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,13 @@ from core.training.preemption import Preempted
 from tests import worlds
 from tests.contracts import toys
 
-toys.register()
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> Iterator[None]:
+    with toys.forgotten_afterwards():
+        toys.register()
+        yield
+
 
 # Settings under which every term and every kind of player is there, and runs of 8 iterations
 METHODS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from core.backbones.unet import UNetBackbone
 from core.config import UserError, compose, from_yaml, resolve, to_yaml
 from core.identity import run_id
 from core.run import Run
-from core.schema import SCHEMAS, BackboneConfig, register_schema
-from experiments.build import FAMILIES, METHODS
+from core.schema import BackboneConfig, register_schema
+from experiments.build import FAMILIES, build_backbone
 from experiments.train import train_config
 from tests.contracts import toys
 
@@ -22,16 +23,9 @@ class OtherUNet(UNetBackbone):
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> None:
-    """What a test registers is unknown to the next one."""
-    known = {group: dict(schemas) for group, schemas in SCHEMAS.items()}, dict(FAMILIES), dict(METHODS)
-    yield
-    for group, schemas in known[0].items():
-        SCHEMAS[group].clear()
-        SCHEMAS[group].update(schemas)
-    for mine, theirs in ((FAMILIES, known[1]), (METHODS, known[2])):
-        mine.clear()
-        mine.update(theirs)
+def forgotten() -> Iterator[None]:
+    with toys.forgotten_afterwards():
+        yield
 
 
 def test_a_method_and_a_family_of_a_users_own_train_like_ours(tmp_path: Path) -> None:
@@ -55,8 +49,6 @@ def test_a_method_and_a_family_of_a_users_own_train_like_ours(tmp_path: Path) ->
 
 def test_the_line_for_an_unknown_family_names_those_that_are_registered() -> None:
     register_schema("backbone", "nobody", BackboneConfig)
-    from experiments.build import build_backbone
-
     config = resolve(
         compose("flash/tiny", ["backbone=nobody", "backbone.family=nobody", "backbone.path=random:tiny-sd"])
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,8 +19,8 @@ from core.methods.clock import Clock
 from core.methods.config_base import MethodConfig
 from core.methods.flash import Flash
 from core.methods.flash_config import FlashConfig
-from core.schema import register_schema
-from experiments.build import METHODS
+from core.schema import SCHEMAS, discover_schemas, register_schema
+from experiments.build import FAMILIES, METHODS
 
 REFERENCE, REWARD_MODEL, SCORE = "reference", "reward_model", "score"
 
@@ -144,8 +145,22 @@ class RoundConfig(FlashConfig):
     name: str = "toy_round"
 
 
+@contextmanager
+def forgotten_afterwards() -> Iterator[None]:
+    """What is registered inside is unknown outside, to other tests of the same process."""
+    discover_schemas()
+    registries = [*SCHEMAS.values(), FAMILIES, METHODS]
+    known = [dict(registry) for registry in registries]
+    try:
+        yield
+    finally:
+        for registry, before in zip(registries, known, strict=True):
+            registry.clear()
+            registry.update(before)
+
+
 def register() -> None:
-    """Make the toys selectable by name; again and again without harm."""
+    """Make the toys selectable by name."""
     for name, schema, method in (
         ("toy_two_turns", TwoTurnsConfig, TwoTurns),
         ("toy_reward", RewardConfig, Reward),
