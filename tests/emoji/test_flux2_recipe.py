@@ -25,7 +25,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Flux2Recipe, tor
     examples = [Example(key=str(i), image=image, caption=text, meta=meta) for i, text in enumerate(CAPTIONS * 4)]
     recipe = RECIPES["flux2"](examples, folder)
     with keyed_init("recipe"):
-        networks = recipe.networks().half().float()  # as the folder rounds them
+        networks = recipe.networks(8).half().float()  # as the folder rounds them
         vae = AutoencoderKL(**(TINY_VAE | {"latent_channels": 8}), scaling_factor=0.7).half().float()
         recipe.latents(torch.randn(16, 8, 8, 8) * 2 + 1, vae)
     recipe.export(folder / "pipeline", networks, vae)

@@ -1,6 +1,6 @@
 """The miniature FLUX.2: its parts, how its latents come from the embedded VAE, and the pipeline folder that it becomes.
 
-Rectified flow on 4x4 patches of 32 channels, a language model of Qwen's kind as text encoder (trained with the
+Rectified flow on 4x4 patches of four latents, a language model of Qwen's kind as text encoder (trained with the
 transformer), classifier-free guidance as in FLUX.2 klein.
 """
 
@@ -56,10 +56,10 @@ def train_tokenizer(examples: list[Example], folder: Path) -> Qwen2TokenizerFast
     return Qwen2TokenizerFast.from_pretrained(folder)
 
 
-def build_transformer(width: int = 128) -> Flux2Transformer2DModel:
-    """3.6M parameters: one double and four single blocks of six heads."""
+def build_transformer(latent_channels: int, width: int = 128) -> Flux2Transformer2DModel:
+    """3.6M parameters: one double and four single blocks of six heads, on patches of 2x2 latents."""
     return Flux2Transformer2DModel(
-        in_channels=32,
+        in_channels=4 * latent_channels,
         num_layers=1,
         num_single_layers=4,
         attention_head_dim=32,
@@ -92,9 +92,9 @@ def build_text_encoder(tokenizer: Qwen2TokenizerFast, width: int = 128) -> Qwen3
 class Networks(nn.Module):
     """Transformer and text encoder as one module: latents, times (in [0, 1]), token ids to the predicted velocity."""
 
-    def __init__(self, tokenizer: Qwen2TokenizerFast) -> None:
+    def __init__(self, tokenizer: Qwen2TokenizerFast, latent_channels: int) -> None:
         super().__init__()
-        self.transformer, self.text_encoder = build_transformer(), build_text_encoder(tokenizer)
+        self.transformer, self.text_encoder = build_transformer(latent_channels), build_text_encoder(tokenizer)
         side, first = torch.arange(4), torch.arange(1)
         self.register_buffer("img_ids", torch.cartesian_prod(first, side, side, first), persistent=False)
         self.register_buffer("txt_ids", torch.cartesian_prod(first, first, first, torch.arange(MAX_TOKENS)), False)
@@ -116,13 +116,13 @@ class Flux2Recipe:
 
     def __init__(self, examples: list[Example], folder: Path) -> None:
         self.tokenizer = train_tokenizer(examples, folder / "tokenizer")
-        self.mean, self.variance = torch.zeros(32), torch.ones(32)
+        self.mean, self.variance = torch.zeros(0), torch.ones(0)  # of each channel of a patch, known from latents
 
-    def networks(self) -> Networks:
-        return Networks(self.tokenizer)
+    def networks(self, latent_channels: int) -> Networks:
+        return Networks(self.tokenizer, latent_channels)
 
     def latents(self, scaled: Tensor, vae: AutoencoderKL) -> Tensor:
-        """Patches (N, 32, 4, 4) float16 of the VAE's latents, each channel with mean 0 and variance 1."""
+        """Patches (N, 4 C, 4, 4) float16 of the VAE's latents, each channel with mean 0 and variance 1."""
         patches = Flux2Pipeline._patchify_latents(scaled.float() / vae.config.scaling_factor)
         self.mean, self.variance = patches.mean((0, 2, 3)), patches.var((0, 2, 3))
         scale = (self.variance + 1e-4).sqrt()

@@ -1,13 +1,14 @@
-"""Train the denoiser and the text encoder of ``emoji-sd-v1`` or ``emoji-flux2-v1`` on latents of a frozen VAE.
+"""Train the denoiser and the text encoder of an embedded teacher on latents of a frozen VAE.
 
 Mean squared error on v (Salimans & Ho 2022, appendix D) with uniform t and Stable Diffusion's noise schedule, or on
 the velocity of a rectified flow with uniform t (``--family flux2``); 10% empty captions, EMA of both networks. Muon for
 the hidden matrices (over images 12,800 to 19,200 of the former the mean loss was 0.377 against AdamW's 0.422), AdamW
 for the rest. Kinds are drawn in a balanced way, then a picture of the kind, then a view of it; latents of a fixed
-number of such draws are computed once. The learning rate decays with wall-clock time (``--minutes`` of training, cache
-excluded). Resumable: run the same command again.
+number of such draws are computed once. The learning rate is constant and falls over the last quarter of the images.
+Resumable: run the same command again. ``emoji-sd-v1`` and ``emoji-flux2-v1`` were trained by earlier forms of this
+file, on views with scale and shift.
 
-``python -m experiments.emoji.recipes.train_teacher --family sd --data FOLDER --vae FOLDER --out FOLDER --minutes 80``
+``python -m experiments.emoji.recipes.train_teacher --data FOLDER --vae FOLDER --out FOLDER --images 4500000``
 """
 
 import argparse
@@ -25,11 +26,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from core.backbones.base import computing_in
 from core.data.shards import Example, open_dataset
 from core.randomness import Stream, permutation
+from core.training.loop import lr_factor
 from experiments.emoji.recipes.flux2_recipe import Flux2Recipe
 from experiments.emoji.recipes.muon import MuonAdamW
-from experiments.emoji.recipes.train_vae import ema_update, learning_rate, to_tensor
+from experiments.emoji.recipes.train_vae import ema_update, to_tensor
 from experiments.emoji.tokenizer import MAX_TOKENS, train_tokenizer
-from experiments.emoji.views import view
+from experiments.emoji.views import centred
 
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -42,15 +44,17 @@ SCHEDULE = {
     "steps_offset": 1,
 }
 DROPOUT = 0.1
+WARM_UP, DECAY = 0.005, 0.25  # first and last part of the images, in which the learning rate rises and falls
+EMA_DECAY = 0.9995
 KIND_POWER = 0.25  # a kind with n pictures is drawn n**0.25 times as often as one with a single picture
 
 
-def build_unet(hidden: int = 128) -> UNet2DConditionModel:
+def build_unet(latent_channels: int, hidden: int = 128) -> UNet2DConditionModel:
     """5.9M parameters: cross-attention at 8x8 and in the middle, plain residual blocks at 4x4."""
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=8,
-        out_channels=8,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         block_out_channels=(96, 160),
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -94,14 +98,14 @@ def balanced_rows(examples: list[Example], count: int, seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def cache_latents(vae: AutoencoderKL, examples: list[Example], count: int, path: Path) -> tuple[torch.Tensor, list]:
-    """Scaled latents float16 (count, 8, 8, 8) of balanced views and their captions; computed once, then loaded."""
+    """Scaled latents float16 (count, C, 8, 8) of balanced views and their captions; computed once, then loaded."""
     if path.exists():
         state = torch.load(path, weights_only=True)
         return state["latents"], state["captions"]
     rows = balanced_rows(examples, count, seed=3)
-    latents, captions = torch.empty(count, 8, 8, 8, dtype=torch.float16), []
+    latents, captions = torch.empty(count, vae.config.latent_channels, 8, 8, dtype=torch.float16), []
     for start in range(0, count, 128):
-        part = [view(examples[row], start + i, seed=3) for i, row in enumerate(rows[start : start + 128])]
+        part = [centred(examples[row], start + i, seed=3) for i, row in enumerate(rows[start : start + 128])]
         mode = vae.encode(to_tensor(np.stack([image for image, _ in part]))).latent_dist.mode()
         latents[start : start + len(part)] = (mode * vae.config.scaling_factor).half()
         captions += [caption for _, caption in part]
@@ -115,9 +119,9 @@ def cache_latents(vae: AutoencoderKL, examples: list[Example], count: int, path:
 class Networks(torch.nn.Module):
     """UNet and text encoder as one module: latents, timesteps, token ids to the predicted v."""
 
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, latent_channels: int) -> None:
         super().__init__()
-        self.unet = build_unet()
+        self.unet = build_unet(latent_channels)
         self.text_encoder = build_text_encoder(tokenizer)
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -134,8 +138,8 @@ class SDRecipe:
         abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
         self.alpha, self.sigma = abar.sqrt().float(), (1 - abar).sqrt().float()
 
-    def networks(self) -> Networks:
-        return Networks(self.tokenizer)
+    def networks(self, latent_channels: int) -> Networks:
+        return Networks(self.tokenizer, latent_channels)
 
     def latents(self, scaled: torch.Tensor, vae: AutoencoderKL) -> torch.Tensor:
         return scaled
@@ -164,7 +168,8 @@ class Trainer:
     def __init__(self, args: argparse.Namespace, recipe: SDRecipe | Flux2Recipe, vae: AutoencoderKL) -> None:
         torch.manual_seed(0)
         self.args, self.recipe, self.vae = args, recipe, vae
-        self.networks, self.ema = recipe.networks(), recipe.networks()
+        channels = vae.config.latent_channels
+        self.networks, self.ema = recipe.networks(channels), recipe.networks(channels)
         self.ema.load_state_dict(self.networks.state_dict())
         self.ema.requires_grad_(False).eval()
         self.optimizer = MuonAdamW(self.networks, args.lr, 0.01, recipe.outside)
@@ -206,10 +211,11 @@ class Trainer:
         loss = F.mse_loss(predicted.float(), target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
-        self.optimizer.step(learning_rate(self.seconds / (60 * self.args.minutes), self.args.lr))
+        fraction = self.images / self.args.images
+        self.optimizer.step(self.args.lr * min(1.0, fraction / WARM_UP) * lr_factor(fraction, DECAY))
         self.step += 1
         self.images += len(target)
-        ema_update(self.ema, self.networks, self.step, decay=0.9985)
+        ema_update(self.ema, self.networks, self.step, EMA_DECAY)
         return loss.detach()
 
     def export(self, folder: Path) -> None:
@@ -247,10 +253,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=80)
+    parser.add_argument("--images", type=int, default=4_500_000)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2.5e-3)
-    parser.add_argument("--views", type=int, default=48000)
+    parser.add_argument("--views", type=int, default=96_000)
     parser.add_argument("--export-every", type=float, default=10, help="minutes between exports to OUT/pipeline")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="faster where the processor has units for it")
@@ -266,7 +272,7 @@ def main() -> None:
     trainer = Trainer(args, recipe, vae)
     print({name: sum(p.numel() for p in m.parameters()) for name, m in trainer.networks.named_children()}, flush=True)
     exported, losses, mark = time.monotonic(), [], time.monotonic()
-    while trainer.seconds < 60 * args.minutes:
+    while trainer.images < args.images:
         began = time.monotonic()
         losses.append(trainer.update(latents, ids))
         trainer.seconds += time.monotonic() - began
