@@ -1,7 +1,7 @@
 """Result pages: prose that people write (``templates/``), with every number taken from the committed records.
 
 ``analysis/RESULTS.md`` is the index; ``analysis/papers/`` has one page for each paper. A template is Markdown in which
-``{{ value("flash_losses", "all", "kd_effnet") }}`` and the other functions of ``Facts`` stand for numbers and tables.
+``{{ value(GRID, ROW, METRIC) }}`` and the other functions of ``Facts`` stand for numbers and tables.
 """
 
 from __future__ import annotations

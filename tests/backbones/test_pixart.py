@@ -110,7 +110,7 @@ def test_an_exported_student_is_a_whole_network(
     for parameter in backbone.role_parameters(STUDENT).values():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
     before = {name: value.clone() for name, value in backbone.role_parameters(TEACHER).items()}
-    out = export(backbone, tmp_path / "out", steps=2)
+    out = export(backbone, tmp_path / "out", Sampler("lcm", 2))
     usage = (out / "README.md").read_text()
     assert "PixArtTransformer2DModel.from_pretrained" in usage and "load_lora_weights" not in usage
     assert all(torch.equal(value, before[name]) for name, value in backbone.role_parameters(TEACHER).items())

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from core.backbones.base import STUDENT, STUDENT_EMA, TEACHER
 from core.backbones.pipeline import PipelineBackbone
 from core.config import UserError, compose, resolve
+from core.sampler import Sampler
 from core.training.checkpoint import save_snapshot
 from experiments.build import build_backbone, build_method
 from experiments.cli import main
@@ -55,7 +56,7 @@ def test_adapters_of_another_rank_are_one_line() -> None:
 
 def test_an_exported_lora_is_one_line() -> None:
     """Its names are diffusers', and its factors hold alpha / rank."""
-    file = export(student(), Path("exported")) / "pytorch_lora_weights.safetensors"
+    file = export(student(), Path("exported"), Sampler("lcm", 4)) / "pytorch_lora_weights.safetensors"
     with pytest.raises(UserError, match="pytorch_lora_weights.safetensors: not weights of this student"):
         student(f"train.init_from={file}")
 

@@ -181,18 +181,20 @@ def test_clean_keeps_what_resumes_and_what_is_used(grid: str, tmp_path: Path) ->
     old.write_text("half")
     os.utime(old, (0, 0))
     store = tmp_path / "cache/solutions"
-    for name, seed in (("posed", 1), ("nobody", 7)):
+    weights = cells[0].config.backbone.weights_hash
+    for name, seed, teacher in (("posed", 1, weights), ("nobody", 7, weights), ("another", 1, "another teacher")):
         (store / name).mkdir(parents=True)
         problem = {"num_timesteps": 8, "timestep_distribution": "mixture", "mixture_variance": 0.5, "guidance_min": 3.0}
         problem |= {"guidance_max": 13.0, "solver": "dpmpp_2m", "stage_weights": cells[0].config.method.stage_weights}
         problem |= {"seed": seed, "precision": "fp32", "samples": 32, "stages": [0, 8, 16, 24]}
-        problem |= {"teacher": "t", "data": "d"}
+        problem |= {"teacher": teacher, "data": "d"}
         (store / name / "key.json").write_text(json.dumps(problem))
     assert going_on.config.seed == 1
     kept = {path for path, _ in superfluous(tmp_path / "runs", tmp_path / "cache")}
     assert kept == {done.path / "state", old}
     assert {path for path, _ in superfluous(tmp_path / "runs", tmp_path / "cache", solutions=True)} - kept == {
-        store / "nobody"
+        store / "nobody",
+        store / "another",
     }
     places = ["--runs-dir", str(tmp_path / "runs"), "--cache-dir", str(tmp_path / "cache")]
     assert main(["clean", "--dry-run", *places]) == 0 and (done.path / "state").exists()
