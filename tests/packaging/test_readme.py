@@ -14,14 +14,15 @@ import sys
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 from PIL import Image
 
 from ablations.grid import load
-from core.config import compose, experiments
+from core.config import compose, experiments, run_id
+from experiments import python
 from experiments.cli import build_parser, main, parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,3 +182,20 @@ def test_our_hyper_parameters_are_the_configurations() -> None:
         if yaml.safe_load(cell) != value and cell != value:
             wrong.append(f"{experiment} {key}: {cell}, configured {value}")
     assert wrong == []
+
+
+def test_the_python_of_the_readme_runs(pictures: Path, capsys: pytest.CaptureFixture) -> None:
+    """Word for word, from composing to the measured numbers."""
+    text = (ROOT / "experiments/README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(compile(block, "experiments/README.md", "exec"), names)
+    assert names["images"].shape == (2, 64, 64, 3) and names["run"].state() == "done"
+    steps = [line.split()[2] for line in capsys.readouterr().out.splitlines() if line.startswith("diversity train ")]
+    assert steps == [str(count) for count in names["config"].eval.steps]
+
+
+def test_a_training_that_stops_is_told(pictures: Path) -> None:
+    config = python.compose("flash/tiny", "data.path=my-pictures", "data.view=plain", "execution.stop_after_images=8")
+    with pytest.raises(RuntimeError, match=f"run {run_id(config)} is not done: .*log.txt says why"):
+        python.train(config)
