@@ -33,7 +33,12 @@ seeds: [0, 1]
 axes: {lr: {method.student_lr: [3.0e-4, 1.0e-3, 3.0e-3]}}
 budgets:
   full:
-    set: {train.budget.amount: 64, data.num_variants: 1, eval.num_images: 32, eval.num_reference: 64}
+    set:
+      train.budget.amount: 64
+      train.precision: fp32
+      data.num_variants: 1
+      eval.num_images: 32
+      eval.num_reference: 64
 metrics: [kd_effnet, clip_score]
 evaluate: {steps: [1, 4]}
 layout: {nfe: [1, 4], splits: [train, heldout], best: [kd_effnet, clip_score]}
