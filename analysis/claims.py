@@ -88,7 +88,7 @@ class Comparison:
         return "" if self.contrast.metric in READINGS else f" at {self.nfe} NFE"
 
     def _distance(self) -> float:
-        """Of the mean from the nearest value that would change the verdict."""
+        """The distance of the mean from the nearest value that would change the verdict."""
         return abs(abs(self.difference.mean) - self.allowed)
 
     @property

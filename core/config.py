@@ -285,10 +285,10 @@ def _apply(tree: Any, key: str, value: Any) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    known = _dotted_keys(tree)
-    # A value that is still missing is known, too, and not found by ``select``
-    if key not in known and (not isinstance(key, str) or OmegaConf.select(tree, key, default=_ABSENT) is _ABSENT):
-        raise UserError(f"unknown key '{key}'{nearest(key, known) or '; see: fewstep config EXPERIMENT'}")
+    if not isinstance(key, str) or OmegaConf.select(tree, key, default=_ABSENT) is _ABSENT:
+        known = _dotted_keys(tree)
+        if key not in known:  # a value that is still missing is known, and not found by ``select``
+            raise UserError(f"unknown key '{key}'{nearest(key, known) or '; see: fewstep config EXPERIMENT'}")
     try:
         OmegaConf.update(tree, key, _rows_of_floats(value), merge=True)
     except OmegaConfBaseException as error:

@@ -176,7 +176,7 @@ def build_method(
 
 
 def _initial(config: ExperimentConfig) -> dict[str, Callable[[Backbone, str], None]]:
-    """What loads the weights of roles that start from a file."""
+    """Functions that load the weights of roles which start from a file, by role."""
     if config.train.init_from is None:
         return {}
     return {STUDENT: partial(load_role, file=_parent_weights(config))}
