@@ -161,7 +161,7 @@ class Trainer:
         self.world.barrier()
 
     def _state(self) -> dict[str, torch.Tensor]:
-        """Everything that a resume needs: of each player its parameters and moments, and every other role but the base."""
+        """All that a resume needs: of each player its parameters and moments, and every other role but the base."""
         tensors: dict[str, torch.Tensor] = {}
         for player in self.players.values():
             tensors |= player.state()
