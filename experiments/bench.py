@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,8 @@ from torch import Tensor
 from core.backbones.base import Backbone, Cond
 from core.config import ExperimentConfig, UserError, compose, resolve
 from core.data.batches import LatentData
+from core.data.cache import LatentCache
+from core.data.requests import Requests
 from core.run import Run
 from core.sampler import Setting, teacher_setting
 from core.schema import check_range
@@ -99,12 +100,8 @@ def noise_data(backbone: Backbone, config: ExperimentConfig) -> LatentData:
     rng = np.random.default_rng(0)
     prompts = ["", "red apple", "blue heart", "a dog"]
     cond = {name: value.cpu().numpy() for name, value in backbone.encode_text(prompts).tensors.items()}
-    cache = SimpleNamespace(
-        latents=rng.standard_normal((ITEMS, *backbone.latent_shape), dtype=np.float32),
-        caption_index=np.arange(ITEMS) % len(prompts),
-        cond=cond,
-        content_hash="noise",
-    )
+    latents = rng.standard_normal((ITEMS, *backbone.latent_shape), dtype=np.float32)
+    cache = LatentCache(latents, np.arange(ITEMS) % len(prompts), prompts, cond, ["noise"] * ITEMS, "noise")
     return LatentData(cache, config.seed, device_of(config))
 
 
@@ -243,19 +240,19 @@ def sampling(config: ExperimentConfig, steps: Sequence[int], teacher_steps: int,
         teacher_setting(teacher_steps, config.method.teacher_guidance),
         *(Setting("student", config.eval.sampler_at(count)) for count in steps),
     ]
-    prompts = ["red apple"] * config.eval.batch_size
-    nfe = {setting: session.sample(prompts, setting).cost.nfe for setting in settings}  # warms up, too
+    requests = Requests(("red apple",) * config.eval.batch_size)
+    nfe = {setting: session.sample(requests, setting).cost.nfe for setting in settings}  # warms up, too
     times: dict[Setting, list[float]] = {setting: [] for setting in settings}
     for _ in range(repeats):
         for setting in settings:  # in turn: machines are noisy
-            seconds = _timed(partial(session.sample, prompts, setting), backbone.device)
-            times[setting].append(seconds / len(prompts))
+            seconds = _timed(partial(session.sample, requests, setting), backbone.device)
+            times[setting].append(seconds / len(requests))
     found = {setting: median(seconds) for setting, seconds in times.items()}
     teacher = found[settings[0]]
     return {
         "experiment": config.name,
         "device": _device_name(backbone.device),
-        "batch_size": len(prompts),
+        "batch_size": len(requests),
         **{
             f"{how.weights}, {how.sampler.steps} steps": {
                 "nfe": nfe[how],

@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from core.backbones.base import STUDENT, Backbone
 from core.backbones.flux2 import Flux2Backbone
@@ -31,14 +33,14 @@ from core.backbones.tiny import (
     write_tiny_sdxl,
 )
 from core.backbones.unet import UNetBackbone
-from core.config import DataConfig, ExperimentConfig, UserError
+from core.config import DataConfig, ExperimentConfig, TaskConfig, UserError
 from core.data.batches import LatentData
 from core.data.cache import LatentCache, build_cache, open_cache
-from core.data.prompts import View
+from core.data.requests import View
 from core.data.shards import open_dataset
 from core.data.solutions import SolutionStore
 from core.data.views import plain
-from core.identity import locate, teacher_problem
+from core.identity import identity_dict, locate, teacher_problem
 from core.methods.base import Method
 from core.methods.clock import Clock
 from core.methods.dmd2 import Dmd2
@@ -46,6 +48,8 @@ from core.methods.flash import Flash
 from core.methods.lcm import Lcm
 from core.methods.teacher import Teacher
 from core.run import Run
+from core.tasks.base import Task
+from core.tasks.text_to_image import TextToImage
 from core.training.checkpoint import latest_snapshot
 from experiments.emoji.views import view as emoji_view
 
@@ -54,6 +58,7 @@ FAMILIES: dict[str, type[PipelineBackbone]] = {
     "flux2": Flux2Backbone,
 }  # fmt: skip
 METHODS: dict[str, type[Method]] = {"flash": Flash, "dmd2": Dmd2, "lcm": Lcm, "teacher": Teacher}
+TASKS: dict[str, type[Task]] = {"text_to_image": TextToImage}
 RANDOM_PIPELINES = {
     "tiny-sd": write_tiny_sd, "tiny-sdxl": write_tiny_sdxl, "tiny-pixart": write_tiny_pixart,
     "tiny-sd3": write_tiny_sd3, "tiny-flux2": write_tiny_flux2,
@@ -74,6 +79,11 @@ def device_of(config: ExperimentConfig) -> torch.device:
 def view_function(data: DataConfig) -> View:
     """(example, variant) -> (image uint8 (image_size, image_size, 3), caption)."""
     return emoji_view if data.view == "emoji" else partial(plain, image_size=data.image_size)
+
+
+def build_task(config: ExperimentConfig) -> Task:
+    """Build the task of the run, with the view of its data."""
+    return TASKS[config.task.name](config.task, view_function(config.data), config.data.image_size)
 
 
 def build_backbone(config: ExperimentConfig, *, to_be_sharded: bool = False) -> Backbone:
@@ -118,9 +128,11 @@ def compute_dtype(config: ExperimentConfig) -> torch.dtype | None:
 
 
 def build_data(config: ExperimentConfig, backbone: Backbone) -> LatentData:
-    """Latents and embeddings, computed once for (weights, data, view, variants) and memory-mapped from then on."""
-    data = config.data
+    """Latents and conditions, computed once for (weights, data, view, task) and memory-mapped from then on."""
+    data, task = config.data, identity_dict(config.task)
     key = [config.backbone.weights_hash, data.data_hash, data.split, data.view, data.num_variants, data.image_size]
+    if task != identity_dict(TaskConfig()):  # caches older than tasks keep their names
+        key.append(task)
     name = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
     folder = Path(config.execution.cache_dir) / "latents" / name
     with _locked(folder.with_suffix(".lock")):
@@ -133,14 +145,20 @@ def _open_or_build(folder: Path, config: ExperimentConfig, backbone: Backbone) -
     if cache is not None:
         return cache
     dataset = open_dataset(locate(config.data.path), config.data.split)
+    task = build_task(config)
     return build_cache(
         folder,
         dataset,
-        view_function(config.data),
+        task.item,
         config.data.num_variants,
         encode_image=lambda images: backbone.encode(images).cpu().numpy(),
-        encode_text=lambda prompts: {k: v.cpu().numpy() for k, v in backbone.encode_text(prompts).tensors.items()},
+        encode_text=lambda prompts: _arrays(backbone.encode_text(prompts).tensors),
+        encode_inputs=lambda inputs: _arrays(task.encode_inputs(backbone, inputs)),
     )
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
 def build_clock(config: ExperimentConfig) -> Clock:

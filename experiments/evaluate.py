@@ -2,7 +2,7 @@
 
 What is there already is not measured again.
 All rows of a table sample the same prompts from the same noise (sampling seed 0), whatever seed a student was
-trained with. Prompts and real images come from the split's own views (core/data/prompts.py).
+trained with. Requests and real images come from the split's own views (core/data/requests.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from core.catalogue import METRICS
 from core.config import ExperimentConfig, UserError
-from core.data.prompts import PromptList, dataset_prompts, reference_images
+from core.data.requests import Requests, dataset_requests, reference_images
 from core.data.shards import open_dataset
 from core.identity import locate
 from core.metrics.cost import SamplingCost
@@ -28,7 +28,7 @@ from core.metrics.measure import Judges, Reference, value_of
 from core.metrics.protocol import Protocol
 from core.run import Run
 from core.sampler import Setting
-from experiments.build import view_function
+from experiments.build import build_task
 from experiments.judges import make_judges
 from experiments.session import Session
 from experiments.target import load_target, open_target
@@ -39,20 +39,20 @@ PROBE = 32  # reference images that enter the identity of a reference set
 
 
 class Split:
-    """Prompts and real images of one split of the run's data."""
+    """Requests and real images of one split of the run's data."""
 
     def __init__(self, config: ExperimentConfig, name: str) -> None:
         self.name, self._config = name, config
         self._dataset = open_dataset(locate(config.data.path), name)
-        self._view = view_function(config.data)
+        self._item_of = build_task(config).item
 
     @cached_property
-    def prompts(self) -> PromptList:
-        return dataset_prompts(self._dataset, self._view, self._config.eval.num_images)
+    def requests(self) -> Requests:
+        return dataset_requests(self._dataset, self._item_of, self._config.eval.num_images)
 
     @cached_property
-    def diversity_prompts(self) -> PromptList:
-        return self.prompts.distinct(self._config.eval.num_diversity_prompts)
+    def diversity_requests(self) -> Requests:
+        return self.requests.distinct(self._config.eval.num_diversity_prompts)
 
     @cached_property
     def reference(self) -> Reference:
@@ -64,7 +64,7 @@ class Split:
         return Reference(digest.hexdigest(), count, lambda: self._images(count))
 
     def _images(self, count: int) -> Iterator[np.ndarray]:
-        return reference_images(self._dataset, self._view, count)
+        return reference_images(self._dataset, self._item_of, count)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _evaluate_setting(
 def measure(
     session: Session, split: Split, setting: Setting, metrics: Sequence[str], judges: Judges
 ) -> dict[str, Measured]:
-    """The values of ``metrics``; pictures are drawn once for all metrics that look at the same prompts."""
+    """The values of ``metrics``; pictures are drawn once for all metrics that look at the same requests."""
     single = [metric for metric in metrics if not METRICS[metric].grouped]
     grouped = [metric for metric in metrics if METRICS[metric].grouped]
     out: dict[str, Measured] = {}
@@ -130,11 +130,11 @@ def measure(
 def _measure_together(
     session: Session, split: Split, setting: Setting, metrics: Sequence[str], judges: Judges, images_per_prompt: int
 ) -> dict[str, Measured]:
-    """Values of metrics that look at the same pictures: one of each prompt, or several of each of fewer prompts."""
+    """Values of metrics that look at the same pictures: one of each request, or several of each of fewer."""
     is_grouped = images_per_prompt > 1
-    prompts = split.diversity_prompts.repeated(images_per_prompt) if is_grouped else split.prompts
+    requests = split.diversity_requests.repeated(images_per_prompt) if is_grouped else split.requests
     asked = sorted({METRICS[metric].judge.name for metric in metrics})
-    said, cost = _judged(session, setting, prompts, asked, judges)
+    said, cost = _judged(session, setting, requests, asked, judges)
     out = {}
     for name in metrics:
         metric = METRICS[name]
@@ -148,17 +148,17 @@ def _measure_together(
 
 
 def _judged(
-    session: Session, setting: Setting, prompts: PromptList, asked: Sequence[str], judges: Judges
+    session: Session, setting: Setting, requests: Requests, asked: Sequence[str], judges: Judges
 ) -> tuple[dict[str, np.ndarray], SamplingCost]:
-    """What each judge says of a picture of each prompt, and the cost of drawing them; no more than CHUNK are held."""
+    """Draw a picture of each request, hold no more than CHUNK; what each judge says of them, and what they cost."""
     said: dict[str, list[np.ndarray]] = {judge: [] for judge in asked}
     cost = SamplingCost(0, {})
-    for first in range(0, len(prompts), CHUNK):
-        texts = prompts.prompts[first : first + CHUNK]
-        pictures = session.sample(texts, setting, SAMPLING_SEED, first=first)
+    for first in range(0, len(requests), CHUNK):
+        part = requests[first : first + CHUNK]
+        pictures = session.sample(part, setting, SAMPLING_SEED, first=first)
         cost += pictures.cost
         for judge in asked:
-            said[judge].append(judges.network(judge).outputs(pictures.images, texts))
+            said[judge].append(judges.network(judge).outputs(pictures.images, part))
     return {judge: np.concatenate(chunks) for judge, chunks in said.items()}, cost
 
 
@@ -166,15 +166,15 @@ def protocol(metric: str, config: ExperimentConfig, split: Split, setting: Setti
     """The identity of one value of ``metric``."""
     spec = METRICS[metric]
     judge = judges.network(spec.judge.name)
-    prompts = split.diversity_prompts if spec.grouped else split.prompts
+    requests = split.diversity_requests if spec.grouped else split.requests
     k = config.eval.images_per_prompt if spec.grouped else 1
     return Protocol(
         metric=metric,
         scale=config.scale,
         split=split.name,
         data_hash=config.data.data_hash,
-        prompts_hash=prompts.hash,
-        num_images=len(prompts) * k,
+        prompts_hash=requests.hash,
+        num_images=len(requests) * k,
         images_per_prompt=k,
         judge=judge.name,
         judge_hash=judge.hash,
@@ -183,6 +183,7 @@ def protocol(metric: str, config: ExperimentConfig, split: Split, setting: Setti
         reference_hash=split.reference.hash if spec.needs_reference else "",
         num_reference=split.reference.count if spec.needs_reference else 0,
         sampling_seed=SAMPLING_SEED,
+        task=config.task.name,
         **setting.sampler.protocol_fields(),
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 
 import core.config
 from core.config import ExperimentConfig
+from core.data.requests import Requests
 from core.run import Run
 from core.sampler import Setting
 from experiments import evaluate as measuring
@@ -48,10 +49,14 @@ def load_run(run: Run | Path | str, runs_dir: Path | str = "runs", images: int |
     return sessions.load_run(path_or_id, runs_dir, images=images)[0]
 
 
-def sample(session: Session, prompts: Sequence[str], steps: int, seed: int = 0) -> np.ndarray:
-    """One picture of each prompt by the student, uint8 (B, H, W, 3), with the weights and sampler of the run's eval."""
+def sample(session: Session, prompts: Requests | Sequence[str], steps: int, seed: int = 0) -> np.ndarray:
+    """One picture of each request by the student, uint8 (B, H, W, 3), with the weights and sampler of the run's eval.
+
+    A task with further inputs needs ``Requests``.
+    """
     settings = session.config.eval
-    return session.sample(prompts, Setting(settings.weights, settings.sampler_at(steps)), seed).images
+    requests = prompts if isinstance(prompts, Requests) else Requests(tuple(prompts))
+    return session.sample(requests, Setting(settings.weights, settings.sampler_at(steps)), seed).images
 
 
 def evaluate(session: Session, run: Run) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Draw samples of a run for given prompts: single images, and a contact sheet beside the teacher's."""
+"""Draw samples of a run for given requests: single images, and a contact sheet beside the teacher's."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ import numpy as np
 from PIL import Image
 
 from core.config import UserError
-from core.data.prompts import PromptList, parse_prompts
+from core.data.requests import Requests
 from core.provenance import provenance
 from core.run import Run, atomic_folder
 from core.sampler import Setting, teacher_setting
+from core.tasks.given import given_requests
+from experiments.build import build_task
 from experiments.evaluate import Split
 from experiments.session import Session, load_snapshot
 from experiments.sheet import contact_sheet
-from experiments.target import load_target
+from experiments.target import load_target, open_target
 
 NUM_DEFAULT_PROMPTS = 8
 
@@ -52,23 +54,23 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Request:
-    """Pictures to draw: every prompt with every seed, in every column."""
+class Sheet:
+    """Pictures to draw: every request with every seed, in every column."""
 
-    prompts: PromptList
+    requests: Requests
     seeds: tuple[int, ...]
     columns: tuple[Column, ...]
 
     @property
     def rows(self) -> list[tuple[str, int]]:
         """The prompt and the seed of each row of the sheet."""
-        return list(itertools.product(self.prompts.prompts, self.seeds))
+        return list(itertools.product(self.requests.texts, self.seeds))
 
 
-def default_prompts(session: Session) -> PromptList:
-    """Captions of the last split that is evaluated (held out where there is one)."""
+def default_requests(session: Session) -> Requests:
+    """Requests of the last split that is evaluated (held out where there is one)."""
     split = Split(session.config, session.config.eval.splits[-1])
-    return split.prompts.distinct(NUM_DEFAULT_PROMPTS)
+    return split.requests.distinct(NUM_DEFAULT_PROMPTS)
 
 
 def default_columns(
@@ -93,41 +95,41 @@ def default_columns(
     return tuple(columns)
 
 
-def sample(session: Session, request: Request, out: Path, run: Run) -> Path:
+def sample(session: Session, sheet: Sheet, out: Path, run: Run) -> Path:
     """Write ``sheet.png``, one PNG per sample and ``samples.json`` to ``out``; returns the sheet's path.
 
     samples.json: the run, its training images, the commit, and of every picture how it was made.
     """
-    images = draw(session, request, run)
-    grid = images.reshape(len(request.rows), len(request.columns), *images.shape[3:])
+    images = draw(session, sheet, run)
+    grid = images.reshape(len(sheet.rows), len(sheet.columns), *images.shape[3:])
     with atomic_folder(out) as folder:
-        files = _save_pictures(folder, request, grid)
-        rows = [_row_label(prompt, seed, len(request.seeds)) for prompt, seed in request.rows]
-        contact_sheet(rows, [column.label for column in request.columns], grid).save(folder / "sheet.png")
+        files = _save_pictures(folder, sheet, grid)
+        rows = [_row_label(prompt, seed, len(sheet.seeds)) for prompt, seed in sheet.rows]
+        contact_sheet(rows, [column.label for column in sheet.columns], grid).save(folder / "sheet.png")
         facts = {"run": run.id, "images": session.images, "commit": provenance(session.config)["commit"]}
         (folder / "samples.json").write_text(json.dumps(facts | {"files": files}, indent=1) + "\n")
     return out / "sheet.png"
 
 
-def _save_pictures(folder: Path, request: Request, grid: np.ndarray) -> list[dict[str, Any]]:
+def _save_pictures(folder: Path, sheet: Sheet, grid: np.ndarray) -> list[dict[str, Any]]:
     """One PNG for each picture of grid (rows, columns, H, W, 3); returns their entries for samples.json."""
     files = []
-    for row, (prompt, seed) in enumerate(request.rows):
-        number = row // len(request.seeds)
-        for pixels, column in zip(grid[row], request.columns, strict=True):
+    for row, (prompt, seed) in enumerate(sheet.rows):
+        number = row // len(sheet.seeds)
+        for pixels, column in zip(grid[row], sheet.columns, strict=True):
             name = f"{number:03d}-{_slug(prompt)}-seed{seed}-{column.suffix}.png"
             Image.fromarray(pixels).save(folder / name)
             files.append({"file": name, "prompt": prompt, "seed": seed, **column.facts()})
     return files
 
 
-def draw(session: Session, request: Request, run: Run) -> np.ndarray:
+def draw(session: Session, sheet: Sheet, run: Run) -> np.ndarray:
     """Samples (prompts, seeds, columns, H, W, 3) uint8; one seed has the same noise in every column."""
     columns = []
-    for column in request.columns:
+    for column in sheet.columns:
         if column.images not in (None, session.images):
             load_snapshot(session, run, column.images)
-        drawn = [session.sample(request.prompts.prompts, column.setting, seed).images for seed in request.seeds]
+        drawn = [session.sample(sheet.requests, column.setting, seed).images for seed in sheet.seeds]
         columns.append(np.stack(drawn, axis=1))
     return np.stack(columns, axis=2)
 
@@ -142,21 +144,22 @@ def _slug(prompt: str) -> str:
 
 def run_command(arguments: Namespace) -> int:
     """``fewstep sample RUN``: draw and print where the sheet is."""
-    prompts = parse_prompts(arguments.prompts) if arguments.prompts else None
     _check_steps("--steps", arguments.steps or [], least=1)
     _check_steps("--teacher-steps", arguments.teacher_steps, least=0)
     moments = sorted(arguments.at)
     if moments and moments[0] < 0:
         raise UserError(f"--at {moments[0]} is not a number of training images; give at least 0")
     first = moments[0] if moments else None
+    config = open_target(arguments.target, arguments.overrides, arguments.runs_dir).config
+    requests = given_requests(arguments.prompts, build_task(config)) if arguments.prompts else None
     session, run = load_target(arguments.target, arguments.overrides, arguments.runs_dir, first)
-    prompts = prompts or default_prompts(session)
+    requests = requests or default_requests(session)
     guidance = arguments.teacher_guidance
     teachers = [teacher_setting(steps, guidance) for steps in arguments.teacher_steps if steps]
     chosen = default_columns(session, arguments.steps, arguments.weights, teachers, moments)
-    request = Request(prompts, tuple(arguments.seeds), chosen)
-    out = Path(arguments.out) if arguments.out else run.path / "samples" / f"prompts-{prompts.hash}"
-    print(sample(session, request, out, run))
+    sheet = Sheet(requests, tuple(arguments.seeds), chosen)
+    out = Path(arguments.out) if arguments.out else run.path / "samples" / f"prompts-{requests.hash}"
+    print(sample(session, sheet, out, run))
     return 0
 
 

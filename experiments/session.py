@@ -1,8 +1,8 @@
-"""Sampling sessions: a backbone with a run's weights, and pictures of prompts from it."""
+"""Sampling sessions: a backbone with a run's weights, and the pictures that it draws of requests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from core.backbones.base import STUDENT, STUDENT_EMA, Cond
 from core.config import ExperimentConfig, UserError, resolve
+from core.data.requests import Requests
 from core.methods.base import Method
 from core.methods.teacher import teacher_sample
 from core.metrics.cost import SamplingCost
@@ -20,7 +21,7 @@ from core.randomness import Stream
 from core.run import Run
 from core.sampler import Setting
 from core.training.checkpoint import latest_snapshot
-from experiments.build import build_backbone, build_method, load_role
+from experiments.build import build_backbone, build_method, build_task, load_role
 
 WEIGHTS = {"student": STUDENT, "ema": STUDENT_EMA}
 
@@ -39,17 +40,22 @@ class Session:
     def __init__(self, config: ExperimentConfig, method: Method, images: int) -> None:
         self.config, self.method, self.images = config, method, images
         self.backbone = method.backbone
+        self.task = build_task(config)
         self._encoded: dict[tuple[str, ...], Cond] = {}
         self.null = self.backbone.encode_text([""])
 
-    def encode_now(self, prompts: Sequence[str]) -> None:
-        """Encode prompts now, so that ``sample`` of them needs no text encoder later."""
-        for texts in self._batches(prompts):
-            self._encoded[tuple(texts)] = self.backbone.encode_text(texts)
+    def encode_now(self, requests: Requests) -> None:
+        """Encode texts now, so that ``sample`` of these requests needs no text encoder later."""
+        for part in self._batches(requests):
+            self._encoded[part.texts] = self.backbone.encode_text(part.texts)
 
-    def _batches(self, prompts: Sequence[str]) -> Iterator[list[str]]:
+    def _batches(self, requests: Requests) -> Iterator[Requests]:
         size = self.config.eval.batch_size
-        return (list(prompts[start : start + size]) for start in range(0, len(prompts), size))
+        return (requests[start : start + size] for start in range(0, len(requests), size))
+
+    def _cond(self, requests: Requests) -> Cond:
+        text = self._encoded.get(requests.texts) or self.backbone.encode_text(requests.texts)
+        return text.also(self.task.encode_inputs(self.backbone, requests.inputs))
 
     def noises(self, count: int, positions: np.ndarray, seed: int) -> list[Tensor]:
         """Keyed noises of one sampling call: ``count`` of (B, C, H, W); position i always gets the same."""
@@ -58,16 +64,15 @@ class Session:
         return [torch.from_numpy(draw).to(self.backbone.device) for draw in draws]
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[str], setting: Setting, seed: int = 0, *, first: int = 0) -> Pictures:
-        """Draw one picture of each prompt. Prompt i is at position ``first`` + i, which alone decides its noise."""
+    def sample(self, requests: Requests, setting: Setting, seed: int = 0, *, first: int = 0) -> Pictures:
+        """Draw one picture of each request. Request i is at position ``first`` + i, which alone decides its noise."""
         images = []
         with self.backbone.uncounted() as evaluations:
-            for texts in self._batches(prompts):
-                positions = np.arange(first, first + len(texts))
-                first += len(texts)
-                cond = self._encoded.get(tuple(texts)) or self.backbone.encode_text(texts)
-                images.append(self.backbone.decode(self._latents(setting, cond, positions, seed)))
-        return Pictures(np.concatenate(images), SamplingCost(len(prompts), evaluations))
+            for part in self._batches(requests):
+                positions = np.arange(first, first + len(part))
+                first += len(part)
+                images.append(self.backbone.decode(self._latents(setting, self._cond(part), positions, seed)))
+        return Pictures(np.concatenate(images), SamplingCost(len(requests), evaluations))
 
     def _latents(self, setting: Setting, cond: Cond, positions: np.ndarray, seed: int) -> Tensor:
         sampler = setting.sampler

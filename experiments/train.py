@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from core.config import ExperimentConfig, compose, resolve
-from core.data.prompts import dataset_prompts
+from core.data.requests import dataset_requests
 from core.data.shards import open_dataset
 from core.identity import locate
 from core.methods.base import Method
@@ -30,7 +30,6 @@ from experiments.build import (
     build_data,
     build_method,
     device_of,
-    view_function,
 )
 from experiments.session import Session
 from experiments.sheet import contact_sheet
@@ -163,10 +162,8 @@ def _sheet(session: Session, run: Run, world: World) -> Callable[[int], None]:
     config = session.config
     split = config.eval.splits[-1]
     dataset = open_dataset(locate(config.data.path), split)
-    prompts = list(
-        dataset_prompts(dataset, view_function(config.data), 4 * SHEET_PROMPTS).distinct(SHEET_PROMPTS).prompts
-    )
-    session.encode_now(prompts)
+    requests = dataset_requests(dataset, session.task.item, 4 * SHEET_PROMPTS).distinct(SHEET_PROMPTS)
+    session.encode_now(requests)
     teacher = teacher_setting(TEACHER_STEPS, config.method.teacher_guidance)
     own = [
         Setting(weights, config.eval.sampler_at(steps))
@@ -177,13 +174,13 @@ def _sheet(session: Session, run: Run, world: World) -> Callable[[int], None]:
 
     def draw(images_seen: int) -> None:
         if not drawn:
-            drawn.append(session.sample(prompts, teacher).images)
-        images = [*drawn, *(session.sample(prompts, setting).images for setting in own)]
+            drawn.append(session.sample(requests, teacher).images)
+        images = [*drawn, *(session.sample(requests, setting).images for setting in own)]
         if not world.is_main:
             return
         path = _sheet_path(run, images_seen)
         path.parent.mkdir(exist_ok=True)
-        sheet = contact_sheet(prompts, [setting.label for setting in (teacher, *own)], np.stack(images, axis=1))
+        sheet = contact_sheet(requests.texts, [setting.label for setting in (teacher, *own)], np.stack(images, axis=1))
         sheet.save(path)
 
     return draw

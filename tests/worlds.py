@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -24,6 +23,7 @@ from core.backbones.roles import Sharing, keyed_init
 from core.backbones.tiny import write_tiny_flux2, write_tiny_pixart, write_tiny_sd, write_tiny_sd3, write_tiny_sdxl
 from core.config import ExperimentConfig, compose, resolve
 from core.data.batches import LatentData
+from core.data.cache import LatentCache
 from core.data.solutions import SolutionStore
 from core.methods.base import Rollout
 from core.randomness import Stream
@@ -68,9 +68,8 @@ def data(seed: int = 0, items: int = 24, family: str = "unet", device: str = "cp
     cond = {name: rng.standard_normal((5, *shape)).astype(np.float16) for name, shape in CONDS[family].items()}
     if "mask" in cond:
         cond["mask"] = np.ones_like(cond["mask"])
-    cache = SimpleNamespace(
-        latents=latents, caption_index=np.arange(items) % 5, cond=cond, content_hash="synthetic"
-    )  # fmt: skip
+    captions, keys = [f"caption {i}" for i in range(5)], [f"item {i}" for i in range(items)]
+    cache = LatentCache(latents, np.arange(items) % 5, captions, cond, keys, "synthetic")
     return LatentData(cache, seed, device)
 
 

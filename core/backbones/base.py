@@ -42,6 +42,14 @@ class Cond:
         """Repeat a batch of one (the null conditioning) without copying."""
         return Cond({name: value.expand(batch, *value.shape[1:]) for name, value in self.tensors.items()})
 
+    def beside(self, cond: Cond) -> Cond:
+        """The null conditioning for each row of ``cond``, which keeps what the null one lacks: an item's own inputs."""
+        return Cond({**cond.tensors, **self.expand(len(cond)).tensors})
+
+    def also(self, tensors: Mapping[str, Tensor]) -> Cond:
+        """Add further tensors (B, ...) by name."""
+        return Cond({**self.tensors, **tensors})
+
     def to(self, device: torch.device | str) -> Cond:
         """A copy on ``device``, made without waiting for it."""
         return Cond({name: value.to(device, non_blocking=True) for name, value in self.tensors.items()})
@@ -147,9 +155,7 @@ class Backbone(ABC):
         """
         if self.passes(w) == 1:
             return self.predict(role, x_t, t, cond, as_)
-        both = self.predict(
-            role, torch.cat([x_t, x_t]), torch.cat([t, t]), Cond.cat([cond, null.expand(len(x_t))]), as_
-        )
+        both = self.predict(role, torch.cat([x_t, x_t]), torch.cat([t, t]), Cond.cat([cond, null.beside(cond)]), as_)
         return combine(*both.chunk(2), w)
 
     def passes(self, w: Tensor | float) -> int:

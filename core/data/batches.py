@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -38,7 +39,7 @@ class LatentData:
 
     def __init__(self, cache: LatentCache, seed: int, device: torch.device | str = "cpu") -> None:
         self.cache, self.seed, self.device = cache, seed, torch.device(device)
-        self.null = self._cond(np.zeros(1, dtype=np.int64))
+        self.null = self._cond(cache.cond, np.zeros(1, dtype=np.int64))
 
     @property
     def content_hash(self) -> str:
@@ -56,12 +57,10 @@ class LatentData:
     def batch(self, positions: np.ndarray) -> Batch:
         items = self.items(positions)
         x0 = torch.from_numpy(np.asarray(self.cache.latents[items], dtype=np.float32))
-        cond = self._cond(np.asarray(self.cache.caption_index[items], dtype=np.int64))
+        cond = self._cond(self.cache.cond, np.asarray(self.cache.caption_index[items], dtype=np.int64))
+        cond = cond.also(self._cond(self.cache.item_cond, items).tensors)
         return Batch(positions, x0.to(self.device, non_blocking=True), cond, self.null)
 
-    def _cond(self, captions: np.ndarray) -> Cond:
-        tensors = {
-            name: torch.from_numpy(np.asarray(values[captions], dtype=np.float32))
-            for name, values in self.cache.cond.items()
-        }
-        return Cond(tensors).to(self.device)
+    def _cond(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> Cond:
+        chosen = {name: np.asarray(values[rows], dtype=np.float32) for name, values in arrays.items()}
+        return Cond({name: torch.from_numpy(values) for name, values in chosen.items()}).to(self.device)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from core.config import UserError
+from core.data.requests import Requests
 from core.metrics.protocol import file_sha256
 
 HUB_WEIGHTS = {"ViT-bigG-14": "laion2b_s39b_b160k"}
@@ -64,9 +65,9 @@ class ClipJudge:
         texts = self.embed_texts(distinct)[[row[p] for p in prompts]]
         return (self.embed_images(images).astype(np.float64) * texts).sum(axis=1)
 
-    def outputs(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """A judge's outputs for pictures: the cosine of each with its prompt."""
-        return self.similarities(images, prompts)
+    def outputs(self, images: np.ndarray, requests: Requests) -> np.ndarray:
+        """A judge's outputs for pictures: the cosine of each with its text."""
+        return self.similarities(images, requests.texts)
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> float:
         """Mean cosine over all images."""

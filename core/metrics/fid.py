@@ -11,7 +11,7 @@ functions both distances are tested."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from core.backbones.base import TEACHER, Backbone
 from core.config import UserError
+from core.data.requests import Requests
 from core.losses.imagenet import efficientnet_lite, normalised
 from core.metrics.protocol import file_sha256
 
@@ -52,8 +53,8 @@ class Extractor:
         features = [self.network(self.prepare(batch).to(self.device)).float().cpu().numpy() for batch in batches]
         return np.concatenate(features)
 
-    def outputs(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """A judge's outputs for pictures: their features, whatever their prompts were."""
+    def outputs(self, images: np.ndarray, requests: Requests) -> np.ndarray:
+        """A judge's outputs for pictures: their features, whatever was asked for."""
         return self(images)
 
 

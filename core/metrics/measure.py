@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from core.catalogue import FRECHET, KERNEL, MEAN_COSINE, PAIRWISE_DISTANCE, Metric
+from core.data.requests import Requests
 from core.metrics import diversity, fid
 
 Formula = Callable[[np.ndarray, np.ndarray | None], float]
@@ -60,8 +61,8 @@ class JudgingNetwork(Protocol):
     hash: str
     resize: str
 
-    def outputs(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """One number (N,) or one feature vector (N, D) for each picture; prompts count where text is judged."""
+    def outputs(self, images: np.ndarray, requests: Requests) -> np.ndarray:
+        """One number (N,) or one feature vector (N, D) for each picture; real images have no requests."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Judges:
         path = self._cache_dir / "reference" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.npy"
         features = _read(path, reference.count)
         if features is None:
-            chunks = [network.outputs(chunk, ()) for chunk in _chunks(reference.images(), 64)]
+            chunks = [network.outputs(chunk, Requests(())) for chunk in _chunks(reference.images(), 64)]
             features = np.concatenate(chunks)
             _write(path, features)
         return features

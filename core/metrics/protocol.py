@@ -17,14 +17,17 @@ from typing import Any
 SAMPLING_FIELDS = ("solver", "steps", "guidance", "cache", "sampling_seed")
 """How the pictures were made. Rows of one table differ here by design; all other fields must agree."""
 
+SILENT = {"cache": "none", "task": "text_to_image"}
+
 
 @dataclass(frozen=True)
 class Protocol:
     """How one value was measured. Empty strings and zeros mean that a field does not apply to the metric.
 
-    ``prompts_hash`` and ``reference_hash`` cover the lists themselves (data, split, draws), ``judge_hash``
-    the weights of the judging network, ``resize`` the path from an image to its input, ``estimator`` the
-    formula."""
+    ``prompts_hash`` and ``reference_hash`` cover the requests (texts and further inputs) and the real images themselves
+    (data, split, draws), ``judge_hash`` the weights of the judging network, ``resize`` the path from an image to its
+    input, ``estimator`` the formula.
+    """
 
     metric: str
     scale: str
@@ -44,13 +47,15 @@ class Protocol:
     guidance: float = 1.0
     sampling_seed: int = 0
     cache: str = "none"
+    task: str = "text_to_image"
 
     def fields(self) -> dict[str, Any]:
-        """The fields that are recorded and hashed. No cache is no field: numbers older than caches keep their ids."""
+        """The fields that are recorded and hashed.
+
+        Those of ``SILENT`` are left out where they say the usual: numbers older than caches and tasks keep their ids.
+        """
         fields = dataclasses.asdict(self)
-        if self.cache == "none":
-            del fields["cache"]
-        return fields
+        return {name: value for name, value in fields.items() if SILENT.get(name) != value}
 
     @property
     def id(self) -> str:

@@ -19,6 +19,7 @@ from core.backbones.pipeline import PipelineBackbone
 from core.backbones.roles import Sharing
 from core.backbones.tiny import write_tiny_flux2, write_tiny_flux2_dev, write_tiny_sd3, write_tiny_sdxl
 from core.config import UserError, compose
+from core.data.requests import Requests
 from core.methods.dmd2 import Dmd2
 from core.methods.teacher import Teacher, teacher_sample
 from core.sampler import Sampler, Setting, teacher_setting
@@ -151,7 +152,7 @@ def test_a_student_whose_guidance_is_an_input_is_sampled_as_it_trains(tmp_path: 
     assert (other - sampled).abs().max() > 1e-3
     session = Session(config, method, 0)
     settings = Setting("student", Sampler("lcm", 4)), teacher_setting(20, 4.0)
-    assert [session.sample(PROMPTS, setting).cost.nfe for setting in settings] == [4, 20]
+    assert [session.sample(Requests(tuple(PROMPTS)), setting).cost.nfe for setting in settings] == [4, 20]
 
 
 def test_guided_steps_cost_two_evaluations(folders: dict[str, str]) -> None:
@@ -160,7 +161,7 @@ def test_guided_steps_cost_two_evaluations(folders: dict[str, str]) -> None:
     session = Session(config, Teacher(config.method, backbone, config.seed), 0)
     costs = []
     for steps, guidance in [(4, 1.0), (4, 3.0), (5, 3.0), (10, 7.5)]:
-        drawn = session.sample(PROMPTS, Setting("teacher", Sampler("ddim", steps, guidance)))
+        drawn = session.sample(Requests(tuple(PROMPTS)), Setting("teacher", Sampler("ddim", steps, guidance)))
         costs.append(drawn.cost.nfe)
     assert costs == [4, 8, 10, 20]
     assert not backbone.evaluations, "pictures are no part of a training's count"

@@ -30,7 +30,7 @@ READ_ALIKE_BY = ("identity_dict", "validate", "_validate_stages")
 # Filled in by resolve, for the id alone
 CONTENT = {"Dmd2Config.dino_hash"}
 # Read by nobody, but a part of the ids of all committed runs
-KEPT_FOR_IDS = {"DataConfig.name", "ExperimentConfig.task", "TaskConfig.name"}
+KEPT_FOR_IDS = {"DataConfig.name"}
 
 SMALL = ["eval.metrics=[diversity]", "eval.splits=[train]", "eval.steps=[1]", "execution.num_threads=1"]
 FOUR = ["train.budget.amount=4", "train.budget.unit=iterations", "train.ema_decay=0.5"]

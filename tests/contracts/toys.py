@@ -20,7 +20,7 @@ from core.methods.config_base import MethodConfig
 from core.methods.flash import Flash
 from core.methods.flash_config import FlashConfig
 from core.schema import SCHEMAS, discover_schemas, register_schema
-from experiments.build import FAMILIES, METHODS
+from experiments.build import FAMILIES, METHODS, TASKS
 
 REFERENCE, REWARD_MODEL, SCORE = "reference", "reward_model", "score"
 
@@ -149,7 +149,7 @@ class RoundConfig(FlashConfig):
 def forgotten_afterwards() -> Iterator[None]:
     """What is registered inside is unknown outside, to other tests of the same process."""
     discover_schemas()
-    registries = [*SCHEMAS.values(), FAMILIES, METHODS]
+    registries = [*SCHEMAS.values(), FAMILIES, METHODS, TASKS]
     known = [dict(registry) for registry in registries]
     try:
         yield

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from core.data.cache import LatentCache, build_cache, open_cache
+from core.data.requests import Item
 from core.data.shards import Example, ImageTextDataset, RawExample
 
 
@@ -23,18 +24,20 @@ def dataset() -> ImageTextDataset:
     return ImageTextDataset(RawExample(key, png, f"name {key}", {}, "test") for key, png in pictures)
 
 
-def view(example: Example, variant: int) -> tuple[np.ndarray, str]:
-    return example.image + np.uint8(variant), "shared" if variant == 1 else example.caption
+def item_of(example: Example, variant: int) -> Item:
+    caption = "shared" if variant == 1 else example.caption
+    return Item(example.image + np.uint8(variant), caption, {"number": np.array([variant])})
 
 
 def build(path: Path, pictures: ImageTextDataset | None = None) -> LatentCache:
     return build_cache(
         path,
         pictures or dataset(),
-        view,
+        item_of,
         num_variants=2,
         encode_image=lambda images: images.transpose(0, 3, 1, 2).astype(np.float32) / 4,
         encode_text=lambda texts: {"embeds": np.array([[len(text), 1.0] for text in texts], dtype=np.float32)},
+        encode_inputs=lambda inputs: {"doubled": 2.0 * inputs["number"]},
         batch_size=4,
     )
 
@@ -46,6 +49,7 @@ def test_item_n_is_variant_n_of_a_drawn_example(tmp_path: Path) -> None:
         assert (cache.latents[n] == (10 * "abc".index(key) + n) / 4).all()
         assert cache.captions[cache.caption_index[n]] == ("shared" if n == 1 else f"name {key}")
     assert sorted(cache.keys) == ["a", "a", "b", "b", "c", "c"]
+    assert cache.item_cond["doubled"].ravel().tolist() == [0, 2, 4, 6, 8, 10]
 
 
 def test_kinds_are_balanced(tmp_path: Path) -> None:
@@ -92,5 +96,5 @@ def test_a_build_that_fails_leaves_nothing_to_open(tmp_path: Path) -> None:
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        build_cache(tmp_path / "cache", dataset(), view, 2, fail, lambda texts: {})
+        build_cache(tmp_path / "cache", dataset(), item_of, 2, fail, lambda texts: {}, lambda inputs: {})
     assert open_cache(tmp_path / "cache") is None

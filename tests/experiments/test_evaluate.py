@@ -1,7 +1,6 @@
 """Evaluation: each value under its protocol, measured once; images made once for all metrics that share
 them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from core.config import UserError, compose, resolve
-from core.data.prompts import dataset_prompts, reference_images
+from core.data.requests import Requests, dataset_requests, reference_images
 from core.data.shards import open_dataset
 from core.identity import locate
 from core.metrics.cost import SamplingCost
@@ -17,7 +16,7 @@ from core.metrics.diversity import prompt_diversity
 from core.metrics.fid import kernel_distance, load_extractor
 from core.run import Run
 from core.sampler import Sampler, Setting
-from experiments.build import view_function
+from experiments.build import build_task
 from experiments.evaluate import evaluate, table
 from experiments.session import Pictures
 
@@ -32,11 +31,11 @@ class Recorder:
         self.config, self.images, self.calls = run.config, images, []
         self.backbone = SimpleNamespace(device="cpu")
 
-    def sample(self, prompts: Sequence[str], setting: Setting, seed: int, *, first: int) -> Pictures:
-        self.calls.append((len(prompts), setting, seed, first))
+    def sample(self, requests: Requests, setting: Setting, seed: int, *, first: int) -> Pictures:
+        self.calls.append((len(requests), setting, seed, first))
         steps = setting.sampler.steps
-        cost = SamplingCost(len(prompts), {setting.weights: COST_OF_A_STEP * steps * len(prompts)})
-        return Pictures(pictures(len(prompts), steps, first), cost)
+        cost = SamplingCost(len(requests), {setting.weights: COST_OF_A_STEP * steps * len(requests)})
+        return Pictures(pictures(len(requests), steps, first), cost)
 
 
 def pictures(count: int, steps: int, first: int = 0) -> np.ndarray:
@@ -60,9 +59,9 @@ def test_values_are_those_of_the_metrics_on_the_splits_own_prompts(make_run) -> 
     run = make_run()
     lines = evaluate(Recorder(run), run, say=lambda text: None)
     data = run.config.data
-    dataset, view = open_dataset(locate(data.path), "heldout"), view_function(data)
+    dataset, item_of = open_dataset(locate(data.path), "heldout"), build_task(run.config).item
     extractor = load_extractor("effnet")
-    real = extractor(np.stack(list(reference_images(dataset, view, run.config.eval.num_reference))))
+    real = extractor(np.stack(list(reference_images(dataset, item_of, run.config.eval.num_reference))))
     values = {(line["metric"], line["steps"]): line["value"] for line in lines}
     for steps in (1, 4):
         expected = kernel_distance(extractor(pictures(8, steps)), real)
@@ -70,7 +69,7 @@ def test_values_are_those_of_the_metrics_on_the_splits_own_prompts(make_run) -> 
         grouped = extractor(pictures(4, steps)).reshape(2, 2, -1)
         assert values["diversity", steps] == pytest.approx(prompt_diversity(grouped).mean(), rel=1e-4)
     fields = {line["metric"]: line["protocol_fields"] for line in lines}
-    assert fields["kd_effnet"]["prompts_hash"] == dataset_prompts(dataset, view, 8).hash
+    assert fields["kd_effnet"]["prompts_hash"] == dataset_requests(dataset, item_of, 8).hash
     assert (fields["diversity"]["num_images"], fields["diversity"]["images_per_prompt"]) == (4, 2)
     costs = [(line["metric"], line["nfe"]) for line in lines]
     assert costs == [("kd_effnet", 3), ("diversity", 3), ("kd_effnet", 12), ("diversity", 12)], "as counted"

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from core.config import compose, resolve
+from core.data.requests import Requests
 from core.run import Run
 from core.sampler import Sampler, Setting
 from core.training.checkpoint import save_snapshot
@@ -49,7 +50,7 @@ def test_sample_writes_every_image_and_a_sheet(run: Run, tmp_path: Path, capsys:
         position = PROMPTS.index(entry["prompt"])
         solver = "dpmpp_2m" if entry["weights"] == "teacher" else "lcm"
         setting = Setting(entry["weights"], Sampler(solver, entry["steps"], entry["guidance"]))
-        expected = session.sample(PROMPTS, setting, entry["seed"]).images
+        expected = session.sample(Requests(tuple(PROMPTS)), setting, entry["seed"]).images
         np.testing.assert_array_equal(np.asarray(Image.open(out / entry["file"])), expected[position])
     assert {(e["weights"], e["steps"], e["guidance"]) for e in entries} == {
         ("teacher", 2, 3.0), ("teacher", 3, 3.0), ("student", 1, 1.0), ("student", 2, 1.0),
@@ -66,11 +67,11 @@ def test_sample_shows_a_training_at_several_moments(run: Run, tmp_path: Path, ca
     begun, ended = (np.asarray(Image.open(out / entry["file"])) for entry in entries[:2])
     session, _ = load_run(run.path)
     setting = Setting("student", Sampler("lcm", 1))
-    np.testing.assert_array_equal(ended, session.sample(PROMPTS, setting).images[0])
+    np.testing.assert_array_equal(ended, session.sample(Requests(tuple(PROMPTS)), setting).images[0])
     for name, parameter in session.backbone.role_parameters("student").items():
         if "lora_B" in name:
             parameter.data.zero_()
-    np.testing.assert_array_equal(begun, session.sample(PROMPTS, setting).images[0])
+    np.testing.assert_array_equal(begun, session.sample(Requests(tuple(PROMPTS)), setting).images[0])
     assert (begun != ended).any()
     capsys.readouterr()
     assert main(["sample", str(run.path), "a", "--at", "16"]) == 2

@@ -13,6 +13,7 @@ from analysis.columns import column, glossary, shown_column
 from analysis.figures import figure_metrics
 from core.catalogue import METRICS, STANDARD, Judge, Metric, register_metric
 from core.config import UserError, compose, resolve
+from core.data.requests import Requests
 from core.metrics.cost import SamplingCost
 from core.metrics.measure import FORMULAS, register_formula
 from core.run import Run
@@ -39,7 +40,7 @@ class Eye:
 
     name, hash, resize = "eye", "e0", "native"
 
-    def outputs(self, images: np.ndarray, prompts: tuple[str, ...]) -> np.ndarray:
+    def outputs(self, images: np.ndarray, requests: Requests) -> np.ndarray:
         return images.reshape(len(images), -1).mean(axis=1) / 255
 
 
@@ -61,9 +62,9 @@ class WhiteSession:
     def __init__(self, run: Run) -> None:
         self.config, self.images, self.backbone = run.config, 32, SimpleNamespace(device="cpu")
 
-    def sample(self, prompts: tuple[str, ...], setting: Setting, seed: int, *, first: int) -> Pictures:
-        white = np.full((len(prompts), 8, 8, 3), 255, dtype=np.uint8)
-        return Pictures(white, SamplingCost(len(prompts), {"student": 3 * len(prompts)}))
+    def sample(self, requests: Requests, setting: Setting, seed: int, *, first: int) -> Pictures:
+        white = np.full((len(requests), 8, 8, 3), 255, dtype=np.uint8)
+        return Pictures(white, SamplingCost(len(requests), {"student": 3 * len(requests)}))
 
 
 def test_a_metric_from_outside_is_a_choice_and_is_measured(registered: Metric, tmp_path: Path) -> None:

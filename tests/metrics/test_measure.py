@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from core.catalogue import CLIP_SCORE, DIVERSITY, FD_EFFNET, KD_EFFNET, METRICS
+from core.data.requests import Requests
 from core.metrics.fid import frechet_distance, kernel_distance, load_extractor
 from core.metrics.measure import FORMULAS, Judges, Reference, value_of
 
@@ -32,9 +33,9 @@ def test_every_metric_has_its_formula_and_none_is_left_over() -> None:
 
 def test_values_come_from_features_and_references(tmp_path: Path) -> None:
     judges = _judges(tmp_path)
-    generated = judges.network("effnet").outputs(255 - IMAGES[:50], ["x"] * 50)
+    generated = judges.network("effnet").outputs(255 - IMAGES[:50], Requests(("x",) * 50))
     reference = judges.reference_features("effnet", _reference([]))
-    np.testing.assert_allclose(reference, judges.network("effnet").outputs(IMAGES, ()), atol=1e-5)
+    np.testing.assert_allclose(reference, judges.network("effnet").outputs(IMAGES, Requests(())), atol=1e-5)
     assert value_of(KD_EFFNET, generated, reference) == kernel_distance(generated, reference)
     assert value_of(FD_EFFNET, generated, reference) == frechet_distance(generated, reference)
     assert value_of(CLIP_SCORE, np.array([0.25, 0.75])) == 0.5
@@ -57,5 +58,5 @@ def test_reference_features_are_read_once_per_set_and_network(tmp_path: Path) ->
 def test_images_of_different_shapes_are_judged(tmp_path: Path) -> None:
     photographs = [IMAGES[0], IMAGES[1], IMAGES[2, :20], IMAGES[3]]
     features = _judges(tmp_path).reference_features("effnet", Reference("r1", 4, lambda: photographs))
-    alone = _judges(tmp_path).network("effnet").outputs(IMAGES[3:4], ())
+    alone = _judges(tmp_path).network("effnet").outputs(IMAGES[3:4], Requests(()))
     np.testing.assert_allclose(features[3:], alone, atol=1e-5)

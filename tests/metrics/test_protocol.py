@@ -43,7 +43,7 @@ def test_ids_are_stable_and_recorded_fields_give_the_same_comparable_id() -> Non
 
 
 def test_protocol_needs_no_torch() -> None:
-    modules = "core.metrics.protocol, core.metrics.cost, core.data.prompts"
+    modules = "core.metrics.protocol, core.metrics.cost, core.data.requests"
     code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -7,19 +7,20 @@ from PIL import Image, ImageFilter
 
 from core.backbones.base import STUDENT
 from core.config import compose, resolve
-from core.data.prompts import reference_images
+from core.data.requests import reference_images
 from core.data.shards import open_dataset
 from core.identity import locate
 from core.metrics.fid import kernel_distance, teacher_extractor
-from experiments.build import build_backbone, build_method, view_function
+from experiments.build import build_backbone, build_method, build_task
 
 NUM_IMAGES = 96
 
 
 @pytest.fixture(scope="module")
 def real() -> np.ndarray:
-    data = compose("flash/emoji").data
-    return np.stack(list(reference_images(open_dataset(locate(data.path), "train"), view_function(data), NUM_IMAGES)))
+    config = compose("flash/emoji")
+    dataset = open_dataset(locate(config.data.path), "train")
+    return np.stack(list(reference_images(dataset, build_task(config).item, NUM_IMAGES)))
 
 
 def test_it_tells_blur_by_its_strength_and_is_the_teacher_s_alone(real: np.ndarray) -> None:

@@ -7,7 +7,6 @@ denoising, the ratio of their updates decides: the claim of the two time scales 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from core.backbones.base import FAKE_SCORE, STUDENT, TEACHER, Cond
 from core.backbones.gaussian import GaussianBackbone, GaussianMixture, frechet_distance
 from core.config import compose
 from core.data.batches import LatentData
+from core.data.cache import LatentCache
 from core.diffusion.process import FlowProcess
 from core.methods.dmd2 import Dmd2
 from core.run import Run
@@ -67,10 +67,8 @@ def distances(folder: Path, method: type[Dmd2], *overrides: str) -> list[float]:
     for role in (STUDENT, FAKE_SCORE):  # both start away from the target
         for name, parameter in backbone.role_parameters(role).items():
             parameter.data.copy_(dict(other.named_parameters())[name])
-    cache = SimpleNamespace(
-        latents=np.zeros((32, *SHAPE), np.float32), caption_index=np.zeros(32, np.int64),
-        cond={"components": np.ones((1, 1), bool)}, content_hash="oracle",
-    )  # fmt: skip
+    latents, cond = np.zeros((32, *SHAPE), np.float32), {"components": np.ones((1, 1), bool)}
+    cache = LatentCache(latents, np.zeros(32, np.int64), [""], cond, [""] * 32, "oracle")
     data = LatentData(cache, 0)
     run = Run.create(config)
     trainer = Trainer(config, trained, data, run, build_clock(config), run.begin_attempt())
