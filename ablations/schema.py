@@ -1,4 +1,4 @@
-"""Schema of a grid's YAML: typed by OmegaConf, values checked here. Torch-free."""
+"""Schema of a grid's YAML: typed by core/typed.py, values checked here. Torch-free."""
 
 from __future__ import annotations
 
@@ -127,7 +127,5 @@ class GridSpec:
 
 
 def _check_row_id(name: str) -> None:
-    if name in ("True", "False"):
-        raise UserError(f"row id {name}: YAML reads on, off, yes and no as such; choose another id")
     if "/" in name or not name:
         raise UserError(f"row id '{name}' is a part of a folder's name: not empty, without '/'")

@@ -1,30 +1,27 @@
 """Compose, validate, resolve and identify an experiment's configuration. Torch-free.
 
-Hydra composes the groups that an experiment's file chooses; every ``key=value`` is then applied by OmegaConf
-on the typed tree, which equals Hydra's own application (tested) and lets a grid compose once for all cells.
+Hydra composes the groups that an experiment's file chooses to plain values, once for all cells of a grid. Every
+``key=value`` is then put into them, and the whole is typed by the schemas (core/typed.py), as a stored configuration
+is. This equals what Hydra makes of the same overrides (tested).
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import functools
 import hashlib
 import importlib.util
 import itertools
 import json
-import pickle
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from core.identity import fill_hashes, identity_dict, locate, run_id
-from core.overrides import fitting, own, split
+from core.overrides import split
 from core.remembered import recall, remember
 from core.schema import (
-    MISSING,
     REVISIONS,
     SCHEMAS,
     BackboneConfig,
@@ -43,15 +40,14 @@ from core.schema import (
     nearest,
     register_schema,
 )
+from core.typed import MissingValue, dump_yaml, load_yaml, read_yaml, typed
 
 __all__ = [
     "REVISIONS", "BackboneConfig", "BudgetConfig", "DataConfig", "EvalConfig", "ExecutionConfig",
     "ExpectedConfig", "ExperimentConfig", "TaskConfig", "TrainConfig", "UserError", "added", "compose", "config_dir",
-    "execution", "experiments", "from_yaml", "identity_dict", "locate", "read_yaml", "register_schema", "resolve",
-    "run_id", "to_yaml",
+    "execution", "experiments", "from_yaml", "identity_dict", "locate", "override", "read_yaml", "register_schema",
+    "resolve", "run_id", "to_yaml",
 ]  # fmt: skip
-
-T = TypeVar("T")
 
 # Compositions of the configuration files, which are read again if these change
 REMEMBERED = Path(".cache") / "composed"
@@ -80,69 +76,90 @@ def compose(experiment: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
         known = experiments()
         close = nearest(experiment, known)
         raise UserError(f"unknown experiment '{experiment}'{close}; all: {', '.join(known)}")
-    groups, values = split(overrides)
-    config = _changed(experiment, tuple(groups), values)
-    return config or compose_in_full(experiment, groups, values)
+    groups, changes = split(overrides)
+    values = json.loads(_composed(experiment, tuple(groups)))
+    for key, value in changes:
+        _put(values, key, value)
+    try:
+        return _config(values)
+    except MissingValue as error:
+        raise UserError(f"experiment {experiment}: {error}") from None
 
 
-def compose_in_full(experiment: str, groups: Sequence[str], values: Sequence[tuple[str, Any]]) -> ExperimentConfig:
-    """The configuration that ``compose`` gives, slowly: OmegaConf applies every value to the typed tree."""
-    tree = _compose_groups(experiment, tuple(groups)).copy()
-    for key, value in values:
-        _apply(tree, key, value)
-    return _to_config(tree, f"experiment {experiment}")
+def override(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
+    """A copy of ``config`` with ``key=value`` overrides; UserError for a mistake."""
+    groups, changes = split(overrides)
+    if groups:
+        raise UserError(f"{groups[0]}: a group is chosen before a run exists; give an experiment")
+    values = asdict(config)
+    for key, value in changes:
+        _put(values, key, value)
+    return _config(values)
 
 
-def _changed(experiment: str, groups: tuple[str, ...], values: Sequence[tuple[str, Any]]) -> ExperimentConfig | None:
-    """The composed object with converted values set in place; None where only the full way knows what is meant.
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a dotted key; a mapping changes the keys that it names."""
+    *path, leaf = key.split(".")
+    owner: Any = values
+    for name in path:
+        owner = _part(owner, name)
+    if leaf not in _names(owner):
+        known = nearest(key, _dotted_keys(values)) or "; see: fewstep config EXPERIMENT"
+        raise UserError(f"unknown key '{key}'{known}")
+    if "${" in str(value):
+        raise UserError(f"{key}={value}: values are taken as they are written; let the shell fill in its variables")
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _put(values, f"{key}.{name}", part)
+    else:
+        owner[leaf] = value
 
-    A grid of a thousand cells composes once: copying a typed tree costs twenty times as much as copying its object.
-    """
-    base = _base_object(experiment, groups)
-    if base is None:
-        return None
-    config = pickle.loads(base)  # a fifth of the time of a deep copy
-    for key, value in values:
-        *path, leaf = key.split(".") if isinstance(key, str) else [""]
-        owner: Any = config
-        for name in path:
-            owner = getattr(owner, name, None)
-        if not is_dataclass(owner) or isinstance(value, dict) or is_dataclass(getattr(owner, leaf, owner)):
-            return None
-        text = json.dumps(_rows_of_floats(value))
-        if "${" in text or value == MISSING:
-            return None
-        taken = fitting(value, getattr(owner, leaf))
-        if taken is not None:
-            setattr(owner, leaf, taken)
-            continue
-        try:
-            setattr(owner, leaf, own(_converted(experiment, groups, key, text)))
-        except Exception:
-            return None
+
+def _part(values: Any, name: str) -> Any:
+    return values.get(name) if isinstance(values, dict) else None
+
+
+def _names(values: Any) -> Collection[str]:
+    return values if isinstance(values, dict) else ()
+
+
+def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _dotted_keys(value, f"{prefix}{name}.")
+
+
+def _config(values: Mapping[str, Any]) -> ExperimentConfig:
+    """Plain values as a validated configuration, each group by the schema that its own name stands for."""
+    parts = {group: _schema_of(values, group) for group in _SCHEMA_KEY}
+    config = typed(ExperimentConfig, values, parts)
     config.validate()
     return config
 
 
+def _schema_of(values: Mapping[str, Any], group: str) -> type:
+    key = _SCHEMA_KEY[group]
+    name = _part(_part(values, group), key)
+    if name not in SCHEMAS[group]:
+        raise UserError(f"{group}.{key}={name} is unknown; allowed: {', '.join(SCHEMAS[group])}")
+    return SCHEMAS[group][name]
+
+
 @functools.lru_cache(maxsize=256)
-def _base_object(experiment: str, groups: tuple[str, ...]) -> bytes | None:
-    """The composed tree as a pickled object; None as long as one of its values is missing.
+def _composed(experiment: str, groups: tuple[str, ...]) -> str:
+    """What Hydra composes of an experiment and its groups, as JSON.
 
     Remembered on disk: Hydra's import and one composition take a second, as much as the rest of ``grid status``.
     """
     discover_schemas()
     choice = hashlib.blake2b(repr((experiment, groups)).encode()).hexdigest()[:16]
     file = REMEMBERED / f"{_sources_hash(_sources())}-{choice}.json"
-    with contextlib.suppress(KeyError, TypeError):
-        return pickle.dumps(_rebuilt(ExperimentConfig, recall(file)))
-    from omegaconf import OmegaConf
-
-    tree = _compose_groups(experiment, groups)
-    if OmegaConf.missing_keys(tree):
-        return None
-    config = OmegaConf.to_object(tree)
-    remember(file, asdict(config))
-    return pickle.dumps(config)
+    values = recall(file)
+    if not isinstance(values, dict) or values.keys() != {item.name for item in fields(ExperimentConfig)}:
+        values = _compose_groups(experiment, groups)
+        remember(file, values)
+    return json.dumps(values)
 
 
 def _sources() -> tuple[Path, ...]:
@@ -164,39 +181,6 @@ def _sources_hash(files: tuple[Path, ...]) -> str:
     return digest.hexdigest()
 
 
-def _rebuilt(schema: type, values: Mapping[str, Any]) -> Any:
-    """The inverse of ``asdict``; KeyError or TypeError for what it has not written."""
-    parts = {}
-    for item in fields(schema):
-        value = values[item.name]
-        if item.name == "method" and schema is ExperimentConfig:
-            value = _rebuilt(SCHEMAS["method"][value["name"]], value)
-        elif is_dataclass(item.default_factory):
-            value = _rebuilt(item.default_factory, value)
-        elif "rows" in item.metadata:
-            value = [_rebuilt(item.metadata["rows"], row) for row in value]
-        parts[item.name] = value
-    return schema(**parts)
-
-
-@functools.lru_cache(maxsize=4096)
-def _converted(experiment: str, groups: tuple[str, ...], key: str, text: str) -> Any:
-    """The JSON ``text`` as the leaf ``key`` of the typed tree would hold it; an OmegaConf error when it does not fit.
-
-    Most overrides are the same in all cells of a grid.
-    """
-    from omegaconf import OmegaConf
-
-    *path, leaf = key.split(".")
-    parent, value = _compose_groups(experiment, groups), json.loads(text)
-    for name in path:
-        parent = parent[name]
-    node = copy.deepcopy(parent._get_node(leaf))
-    node._set_parent(None)
-    node._set_value(value)
-    return OmegaConf.to_container(node) if OmegaConf.is_config(node) and node._value() is not None else node._value()
-
-
 def resolve(config: ExperimentConfig, known: dict[str, str] | None = None) -> ExperimentConfig:
     """``config`` with the hashes of weights, data and parent filled in; UserError for a missing folder.
 
@@ -208,35 +192,19 @@ def resolve(config: ExperimentConfig, known: dict[str, str] | None = None) -> Ex
 
 def to_yaml(config: ExperimentConfig) -> str:
     """The whole configuration, readable by ``from_yaml``."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return dump_yaml(asdict(config))
 
 
 def from_yaml(text: str, where: str = "config.yaml") -> ExperimentConfig:
     """A stored configuration; a field that is newer than the file gets the value that reproduces the run."""
-    from omegaconf import OmegaConf
-
-    with _one_line(where):
-        stored = OmegaConf.to_container(OmegaConf.create(text))
-        if not isinstance(stored, dict):
-            raise UserError(f"{where}: not a configuration (a mapping is expected)")
+    try:
+        stored = load_yaml(text, "a configuration")
         discover_schemas()
-        schemas = {group: _schema_of(stored, group, key, where) for group, key in _SCHEMA_KEY.items()}
-        tree = OmegaConf.structured(ExperimentConfig)
-        for group, schema in schemas.items():
-            tree[group] = OmegaConf.structured(schema)
-            stored[group] = _old_values(schema) | stored[group]
-        tree = OmegaConf.merge(tree, _old_values(ExperimentConfig), stored)
-    return _to_config(tree, where)
-
-
-def _schema_of(stored: Mapping[str, Any], group: str, key: str, where: str) -> type:
-    part = stored.get(group)
-    name = part.get(key) if isinstance(part, dict) else None
-    if name not in SCHEMAS[group]:
-        raise UserError(f"{where}: {group}.{key}={name} is unknown; allowed: {', '.join(SCHEMAS[group])}")
-    return SCHEMAS[group][name]
+        for group in _SCHEMA_KEY:
+            stored[group] = _old_values(_schema_of(stored, group)) | stored[group]
+        return _config(_merged(_old_values(ExperimentConfig), stored))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _old_values(schema: type) -> dict[str, Any]:
@@ -249,20 +217,38 @@ def _old_values(schema: type) -> dict[str, Any]:
     return out
 
 
-@functools.lru_cache(maxsize=256)
-def _compose_groups(experiment: str, groups: tuple[str, ...]) -> Any:
-    """Typed tree of one choice of groups; ``copy()`` before changing it."""
+def _merged(values: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with those of ``others`` in their place, part by part."""
+    out = dict(values)
+    for name, value in others.items():
+        both = isinstance(out.get(name), dict) and isinstance(value, dict)
+        out[name] = _merged(out[name], value) if both else value
+    return out
+
+
+def _compose_groups(experiment: str, groups: tuple[str, ...]) -> dict[str, Any]:
+    """The values that Hydra composes for one choice of groups, MISSING where none is given yet."""
     import hydra
-    from omegaconf import OmegaConf, open_dict
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     _store_schemas()
-    root = str(config_dir())
-    with _one_line(f"experiment {experiment}"), hydra.initialize_config_dir(root, version_base="1.3"):
-        tree = hydra.compose(f"experiment/{experiment}", overrides=list(groups))
-    with open_dict(tree):
-        tree.name = experiment
-    OmegaConf.set_struct(tree, True)
-    return tree
+    try:
+        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+            tree = hydra.compose(f"experiment/{experiment}", overrides=list(groups))
+        values = OmegaConf.to_container(tree)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+        raise UserError(f"experiment {experiment}: {_first_line(cause)}") from None
+    return {**values, "name": experiment}
+
+
+def _first_line(error: BaseException) -> str:
+    key = getattr(error, "full_key", None)
+    line = str(error).strip().splitlines()[0]
+    return f"{key}: {line}" if key and str(key) not in line else line
 
 
 def _store_schemas() -> None:
@@ -279,91 +265,3 @@ def _store(group: str | None, name: str, schema: type) -> None:
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(group=group, name=name, node=schema)
-
-
-def _apply(tree: Any, key: str, value: Any) -> None:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    if not isinstance(key, str) or OmegaConf.select(tree, key, default=_ABSENT) is _ABSENT:
-        known = _dotted_keys(tree)
-        if key not in known:  # a value that is still missing is known, and not found by ``select``
-            raise UserError(f"unknown key '{key}'{nearest(key, known) or '; see: fewstep config EXPERIMENT'}")
-    try:
-        OmegaConf.update(tree, key, _rows_of_floats(value), merge=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{key}={value}: {str(error).splitlines()[0]}") from None
-
-
-_ABSENT = object()
-
-
-def _rows_of_floats(value: Any) -> Any:
-    """OmegaConf turns 0 into 0.0 in a list but not in a list of lists; all of ours hold weights."""
-    if isinstance(value, list) and value and all(isinstance(row, list) for row in value):
-        return [[float(x) if type(x) is int else x for x in row] for row in value]
-    return value
-
-
-def _dotted_keys(tree: Any, prefix: str = "") -> list[str]:
-    from omegaconf import DictConfig
-
-    out = []
-    for key in tree:
-        node = tree._get_node(key)
-        out.append(f"{prefix}{key}")
-        if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none():
-            out.extend(_dotted_keys(node, f"{prefix}{key}."))
-    return out
-
-
-def _to_config(tree: Any, where: str) -> ExperimentConfig:
-    from omegaconf import OmegaConf
-
-    missing = sorted(OmegaConf.missing_keys(tree))
-    if missing:
-        raise UserError(f"{where}: {missing[0]} has no value; give {missing[0]}=VALUE")
-    with _one_line(where):
-        config = OmegaConf.to_object(tree)
-    assert isinstance(config, ExperimentConfig)
-    config.validate()
-    return config
-
-
-@contextlib.contextmanager
-def _one_line(where: str) -> Iterator[None]:
-    """Turn the errors of Hydra, OmegaConf and YAML into one line that names the file."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-        raise UserError(f"{where}: {_first_line(cause)}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    key = getattr(error, "full_key", None)
-    line = str(error).strip().splitlines()[0]
-    return f"{key}: {line}" if key and str(key) not in line else line
-
-
-def read_yaml(path: Path, schema: type[T], noun: str) -> T:
-    """A YAML file typed by a dataclass; UserError, one line that names the key, for what does not fit."""
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        text = OmegaConf.load(path)
-        if not isinstance(text, DictConfig):
-            raise UserError(f"not {noun} (a mapping is expected)")
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), text))
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        line = str(error).splitlines()[0]
-        raise UserError(f"{key}: {line}" if key and str(key) not in line else line) from None
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(" ".join(str(error).split())) from None

@@ -1,59 +1,41 @@
-"""Overrides ``key=value``: in Hydra's grammar, and without Hydra where they are simple. Torch-free."""
+"""Overrides ``key=value`` in Hydra's grammar. Torch-free.
+
+Hydra's parser takes most of a second to import. What it made of a text is remembered on disk, so that a command that
+is given again, or the cells of a grid, need it once.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
-import math
-import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from core.remembered import recall, remember
 from core.schema import SCHEMAS, UserError
 
-_KEY = re.compile(r"(?P<key>[a-z_][a-z0-9_.]*)=(?P<value>.*)", re.DOTALL)
-_INT = re.compile(r"-?(?:0|[1-9]\d{0,14})")
-_FLOAT = re.compile(r"-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)")
-_QUOTED = re.compile(r'"([^"\\$]*)"')
-_WORD = re.compile(r"[a-zA-Z_]\w*")
-_NO_WORDS = ("true", "false", "null", "nan", "inf")
-
-
-def simple_value(text: str) -> Any:
-    """A number, a quoted text, or a list of numbers and words; None for what Hydra's grammar is needed for."""
-    if text.startswith("[") and text.endswith("]"):
-        return _simple_list(text[1:-1])
-    return _simple_scalar(text)
-
-
-def _simple_scalar(text: str) -> int | float | str | None:
-    if _INT.fullmatch(text):
-        return int(text)
-    if _FLOAT.fullmatch(text):
-        return float(text)
-    quoted = _QUOTED.fullmatch(text)
-    return quoted[1] if quoted else None
-
-
-def _simple_list(text: str) -> list[int | float | str] | None:
-    values = []
-    for part in text.split(","):
-        item = part.strip(" ")
-        is_word = _WORD.fullmatch(item) and item.lower() not in _NO_WORDS
-        value = item if is_word else _simple_scalar(item)
-        if value is None:
-            return None
-        values.append(value)
-    return values
+REMEMBERED = Path(".cache") / "composed" / "overrides.json"
 
 
 @functools.lru_cache(maxsize=4096)
 def parse(text: str) -> tuple[str, Any]:
-    """Key and value of an override in Hydra's grammar, whose parser needs a millisecond; UserError for any other."""
-    found = _KEY.fullmatch(text)
-    value = simple_value(found["value"]) if found else None
-    if value is not None:
-        return found["key"], value
+    """Key and value of an override; UserError for what is none."""
+    known = _remembered()
+    if text not in known:
+        known[text] = _parse(text)
+        remember(REMEMBERED, known)
+    key, value = known[text]
+    return key, value
+
+
+@functools.cache
+def _remembered() -> dict[str, Any]:
+    """What was parsed by this process, and by others before it."""
+    return recall(REMEMBERED)
+
+
+def _parse(text: str) -> tuple[str, Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -77,36 +59,5 @@ def split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
         if key in SCHEMAS:
             groups.append(text)
         else:
-            values.append((key, own(value)))
+            values.append((key, copy.deepcopy(value)))  # parsed values are remembered
     return groups, values
-
-
-def own(value: Any) -> Any:
-    """``value``, or a copy of it where it could be changed: parsed values are remembered."""
-    return copy.deepcopy(value) if isinstance(value, list | dict) else value
-
-
-def fitting(value: Any, current: Any) -> Any:
-    """``value`` if OmegaConf would surely store it in place of ``current``, integers as floats; otherwise None."""
-    if isinstance(value, list):
-        return _fitting_list(value, current)
-    if type(value) is not type(current) or type(value) not in (int, float, str):
-        return None
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _fitting_list(values: list[Any], current: Any) -> list[Any] | None:
-    """Numbers in place of floats, or a list of one type in place of another of that type."""
-    given = set(map(type, values))
-    held = set(map(type, current)) if isinstance(current, list) else set()
-    if held == {float} and given in ({int}, {float}, {int, float}):
-        return _finite_floats(values)
-    if given == held and held in ({int}, {str}):
-        return list(values)
-    return None
-
-
-def _finite_floats(values: list[int | float]) -> list[float] | None:
-    return list(map(float, values)) if all(map(math.isfinite, values)) else None

@@ -1,4 +1,4 @@
-"""Configuration schemas: one dataclass per group, validated by OmegaConf (types) and ``validate()`` (values).
+"""Configuration schemas: one dataclass per group, validated by core/typed.py (types) and ``validate()`` (values).
 
 A field marked ``execution(...)`` says where or how fast a run happens, never what it computes: it is left out
 of the run's identity. A field added later declares with ``added(default, old=...)`` the value that old runs
@@ -17,7 +17,7 @@ from typing import Any
 from core.catalogue import METRICS, STANDARD
 from core.sampler import FEW_STEP_SOLVERS, Sampler, Setting
 
-MISSING: Any = "???"  # OmegaConf's marker of a mandatory value; written out to keep `--help` fast
+MISSING: Any = "???"  # the default of a mandatory value, and OmegaConf's marker of it
 
 BUDGET_UNITS = ("images", "iterations", "evaluations")
 SCALES = ("emoji", "paper", "tiny")

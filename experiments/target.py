@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import core.config
 from core.config import ExperimentConfig, UserError, compose, experiments, resolve
 from core.run import Run
 
@@ -47,22 +48,11 @@ def load_target(
 
 def override(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
     """``config`` with ``eval.key=value`` and ``execution.key=value`` applied and validated."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    tree = OmegaConf.structured(config)
     for text in overrides:
-        key, equals, value = text.partition("=")
+        key, equals, _ = text.partition("=")
         group, _, field = key.partition(".")
         if not equals or not field:
             raise UserError(f"'{text}' is not an override; write key=value, e.g. eval.num_images=500")
         if group not in CHANGEABLE:
             raise UserError(f"{key} says what the run is and cannot be changed; allowed: eval.*, execution.*")
-        try:
-            OmegaConf.update(tree, key, OmegaConf.create(f"value: {value}").value, merge=True)
-        except OmegaConfBaseException as error:
-            raise UserError(f"{text}: {str(error).splitlines()[0]}") from None
-    changed = OmegaConf.to_object(tree)
-    assert isinstance(changed, ExperimentConfig)
-    changed.validate()
-    return changed
+    return core.config.override(config, overrides)

@@ -21,7 +21,7 @@ from core.data.shards import Example
 
 
 class Task(ABC):  # noqa: B024  a task without further inputs overrides nothing
-    """What an example shows of itself, and how its further inputs become conditions.
+    """A task says what an example shows of itself, and how its further inputs become conditions.
 
     ``config`` is the task's part of the configuration; ``view`` gives an example's picture and caption.
     """
@@ -37,7 +37,7 @@ class Task(ABC):  # noqa: B024  a task without further inputs overrides nothing
         return Item(image, caption, self.further_inputs(image, example, variant))
 
     def further_inputs(self, image: np.ndarray, example: Example, variant: int) -> dict[str, np.ndarray]:
-        """What a view has beside its caption: an array of any shape for each name of ``inputs``."""
+        """The inputs of a view beside its caption: an array of any shape for each name of ``inputs``."""
         return {}
 
     def encode_inputs(self, backbone: Backbone, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

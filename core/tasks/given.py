@@ -36,13 +36,21 @@ def given_requests(items: Sequence[str], task: Task) -> Requests:
 
 def _read(item: str, task: Task) -> list[tuple[str, dict[str, np.ndarray]]]:
     """The text and the further inputs of each request that an item of the command line stands for."""
+    if not item.startswith("@"):
+        _check_prompts_suffice(item, task)
+        return [(item.strip(), {})]
     path = Path(item[1:])
-    if item.startswith("@") and path.suffix == ".jsonl":
-        return [_of_object(line, number, path, task) for number, line in enumerate(_lines(path), 1)]
+    lines = _lines(path)
+    if path.suffix == ".jsonl":
+        return [_of_object(line, number, path, task) for number, line in enumerate(lines, 1)]
+    _check_prompts_suffice(item, task)
+    return [(line, {}) for line in lines]
+
+
+def _check_prompts_suffice(item: str, task: Task) -> None:
     if task.inputs:
         needed = ", ".join(task.inputs)
         raise UserError(f"'{item}': this run's task needs more than a prompt ({needed}); give @FILE.jsonl")
-    return [(line, {}) for line in (_lines(path) if item.startswith("@") else [item.strip()])]
 
 
 def _lines(path: Path) -> list[str]:

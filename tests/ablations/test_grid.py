@@ -9,7 +9,6 @@ import pytest
 from ablations.grid import Grid, load, names
 from core import config
 from core.config import UserError, compose, resolve, run_id
-from core.overrides import split
 
 HEAD = """
 title: T
@@ -151,33 +150,19 @@ def test_flash_losses_sets_the_published_terms_to_zero() -> None:
 
 
 @pytest.mark.parametrize("name", names())
-def test_a_grid_composes_once_and_every_cell_equals_the_full_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fast way of ``compose`` sets converted values in a copied object; OmegaConf applies them in full."""
+def test_a_grid_composes_once_for_each_experiment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra takes a second; a grid's cells differ in values alone."""
     grid = load(name, ["data.path=random:x"])
-    composed = []
-    in_full = config.compose_in_full
-    monkeypatch.setattr(config, "compose_in_full", lambda *arguments: composed.append(arguments) or in_full(*arguments))
-    for scale in grid.base:
-        for cell in grid.expand(scale):
-            groups, values = split(cell.overrides)
-            assert not composed, f"{cell.row}: the fast way was not taken"
-            assert cell.config == resolve(in_full(cell.experiment, groups, values))
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "seed=7", "method.guidance_min=2", "method.stage_weights=[[1,0,0,0],[0,1,0,0],[0,0,1,0],[0,0,0,1]]",
-        "eval.steps=[3]", 'execution.label="a b"', "execution.tensorboard=true", "backbone.lora_targets=[a,b.c]",
-        "train.budget.amount=64", "execution.micro_batch=2", 'method.distill_loss="l1"', "method.student_lr=1e-3",
-        "train.max_grad_norm=5", "backbone.revision=null-1",
-        "execution.label='a${seed}'", "backbone.path=4", "backbone.revision=7",
-    ],
-)  # fmt: skip
-def test_one_value_equals_the_full_way(override: str) -> None:
-    groups, values = split([override])
-    fast = compose("flash/tiny", [override])
-    assert fast == config.compose_in_full("flash/tiny", groups, values) != compose("flash/tiny")
+    composed: list[tuple] = []
+    groups = config._compose_groups
+    monkeypatch.setattr(config, "_compose_groups", lambda *choice: composed.append(choice) or groups(*choice))
+    config._composed.cache_clear()
+    cells = [cell for scale in grid.base for cell in grid.expand(scale)]
+    assert len(composed) == len(set(composed)) <= len({cell.experiment for cell in cells})
+    config._composed.cache_clear()
+    again = [cell for scale in grid.base for cell in grid.expand(scale)]
+    assert [cell.id for cell in again] == [cell.id for cell in cells]
+    assert len(composed) == len(set(composed)), "what another process has composed is remembered"
 
 
 def test_two_configurations_share_nothing() -> None:

@@ -25,7 +25,7 @@ from experiments.train import train_config
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "analysis" / "records" / "runs" / "157e67d615"  # of an experiment that states what it should reach
-READ_ALIKE_IN = ("core/config.py", "core/overrides.py")
+READ_ALIKE_IN = ("core/config.py", "core/typed.py")
 READ_ALIKE_BY = ("identity_dict", "validate", "_validate_stages")
 # Filled in by resolve, for the id alone
 CONTENT = {"Dmd2Config.dino_hash"}

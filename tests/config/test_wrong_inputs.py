@@ -22,8 +22,8 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         ("method.adversarial_weigth=[0]", ("'method.adversarial_weigth'", "method.adversarial_weight,")),
         ("trian.batch_size=3", ("'trian.batch_size'", "nearest: train.batch_size")),
-        ("method.num_timesteps=abc", ("method.num_timesteps=abc", "Integer")),
-        ("train.batch_size=1.5", ("train.batch_size=1.5", "Integer")),
+        ("method.num_timesteps=abc", ("method.num_timesteps=abc", "Expected int, got str")),
+        ("train.batch_size=1.5", ("train.batch_size=1.5", "Expected int, got float")),
         ("method.num_timesteps=30", ("method.num_timesteps=30", "multiple of 4")),
         ("method.dmd_weight=[0.5]", ("method.dmd_weight has 1 values", "4 stages")),
         ("method.stage_weights=[[1,0,0]]", ("method.stage_weights row [1.0, 0.0, 0.0]", "4 weights")),
@@ -66,7 +66,7 @@ ROWS = "rows: [{id: a, set: {data.path: 'random:x'}}]\n"
     [
         ("rows: [{id: a, set: {method.num_timestep: 4}}]", ("g.yaml: row a", "method.num_timesteps")),
         ("rows: [{id: a, set: {method.num_timesteps: 6}}]", ("g.yaml: row a", "multiple of 4")),
-        ("rows: [{id: off}]", ("g.yaml", "row id False", "YAML reads on, off, yes and no")),
+        ("rows: [{id: off}]", ("g.yaml", "rows[0].id=False", "YAML reads on, off, yes and no")),
         ("rows: [{id: a}]\nevaluate: {at: [0.5]}", ("g.yaml", "evaluate.at lacks 1.0")),
         ("rows: [{id: a}, {id: a}]", ("g.yaml", "row id 'a' is used 2 times")),
         ("rows: [{id: a, parent: b}]", ("g.yaml: row a: parent=b", "allowed: a")),
