@@ -6,7 +6,7 @@ Words, here and in ``slurm``, each with one meaning:
 - cell: a row of a grid at one seed: a run, and how it is measured. Cells with the same configuration share a run.
 - work: one training or one measurement of a cell.
 - job: a process tree that the scheduler starts; it does the work of one or more cells.
-- task: an element of a SLURM job array.
+- array task: an element of a SLURM job array, a task for short. The ``task`` of a configuration is another thing.
 - state: one word for where a run, cell or job is: planned, trained, running, done, ...
 - status: all that is known of a cell or job: its state, where it is, why.
 - plan: what a command would do.

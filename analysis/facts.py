@@ -15,7 +15,7 @@ from analysis.artefacts.context import Context
 from analysis.claims import Judgement, counts
 from analysis.collect import CellRun, values_by_seed
 from analysis.columns import column, shown_column
-from analysis.labels import plain
+from analysis.labels import without_math
 from analysis.render import claims_markdown, difference, number, to_markdown, verdicts_markdown
 from analysis.tables import PUBLISHED, REFERENCE, Block, Line, Panel, Table
 from analysis.training import logged
@@ -58,7 +58,7 @@ class Facts:
 
     def title(self, name: str) -> str:
         """A grid's title as plain text."""
-        return plain(self._table(name).title)
+        return without_math(self._table(name).title)
 
     # --- numbers of one row ---------------------------------------------------------------------------------
 

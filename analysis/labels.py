@@ -16,7 +16,7 @@ _TEX = {
 }  # fmt: skip
 
 
-def plain(text: str) -> str:
+def without_math(text: str) -> str:
     """``$L_{distil}$`` becomes ``L_distil``."""
     return re.sub(r"[${}]", "", _symbols(text))
 

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from analysis.claims import Comparison, Judgement, counts
-from analysis.labels import plain, to_tex
 from analysis.labels import to_html as label_html
+from analysis.labels import to_tex, without_math
 from analysis.stats import Summary
 from analysis.tables import Entry, Line, Panel, Table
 
@@ -52,7 +52,7 @@ def difference(comparison: Comparison) -> str:
 def to_markdown(table: Table, folded: bool = False) -> str:
     """GitHub-flavoured Markdown; one table for each split. ``folded``: notes open on a click, for a page of tables."""
     origin = f"{table.source}; " if table.source else ""
-    parts = [f"### {plain(table.title)}", f"*{origin}{table.scale} scale, {table.budget} budget*"]
+    parts = [f"### {without_math(table.title)}", f"*{origin}{table.scale} scale, {table.budget} budget*"]
     for panel in table.panels:
         parts += [f"**{panel.title}**", _markdown_panel(table, panel)]
     if table.judgements:
@@ -75,7 +75,7 @@ def _markdown_panel(table: Table, panel: Panel) -> str:
     for block in panel.blocks:
         for line in block.lines:
             cells = [_markdown_cell(e, d) for e, d in zip(line.entries, table.digits, strict=True)]
-            lines.append(_pipe([plain(line.label), _nfe(line), *cells, _seeds(line), *line.published]))
+            lines.append(_pipe([without_math(line.label), _nfe(line), *cells, _seeds(line), *line.published]))
     return "\n".join(lines)
 
 
@@ -120,7 +120,7 @@ def verdicts_markdown(judgements: Sequence[Judgement]) -> str:
     return "\n".join(lines)
 
 
-def judgement_cells(judgement: Judgement, show: Callable[[str], str] = plain) -> list[list[str]]:
+def judgement_cells(judgement: Judgement, show: Callable[[str], str] = without_math) -> list[list[str]]:
     """Texts of a claim's contrasts, under JUDGEMENT_COLUMNS; ``show`` turns a row's label into text."""
     lines = []
     for index, c in enumerate(judgement.comparisons):
@@ -185,7 +185,7 @@ def to_csv(table: Table) -> str:
                     mean, sd = ("" if value != value else f"{value:.6g}" for value in (e.summary.mean, e.summary.sd))
                     writer.writerow(
                         [table.name, table.scale, table.budget, panel.split, block.title, line.row]
-                        + [plain(line.label), "" if line.nfe is None else line.nfe, shown.metric, shown.power]
+                        + [without_math(line.label), "" if line.nfe is None else line.nfe, shown.metric, shown.power]
                         + [mean, sd, e.summary.n, int(e.best), " ".join(e.marks), "; ".join(e.missing)]
                     )
     return out.getvalue()

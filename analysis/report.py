@@ -13,8 +13,8 @@ import jinja2
 from analysis.collect import CellRun, Results
 from analysis.figures import caption, grid_figure, inline_svg, training_curves
 from analysis.keep_records import newest_sheet, small_webp
-from analysis.labels import plain
 from analysis.labels import to_html as label_html
+from analysis.labels import without_math
 from analysis.render import JUDGEMENT_COLUMNS, judgement_cells, to_html
 from analysis.tables import Table, build_table
 
@@ -104,7 +104,7 @@ def _samples(items: Sequence[CellRun]) -> Iterator[dict[str, str]]:
         seen.add(item.cell.row)
         yield {
             "label": label_html(item.cell.label),
-            "alt": f"Sample sheet of {plain(item.cell.label)}: teacher and student on fixed prompts",
+            "alt": f"Sample sheet of {without_math(item.cell.label)}: teacher and student on fixed prompts",
             "after": f"seed {item.cell.seed}, after {int(sheet.stem):,} images" if sheet.stem.isdigit() else "",
             "uri": _data_uri(small_webp(sheet, SHEET_BYTES)),
         }
@@ -132,7 +132,7 @@ def _provenance(item: CellRun) -> dict[str, str]:
         "run": item.cell.id,
         "experiment": item.cell.experiment,
         "commit": (facts.get("commit") or "not from a checkout")[:12]
-        + (" + local changes" if item.first.dirty else ""),
+        + (" + uncommitted changes" if item.first.dirty else ""),
         "weights": str(facts.get("weights_hash", ""))[:16],
         "data": str(facts.get("data_hash", ""))[:16],
         "created": str(facts.get("created", "")),

@@ -126,7 +126,13 @@ def _prepared_value(kind: Any, value: Any, key: str) -> Any:
         return [_prepared_value(arguments[0], part, f"{key}[{index}]") for index, part in enumerate(value)]
     if isinstance(value, Mapping) and len(arguments) == 2:
         return {name: _prepared_value(arguments[1], part, f"{key}.{name}") for name, part in value.items()}
-    return str(value) if kind in TEXTS and type(value) in (int, float) else value
+    return _text_where_wanted(kind, value)
+
+
+def _text_where_wanted(kind: Any, value: Any) -> Any:
+    """``execution.label=3`` is a text, though YAML and Hydra read a number."""
+    is_number = type(value) in (int, float)
+    return str(value) if is_number and kind in TEXTS else value
 
 
 @functools.cache

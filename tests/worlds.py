@@ -29,7 +29,7 @@ from core.methods.base import Rollout
 from core.randomness import Stream
 from core.run import Run
 from core.training.loop import Trainer
-from core.training.sharding import local, part_of, whole
+from core.training.sharding import own_part, part_of, whole
 from core.training.world import ALONE, World, is_sharded
 from experiments.build import FAMILIES, METHODS, build_clock, place_players
 from experiments.train import train_config
@@ -139,7 +139,7 @@ def move_apart(backbone: PipelineBackbone) -> None:
     for role in ("student", "fake_score"):
         for name, parameter in backbone.role_parameters(role).items():
             full = 0.05 * torch.from_numpy(Stream(0, role, name).normal([0], whole(parameter.detach()).shape)[0])
-            local(parameter).data.add_(part_of(full, parameter))
+            own_part(parameter).data.add_(part_of(full, parameter))
 
 
 def parameters(trained: Trainer) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core.backbones.base import Backbone
 from core.methods.base import Role
-from core.training.sharding import local
+from core.training.sharding import own_part
 
 
 class Averages:
@@ -33,5 +33,5 @@ class Averages:
             source = self._backbone.role_parameters(followed)
             weight = (1 - role.decay) * applied
             for name, average in self._backbone.role_parameters(role.name).items():
-                part = local(average)
-                part.lerp_(local(source[name]).to(part.dtype), weight.to(part.dtype))
+                part = own_part(average)
+                part.lerp_(own_part(source[name]).to(part.dtype), weight.to(part.dtype))

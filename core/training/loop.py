@@ -21,7 +21,7 @@ from core.training.checkpoint import SINGLE, Checkpoints, names_in, read_parts, 
 from core.training.monitor import Monitor
 from core.training.player import TrainedPlayer
 from core.training.preemption import Preempted, PreemptionFlag
-from core.training.sharding import local, part_of, prepare, synchronise_gradients
+from core.training.sharding import own_part, part_of, prepare, synchronise_gradients
 from core.training.world import ALONE, World, is_sharded
 
 MAX_SKIPPED_IN_ROW = 20
@@ -210,7 +210,7 @@ class Trainer:
             for player in self.players.values():
                 player.load_state(tensors)
             for role, name, parameter in self._frozen_parameters():
-                local(parameter).copy_(part_of(tensors[f"role/{role}/{name}"], parameter))
+                own_part(parameter).copy_(part_of(tensors[f"role/{role}/{name}"], parameter))
             return
         names = names_in(folder)
         for player in self.players.values():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core.methods.base import Player
 from core.training.rounding import StochasticAdamW
-from core.training.sharding import DTensor, gradient_norm, like, local, part_of
+from core.training.sharding import DTensor, gradient_norm, like, own_part, part_of
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "draws")
 
@@ -34,7 +34,7 @@ class TrainedPlayer:
         self.parameters = dict(player.parameters)
         self.trained = list(self.parameters.values())
         self.sharded = any(isinstance(parameter, DTensor) for parameter in self.trained)
-        self.parts = [local(parameter) for parameter in self.trained]
+        self.parts = [own_part(parameter) for parameter in self.trained]
         self.max_grad_norm = max_grad_norm
         settings = player.optimizer
         self.weight_clip, self.lr = settings.weight_clip, settings.lr
@@ -78,7 +78,7 @@ class TrainedPlayer:
         norm = gradient_norm(self.trained)
         for parameter, part in zip(self.trained, self.parts, strict=True):
             if parameter.grad is not None:
-                part.grad = local(parameter.grad)
+                part.grad = own_part(parameter.grad)
         found = [part.grad for part in self.parts if part.grad is not None]
         torch._foreach_mul_(found, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm

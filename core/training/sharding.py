@@ -1,6 +1,6 @@
 """Networks in parts: FSDP2 over the processes of a world, activation checkpointing, compilation.
 
-A sharded parameter is a DTensor; each process updates its own part with plain arithmetic (``local``), so that
+A sharded parameter is a DTensor; each process updates its own part with plain arithmetic (``own_part``), so that
 optimizers, averages and clipping are the same code with and without sharding.
 """
 
@@ -62,7 +62,7 @@ def synchronise_gradients(backbone: Backbone, on: bool) -> None:
             network.set_requires_gradient_sync(on)
 
 
-def local(tensor: Tensor) -> Tensor:
+def own_part(tensor: Tensor) -> Tensor:
     """This process's part, sharing memory; the tensor itself where nothing is sharded."""
     return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -95,7 +95,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     held: list[Tensor] = []  # by every process: counted once
     for parameter in parameters:
         if parameter.grad is not None:
-            (sharded if isinstance(parameter, DTensor) else held).append(local(parameter.grad))
+            (sharded if isinstance(parameter, DTensor) else held).append(own_part(parameter.grad))
     device = (sharded or held)[0].device
     squares = torch.stack([_square(sharded, device), _square(held, device)])
     if sharded:

@@ -5,7 +5,7 @@ Views make it rich: one prompt ("person role", "woman pilot", "red apple") has m
 is a pure function of (example, variant, seed).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -60,18 +60,6 @@ def centred(example: Example, variant: int, seed: int = 0) -> tuple[np.ndarray, 
     mirrored = rng.random() < 0.5 and example.meta["mirror"]
     image = compose(example.image, colour, mirrored=mirrored)
     return image, f"{words} on a {colour} background" if named else words
-
-
-def plain(example: Example, variant: int = 0) -> tuple[np.ndarray, str]:
-    """The picture itself on white at full scale, with its full name (any data set; ``variant`` has no effect)."""
-    if example.image.shape[-1] == 3:
-        return example.image, example.caption
-    return compose(example.image, "white"), example.caption
-
-
-def seeded(seed: int) -> Callable[[Example, int], tuple[np.ndarray, str]]:
-    """``view`` with a fixed seed."""
-    return lambda example, variant: view(example, variant, seed)
 
 
 def compose(

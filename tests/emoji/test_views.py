@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from core.data.shards import Example, open_dataset
-from experiments.emoji.views import BACKGROUNDS, compose, plain, view
+from experiments.emoji.views import BACKGROUNDS, compose, view
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "emoji" / "assets" / "emoji-64-v1"
 
@@ -84,9 +84,3 @@ def test_shift_never_moves_the_picture_past_the_border() -> None:
     for scale in (0.75, 0.9, 1.0):
         image = compose(full.image, "black", scale, (40, -40))
         assert (image == 255).all(-1).sum() == round(64 * scale) ** 2
-
-
-def test_plain_puts_the_picture_on_white() -> None:
-    image, text = plain(square())
-    assert text == "woman thing dark skin tone"
-    assert (image[0, 0] == (255, 0, 0)).all() and (image[0, 63] == 255).all()

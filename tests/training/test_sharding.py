@@ -21,7 +21,7 @@ from core.run import Run, find_runs
 from core.training import checkpoint
 from core.training.loop import Trainer
 from core.training.preemption import Preempted
-from core.training.sharding import DTensor, local, whole
+from core.training.sharding import DTensor, own_part, whole
 from core.training.world import ALONE, World, check_processes
 from tests import worlds
 
@@ -177,7 +177,7 @@ def test_a_picture_on_the_way_leaves_nothing_gathered(tmp_path: Path, sharing: s
             averages = trained.method.backbone.role_parameters("student_ema")
             with torch.no_grad():
                 for average in averages.values():
-                    local(average).add_(0.05)
+                    own_part(average).add_(0.05)
                 drawn.append(trained.method.backbone.predict("student_ema", batch.x0, t, batch.cond))
             found = trained.method.backbone.role_parameters("student_ema")
             assert all(found[name] is average for name, average in averages.items())
