@@ -119,14 +119,20 @@ def _prepared(schema: type, values: Any, prefix: str, given: Collection[str] = (
 
 
 def _prepared_value(kind: Any, value: Any, key: str) -> Any:
-    arguments = typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _prepared(kind, value, f"{key}.")
-    if isinstance(value, list) and arguments:
-        return [_prepared_value(arguments[0], part, f"{key}[{index}]") for index, part in enumerate(value)]
-    if isinstance(value, Mapping) and len(arguments) == 2:
-        return {name: _prepared_value(arguments[1], part, f"{key}.{name}") for name, part in value.items()}
+    if isinstance(value, list | Mapping):
+        return _prepared_parts(typing.get_args(kind), value, key)
     return _text_where_wanted(kind, value)
+
+
+def _prepared_parts(kinds: tuple[Any, ...], values: list[Any] | Mapping[str, Any], key: str) -> Any:
+    """The parts of a list or a mapping, of the last of ``kinds``; of an untyped one as they are."""
+    if not kinds:
+        return values
+    if isinstance(values, Mapping):
+        return {name: _prepared_value(kinds[-1], part, f"{key}.{name}") for name, part in values.items()}
+    return [_prepared_value(kinds[-1], part, f"{key}[{index}]") for index, part in enumerate(values)]
 
 
 def _text_where_wanted(kind: Any, value: Any) -> Any:
