@@ -10,14 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from core.backbones.precision import computing_in
 from core.config import UserError
 from core.diffusion.guidance import combine
 from core.diffusion.process import Process
@@ -190,27 +190,6 @@ class Backbone(ABC):
         with torch.no_grad():
             for name, parameter in self.role_parameters(target).items():
                 parameter.data = theirs[name].to(parameter.dtype, copy=True)
-
-
-@contextmanager
-def computing_in(dtype: torch.dtype | None, like: Tensor) -> Iterator[None]:
-    """Autocast to ``dtype`` on the device of ``like``; None: no autocast, numbers stay as they are stored.
-
-    Where a CPU needs gradients, attention is computed by matrix products: the gradient of torch's fused attention takes
-    ten times as long in 16 bit as in fp32, and half of a training step.
-    """
-    if dtype is None:
-        yield
-        return
-    slow = like.device.type == "cpu" and torch.is_grad_enabled()
-    with torch.autocast(like.device.type, dtype=dtype), sdpa_kernel(SDPBackend.MATH) if slow else nullcontext():
-        yield
-
-
-def attention_as_now() -> AbstractContextManager:
-    """A context that computes attention as it is computed now: a recomputation must save the same tensors again."""
-    fused = torch.backends.cuda.flash_sdp_enabled()  # of every device, whatever its name says
-    return nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
 
 
 def freeze(parameters: Iterable[nn.Parameter]) -> None:

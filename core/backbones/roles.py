@@ -22,7 +22,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from core.backbones.base import TEACHER, attention_as_now, freeze
+from core.backbones.base import TEACHER, freeze
+from core.backbones.precision import computing_as_now
 from core.randomness import torch_seed
 
 _ADAPTER = re.compile(r"\.lora_[AB]\.([^.]+)\.")  # in the name of a parameter: the role
@@ -152,8 +153,8 @@ class Roles:
                 layer._active_adapter = [role]
 
     @contextmanager
-    def _as_now(self, role: str, attention: AbstractContextManager) -> Iterator[None]:
-        with self.use(role), attention:
+    def _as_now(self, role: str, products: AbstractContextManager) -> Iterator[None]:
+        with self.use(role), products:
             yield
 
     def checkpointing(self) -> Callable:
@@ -165,7 +166,7 @@ class Roles:
             role = self._current
 
             def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-                return nullcontext(), self._as_now(role, attention_as_now())
+                return nullcontext(), self._as_now(role, computing_as_now())
 
             return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from core.backbones.base import computing_in
+from core.backbones.precision import computing_in
 from core.data.shards import Example, open_dataset
 from core.randomness import Stream, permutation
 from core.training.loop import lr_factor
