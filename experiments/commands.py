@@ -57,7 +57,7 @@ def _register_evaluate(subparsers: _SubParsersAction) -> None:
 def _register_export(subparsers: _SubParsersAction) -> None:
     export = _on_a_run(subparsers, "export", "write the student and its sampler for diffusers")
     export.add_argument("--out", required=True, metavar="DIR")
-    export.add_argument("--weights", choices=["student", "ema"], default="student")
+    export.add_argument("--weights", choices=["student", "ema"], help="default: eval.weights")
     export.add_argument("--steps", type=int, metavar="N", help="most sampling steps; default: of eval.steps")
     export.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="key=value")
     export.set_defaults(run=_export)

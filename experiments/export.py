@@ -9,6 +9,7 @@ default of 50 original steps would give 999, 759, ... instead of 999, 749, 499, 
 
 from __future__ import annotations
 
+import shutil
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,24 +23,10 @@ from core.backbones.pipeline import PipelineBackbone
 from core.backbones.roles import Sharing
 from core.config import UserError
 from core.diffusion.process import FlowProcess
-from core.run import atomic_folder
+from core.run import Run, atomic_folder
 from core.sampler import Sampler
+from experiments.model_card import SHEET, Student, model_card, newest_sheet
 from experiments.target import load_target
-
-USAGE = """\
-Few-step student exported by fewstep (run {run}).
-
-    from diffusers import {scheduler}, {pipeline}{imports}
-
-    pipe = {pipeline}.from_pretrained("{base}"{revision})
-    {weights}
-    pipe.scheduler = {scheduler}.from_pretrained("{out}", subfolder="scheduler")
-    image = pipe(prompt="{prompt}", num_inference_steps={steps}, guidance_scale={guidance:g}{options}).images[0]
-    image.save("image.png")
-
-{note}
-"""
-
 
 Scheduler = LCMScheduler | DDIMScheduler | FlowMatchLCMScheduler | FlowMatchEulerDiscreteScheduler
 
@@ -49,12 +36,13 @@ def export(
     out: Path,
     sampler: Sampler,
     weights: str = "student",
-    run: str = "",
+    run: Run | None = None,
 ) -> Path:
-    """Write the role ``weights`` ("student" or "ema") and its sampler's scheduler to the folder ``out``.
+    """Write the role ``weights`` ("student" or "ema"), its sampler's scheduler and a model card to the folder ``out``.
 
-    Raises: UserError: the run has no such weights, diffusers cannot express so many steps, or ``out`` cannot
-    be written."""
+    Raises:
+        UserError: the run has no such weights, diffusers cannot express so many steps, or ``out`` cannot be written.
+    """
     role = {"student": STUDENT, "ema": STUDENT_EMA}.get(weights)
     if role is None or role not in backbone.roles:
         raise UserError(f"weights={weights} cannot be exported from this run; allowed: student, ema (train.ema_decay)")
@@ -67,7 +55,11 @@ def export(
         else:
             backbone.roles.merged(role).save_pretrained(folder / backbone.network_folder)
         scheduler.save_pretrained(folder / "scheduler")
-        (folder / "README.md").write_text(_usage(backbone, out, sampler, run, scheduler))
+        student = Student(backbone, sampler, weights, type(scheduler).__name__, _as_lora(backbone))
+        (folder / "README.md").write_text(model_card(student, out.name, run))
+        sheet = None if run is None else newest_sheet(run)
+        if sheet is not None:
+            shutil.copy(sheet, folder / SHEET)
     return out
 
 
@@ -122,36 +114,7 @@ def run_command(arguments: Namespace) -> int:
         raise UserError(f"run {run.id} is the teacher itself: nothing to export")
     steps = arguments.steps or max(session.config.eval.steps)
     sampler = session.config.eval.sampler_at(steps)
-    out = export(session.backbone, Path(arguments.out), sampler, arguments.weights, run.id)
+    weights = arguments.weights or session.config.eval.weights
+    out = export(session.backbone, Path(arguments.out), sampler, weights, run)
     print(out / "README.md")
     return 0
-
-
-def _usage(backbone: PipelineBackbone, out: Path, sampler: Sampler, run: str, scheduler: Scheduler) -> str:
-    steps, eta = sampler.steps, sampler.eta
-    lora, folder = _as_lora(backbone), backbone.network_folder
-    network = backbone.network_class.__name__
-    load = f'pipe.load_lora_weights("{out}")'
-    copy = f'pipe.{folder} = {network}.from_pretrained("{out}", subfolder="{folder}")'
-    notes = {
-        "divides": f"`num_inference_steps` must divide {steps}." if isinstance(scheduler, LCMScheduler) else "",
-        "guidance": "No guidance: it is distilled into the student.",
-    }
-    options = f", eta={eta:g}" if eta else ""
-    if isinstance(backbone.process, FlowProcess):
-        options += f", sigmas={[round(1 - step / steps, 6) for step in range(steps)]}"
-    return USAGE.format(
-        run=run,
-        pipeline=backbone.pipeline,
-        base=backbone.source,
-        revision=f', revision="{backbone.revision}"' if backbone.revision else "",
-        imports="" if lora else f", {network}",
-        weights=load if lora else copy,
-        out=out,
-        steps=steps,
-        prompt="red apple",
-        scheduler=type(scheduler).__name__,
-        guidance=backbone.student_guidance,
-        options=options,
-        note=" ".join(note for note in notes.values() if note),
-    )

@@ -190,17 +190,31 @@ class Flux2Backbone(PipelineBackbone):
     def tokenizer(self) -> Any:
         return self._tokenizer(ENCODERS[self.pipeline][1], "tokenizer")
 
-    @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> Cond:
-        """States after 1/4, 1/2 and 3/4 of the layers: 10, 20, 30 of Mistral's 40, 9, 18, 27 of Qwen3's 36."""
+    @property
+    def text_layers(self) -> tuple[int, int, int]:
+        """After 1/4, 1/2 and 3/4 of the encoder's layers: 10, 20, 30 of Mistral's 40, 9, 18, 27 of Qwen3's 36."""
         config = self.text_encoder.config
         depth = getattr(config, "text_config", config).num_hidden_layers
-        tokenizer = getattr(self.tokenizer, "tokenizer", self.tokenizer)
+        return depth // 4, depth // 2, depth * 3 // 4
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a prompt that are read."""
+        return min(getattr(self.tokenizer, "tokenizer", self.tokenizer).model_max_length, MAX_TOKENS)
+
+    def call_options(self) -> dict[str, Any]:
+        side = 2 * self.side * self.vae_scale
+        text = {"text_encoder_out_layers": self.text_layers, "max_sequence_length": self.max_tokens}
+        return {"height": side, "width": side, **text}
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Cond:
+        """Encode prompts as the encoder's states after ``text_layers``, beside each other."""
         states = ENCODERS[self.pipeline][2](
             self.text_encoder,
             self.tokenizer,
             list(prompts),
-            max_sequence_length=min(tokenizer.model_max_length, MAX_TOKENS),
-            hidden_states_layers=[depth * part // 4 for part in (1, 2, 3)],
+            max_sequence_length=self.max_tokens,
+            hidden_states_layers=list(self.text_layers),
         )
         return Cond({"text": states.float()})

@@ -205,6 +205,10 @@ class PipelineBackbone(Backbone):
             return 8
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    def call_options(self) -> dict[str, Any]:
+        """Arguments of diffusers' pipeline, beside prompt, steps and guidance, for what this backbone generates."""
+        return {"height": self.latent_shape[1] * self.vae_scale, "width": self.latent_shape[2] * self.vae_scale}
+
     @cached_property
     def vae(self) -> nn.Module:
         """The VAE in channels last: a quarter faster on a CPU, and what tensor cores want."""

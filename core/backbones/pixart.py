@@ -70,6 +70,9 @@ class PixArtBackbone(TransformerBackbone):
     def tokenizer(self) -> T5TokenizerFast:
         return self._tokenizer(T5TokenizerFast, "tokenizer")
 
+    def call_options(self) -> dict[str, Any]:
+        return {**super().call_options(), "use_resolution_binning": False, "clean_caption": False}
+
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Cond:
         texts = [prompt.lower().strip() for prompt in prompts]  # as the pipeline does without its caption cleaning

@@ -1,10 +1,12 @@
 """diffusers alone, from the exported files, gives our samples from the same injected noise."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import (
     DDIMScheduler,
     FlowMatchLCMScheduler,
@@ -14,19 +16,31 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 
 from core.backbones.base import STUDENT
 from core.backbones.flux2 import Flux2Backbone
 from core.backbones.mmdit import SD3Backbone
 from core.backbones.pipeline import PipelineBackbone
+from core.backbones.pixart import PixArtBackbone
 from core.backbones.roles import Sharing
-from core.backbones.tiny import write_tiny_flux2, write_tiny_sd, write_tiny_sd3
+from core.backbones.sdxl import SDXLBackbone
+from core.backbones.tiny import (
+    write_tiny_flux2,
+    write_tiny_flux2_dev,
+    write_tiny_pixart,
+    write_tiny_sd,
+    write_tiny_sd3,
+    write_tiny_sdxl,
+)
 from core.backbones.unet import UNetBackbone
-from core.config import UserError, compose
+from core.config import UserError, compose, resolve
 from core.diffusion.solvers import few_step_sample
 from core.diffusion.timesteps import trailing_timesteps
 from core.identity import locate
+from core.run import Run
 from core.sampler import FEW_STEP_SOLVERS, Sampler
+from experiments.build import build_backbone
 from experiments.export import export, few_step_scheduler
 
 LORA = Sharing("lora", rank=4, alpha=2, targets=("to_q", "to_k", "to_v", "to_out.0"))
@@ -46,12 +60,12 @@ def _student(teacher: Path, sharing: Sharing) -> UNetBackbone:
     return _perturbed(UNetBackbone.load(str(teacher), sharing))
 
 
-def _perturbed(backbone: PipelineBackbone) -> PipelineBackbone:
+def _perturbed(backbone: PipelineBackbone, size: float = 0.3) -> PipelineBackbone:
     backbone.add_role(STUDENT, trainable=True)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in backbone.role_parameters(STUDENT).values():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
     return backbone
 
 
@@ -147,10 +161,87 @@ def test_scheduler_has_the_students_timesteps(teacher: Path, steps: int) -> None
     np.testing.assert_array_equal(scheduler.timesteps.numpy(), trailing_timesteps(steps, 1000))
 
 
-def test_readme_names_the_teacher_and_how_to_load(teacher: Path, tmp_path: Path) -> None:
-    text = (export(_student(teacher, LORA), tmp_path / "out", FOUR_STEPS, run="0123456789") / "README.md").read_text()
-    assert "run 0123456789" in text and str(teacher) in text and "load_lora_weights" in text
-    assert "{" not in text
+FAMILIES: dict[str, tuple[Callable[[Path], Path], type[PipelineBackbone]]] = {
+    "sd": (write_tiny_sd, UNetBackbone), "sdxl": (write_tiny_sdxl, SDXLBackbone),
+    "pixart": (write_tiny_pixart, PixArtBackbone), "sd3": (write_tiny_sd3, SD3Backbone),
+    "flux2": (write_tiny_flux2, Flux2Backbone), "flux2-dev": (write_tiny_flux2_dev, Flux2Backbone),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sharing", ["lora", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_card_s_snippet_draws_our_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, sharing: str
+) -> None:
+    """As a user would paste it, beside the base model's and the student's folders."""
+    write, built = FAMILIES[family]
+    base = write(tmp_path / family)
+    settings = LORA if sharing == "lora" else Sharing("full")
+    backbone = _perturbed(built.load(str(base), settings, image_size=64), 0.3 if sharing == "lora" else 0.02)
+    _check_snippet(backbone, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("experiment", ["flash/emoji", "dmd2/emoji_flux2"])
+def test_the_card_s_snippet_works_on_the_embedded_teachers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str
+) -> None:
+    config = resolve(compose(experiment, ["train.precision=fp32", f"execution.runs_dir={tmp_path}/runs"]))
+    backbone = build_backbone(config)
+    _check_snippet(_perturbed(backbone, 0.02), tmp_path, monkeypatch, Run.create(config))
+
+
+def _check_snippet(
+    backbone: PipelineBackbone, folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run | None = None
+) -> None:
+    card = (export(backbone, folder / "out", Sampler("lcm", 2), run=run) / "README.md").read_text()
+    assert str(folder) not in card, "no path of this machine"
+    snippet = card.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(folder)
+    assert "\nimage = pipe(" in snippet
+    seeded = snippet.replace("image = pipe(", "torch.manual_seed(0)\nimage = pipe(")  # loading may draw numbers, too
+    exec(compile(seeded, "README.md", "exec"), {"torch": torch})
+    theirs = np.asarray(Image.open(folder / "image.png")).astype(int)
+    ours = _picture(backbone, STUDENT)
+    assert np.abs(ours - _picture(backbone, "teacher")).max() > 4, "the student must differ"
+    assert theirs.shape == ours.shape and np.abs(theirs - ours).max() <= 1
+
+
+def _picture(backbone: PipelineBackbone, role: str) -> np.ndarray:
+    """Our picture of the snippet's prompt, int (H, W, 3), from the noises that the pipeline draws one after another."""
+    shape = backbone.latent_shape
+    torch.manual_seed(0)
+    noises = [torch.randn(1, *shape)]
+    drawn = torch.randn(1, shape[1] * shape[2], shape[0]).mT.reshape(1, *shape)
+    torch.manual_seed(0)
+    torch.randn(1, *shape)
+    noises.append(drawn if isinstance(backbone, Flux2Backbone) else torch.randn(1, *shape))
+    cond, timesteps = backbone.encode_text(["red apple"]), backbone.process.timesteps(2)
+    with torch.no_grad():
+        latents = few_step_sample(
+            lambda x, t, rows: backbone.predict(role, x, t, cond), noises, timesteps, backbone.process
+        )
+    return backbone.decode(latents)[0].astype(int)
+
+
+def test_the_card_says_what_it_is_and_what_was_measured(teacher: Path, tmp_path: Path) -> None:
+    """No path of this machine; a base model that is a folder is named by its content."""
+    config = resolve(compose("flash/tiny", [f"execution.runs_dir={tmp_path}/runs", f"backbone.path={teacher}"]))
+    run = Run.create(config)
+    line = {"metric": "kd_effnet", "split": "train", "steps": 4, "nfe": 4, "n": 32, "protocol": "0011aabb"}
+    run.append_eval({**line, "weights": "student", "value": 2.34567, "images": 16})
+    run.append_eval({**line, "weights": "student", "value": 1.23456, "images": 32})
+    run.append_eval({**line, "weights": "ema", "value": 9.9, "images": 32})
+    (run.path / "samples").mkdir()
+    Image.new("RGB", (4, 4)).save(run.path / "samples" / "0000000032.png")
+    out = export(_student(teacher, LORA), tmp_path / "out", FOUR_STEPS, run=run)
+    text = (out / "README.md").read_text()
+    assert f"(flash, run {run.id}, experiment flash/tiny)" in text and "student itself, not of an average" in text
+    assert f"`tiny-sd` (a folder in diffusers' format, weights {config.backbone.weights_hash})" in text
+    assert "| KD | train | 4 | 4 | 1.235 | 32 | 0011aabb |" in text and "9.9" not in text and "2.346" not in text
+    assert "![Teacher and student on fixed prompts](samples.png)" in text and (out / "samples.png").exists()
+    assert str(tmp_path) not in text and "{" not in text
+    front = yaml.safe_load(text.split("---")[1])
+    assert front == {"library_name": "diffusers", "tags": ["text-to-image", "few-step", "lora"]}
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux2"])

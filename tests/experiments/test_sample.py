@@ -103,6 +103,7 @@ def test_evaluate_and_export_commands(run: Run, tmp_path: Path, capsys: pytest.C
         (["evaluate", "no-such-run"], "'no-such-run' is neither a run folder nor the id of a run"),
         (["export", "RUN", "--out", "x", "--steps", "3"], "steps=3 cannot be exported"),
         (["export", "RUN", "--out", "x", "--weights", "ema"], "weights=ema cannot be exported from this run"),
+        (["export", "RUN", "--out", "x", "--set", "eval.weights=ema"], "weights=ema cannot be exported from this run"),
     ],
 )
 def test_wrong_commands_are_one_line_and_exit_code_2(
