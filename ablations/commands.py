@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.parser import add_command
+
 if TYPE_CHECKING:
     from ablations.grid import Cell, Grid
     from ablations.status import Status
@@ -15,10 +17,10 @@ if TYPE_CHECKING:
 
 def register(subparsers: _SubParsersAction) -> None:
     """Add ``grid`` to the ``fewstep`` command."""
-    grid = subparsers.add_parser("grid", help="declarative ablations: list, show, plan, run, submit, status, ...")
+    grid = add_command(subparsers, "grid", "declarative ablations: list, show, plan, run, submit, status, ...")
     actions = grid.add_subparsers(dest="action", metavar="ACTION", required=True)
     subparsers.grid_actions = actions  # the slurm layer adds its own
-    actions.add_parser("list", help="all grids").set_defaults(run=_list)
+    add_command(actions, "list", "all grids: rows, scales, title and source").set_defaults(run=_list)
     _on_a_grid(actions, "show", "the cells: ids and what sets them apart").set_defaults(run=_show)
     _on_a_grid(actions, "plan", "what `run` would do").set_defaults(run=_plan)
     run = _on_a_grid(actions, "run", "train and measure what is missing, on this machine")
@@ -27,7 +29,7 @@ def register(subparsers: _SubParsersAction) -> None:
 
 
 def _on_a_grid(actions: _SubParsersAction, name: str, summary: str) -> ArgumentParser:
-    return add_grid_arguments(actions.add_parser(name, help=summary, description=f"{summary.capitalize()}."))
+    return add_grid_arguments(add_command(actions, name, summary))
 
 
 def add_grid_arguments(parser: ArgumentParser) -> ArgumentParser:
@@ -38,9 +40,10 @@ def add_grid_arguments(parser: ArgumentParser) -> ArgumentParser:
 
 def add_place_arguments(parser: ArgumentParser) -> ArgumentParser:
     """Add scale, budget, and what differs between machines."""
-    parser.add_argument("--scale", default="emoji", help="emoji, paper or tiny; default: emoji")
-    parser.add_argument("--budget", default="full", help="a budget of the grid; default: full")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    parser.add_argument("--scale", default="emoji", metavar="SCALE", help="emoji, paper or tiny; default: emoji")
+    parser.add_argument("--budget", default="full", metavar="NAME", help="a budget of the grid; default: full")
+    runs_dir = "where the runs lie; default: runs"
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help=runs_dir)
     where = "where things lie on this machine, e.g. data.path=/data/shards"
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="machine", help=where)
     return parser

@@ -97,7 +97,8 @@ class Grid:
         says why, so that a table can show it as a hole.
         """
         if scale not in self.base:
-            raise UserError(f"{self.file}: base has no scale '{scale}'; allowed: {', '.join(self.base)}")
+            allowed = f"allowed: {', '.join(self.base)}{nearest(scale, self.base)}"
+            raise UserError(f"{self.file}: base has no scale '{scale}'; {allowed}")
         if scale in self.at:
             return self.scaled(scale).expand(scale, budget, strict=strict)
         with _where(self.file):

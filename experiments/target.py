@@ -4,11 +4,13 @@ run."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import core.config
 from core.config import ExperimentConfig, UserError, compose, experiments, resolve
 from core.run import Run
+from core.schema import nearest
 
 if TYPE_CHECKING:
     from experiments.session import Session
@@ -25,7 +27,11 @@ def open_target(target: str, overrides: Sequence[str] = (), runs_dir: str | None
     if target in experiments():
         where = [f"execution.runs_dir={runs_dir}"] if runs_dir else []
         return Run.create(resolve(compose(target, [*overrides, *where])))
-    run = Run.open(target, runs_dir or "runs")
+    try:
+        run = Run.open(target, runs_dir or "runs")
+    except UserError as error:
+        meant = "" if Path(target).exists() else nearest(target, experiments())
+        raise UserError(f"{error}{meant}") from None
     run.config = override(run.config, overrides)
     return run
 
