@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.listing import Lines, register_kind
 from experiments.parser import add_command
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 def register(subparsers: _SubParsersAction) -> None:
     """Add ``grid`` to the ``fewstep`` command."""
+    register_kind("grids", _lines)
     grid = add_command(subparsers, "grid", "declarative ablations: list, show, plan, run, submit, status, ...")
     actions = grid.add_subparsers(dest="action", metavar="ACTION", required=True)
     subparsers.grid_actions = actions  # the slurm layer adds its own
@@ -58,6 +60,13 @@ def load_grid(arguments: Namespace) -> Grid:
 
 def _cells(arguments: Namespace) -> list[Cell]:
     return load_grid(arguments).expand(arguments.scale, arguments.budget)
+
+
+def _lines() -> Lines:
+    from ablations.grid import load, names
+
+    for grid in map(load, names()):
+        yield grid.name, f"{grid.title} ({grid.source})" if grid.source else grid.title
 
 
 def _list(arguments: Namespace) -> int:

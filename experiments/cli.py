@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 
 from core.schema import UserError
 from experiments.parser import Parser, parse
@@ -23,6 +23,7 @@ def build_parser() -> Parser:
         prog="fewstep",
         description="Distil diffusion models into few-step students; ablate, tabulate and plot it.",
     )
+    parser.add_argument("--version", action="version", version=f"fewstep {version('fewstep')}", help="show the version")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     entries = entry_points(group="fewstep.commands")
     for entry in sorted(entries, key=lambda entry: LAYERS.index(entry.name)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 
+from experiments.listing import KINDS
 from experiments.parser import add_command
 
 OVERRIDES = "values in place of the experiment's, e.g. seed=1; the keys: fewstep config EXPERIMENT"
@@ -15,7 +16,13 @@ TARGET = "a run's folder or id, or an experiment's name, whose own run is meant"
 
 
 def register(subparsers: _SubParsersAction) -> None:
-    """Add train, config, plan-memory, sample, evaluate, export, verify and rerun to ``fewstep``."""
+    """Add list, train, config, plan-memory, sample, evaluate, export, verify and rerun to ``fewstep``."""
+    listing = add_command(subparsers, "list", "what can be named on the command line, with one line each")
+    listing.add_argument(
+        "kind", nargs="?", choices=KINDS, metavar="KIND", help="one kind alone, e.g. experiments; default: all"
+    )
+    listing.set_defaults(run=_list)
+
     train = _on_an_experiment(subparsers, "train", "train an experiment to the end of its budget (resumes)")
     train.add_argument("--evaluate", action="store_true", help="measure at the fractions eval.at of the budget")
     train.set_defaults(run=_train)
@@ -37,7 +44,7 @@ def register(subparsers: _SubParsersAction) -> None:
 
 def _on_an_experiment(subparsers: _SubParsersAction, name: str, summary: str) -> ArgumentParser:
     parser = add_command(subparsers, name, summary)
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="e.g. flash/emoji")
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="a name of `fewstep list experiments`")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
     return parser
 
@@ -92,6 +99,12 @@ def _register_rerun(subparsers: _SubParsersAction) -> None:
     rerun.add_argument("--out", default="out/rerun", metavar="DIR", help=out)
     rerun.add_argument("--tolerance", type=float, default=0.01, metavar="X", help="relative; default: 0.01")
     rerun.set_defaults(run=_rerun)
+
+
+def _list(arguments: Namespace) -> int:
+    from experiments.listing import run_command
+
+    return run_command(arguments)
 
 
 # Names and values are checked before a body is imported: torch takes seconds, a typo is answered at once.

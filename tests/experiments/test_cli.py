@@ -1,13 +1,18 @@
 """The command line: mistakes are one line that says what was meant, before anything large is imported; all help."""
 
 import argparse
+import importlib.metadata
 import json
 import subprocess
 import sys
 
 import pytest
 
-from experiments.cli import build_parser
+from ablations import grid
+from core.catalogue import METRICS
+from core.config import experiments
+from core.schema import SCHEMAS
+from experiments.cli import build_parser, main
 from experiments.parser import commands
 from tests.packaging.test_installation import HEAVY
 
@@ -29,6 +34,7 @@ TYPOS = {
     "export RUN --otu x": "required: --out",
     "verify 0123456789": "'0123456789' is neither a run folder nor the id of a run in runs/",
     "rerun 0123456789": "'0123456789' is neither a run folder nor the id of a run in runs/",
+    "list grid": "unknown KIND 'grid'; nearest: grids",
     "grid rnu x": "unknown ACTION 'rnu'; nearest: run",
     "grid list seed=1": "takes no 'seed=1'",
     "grid show flash_loses": "unknown grid 'flash_loses'; nearest: flash_losses",
@@ -110,3 +116,38 @@ def test_everything_has_a_help_text() -> None:
         if not parser.description:
             missing.append(words)
     assert missing == []
+
+
+def test_the_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"fewstep {importlib.metadata.version('fewstep')}\n"
+
+
+def listed(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    assert main(["list", *words]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_everything_that_can_be_named_is_listed_with_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = listed(capsys)
+    heads = [line for line in lines if line and not line.startswith(" ")]
+    assert heads == ["experiments", "methods", "backbones", "metrics", "grids"]
+    rows = dict(line.strip().partition(" ")[::2] for line in lines if line.startswith("  "))
+    assert rows.keys() > {*experiments(), *grid.names(), *SCHEMAS["method"], *METRICS, "emoji_sd"}
+    assert [name for name, text in rows.items() if len(text) < 10] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("experiments", "dmd2/emoji_flux2     DMD2 on the embedded miniature of FLUX.2, 4 steps"),
+        ("grids", "flash_losses         Influence of the loss terms (Flash Diffusion, Figure 5, top left)"),
+        ("metrics", "kid         KID: clean-fid Inception kernel distance"),
+        ("backbones", "sdxl          Stable Diffusion XL with Flash Diffusion's LoRA of rank 64: 92.9M parameters [P]"),
+        ("methods", "teacher  No training: the frozen teacher sampled with an ODE solver."),
+    ],
+)
+def test_one_kind_is_listed_alone(capsys: pytest.CaptureFixture[str], kind: str, line: str) -> None:
+    assert line in listed(capsys, kind)
