@@ -3,7 +3,8 @@ once."""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, _SubParsersAction
+from argparse import SUPPRESS, ArgumentParser, Namespace, _SubParsersAction
+from pathlib import Path
 
 from experiments.listing import KINDS
 from experiments.parser import add_command
@@ -16,7 +17,7 @@ TARGET = "a run's folder or id, or an experiment's name, whose own run is meant"
 
 
 def register(subparsers: _SubParsersAction) -> None:
-    """Add list, train, config, plan-memory, sample, evaluate, export, verify and rerun to ``fewstep``."""
+    """Add list, train, config, plan-memory, bench, sample, evaluate, export, verify and rerun to ``fewstep``."""
     listing = add_command(subparsers, "list", "what can be named on the command line, with one line each")
     listing.add_argument(
         "kind", nargs="?", choices=KINDS, metavar="KIND", help="one kind alone, e.g. experiments; default: all"
@@ -34,6 +35,7 @@ def register(subparsers: _SubParsersAction) -> None:
     memory.add_argument("--gpus", type=int, default=1, metavar="N", help="processes that share the work; default: 1")
     memory.set_defaults(run=_plan_memory)
 
+    _register_bench(subparsers)
     _register_sample(subparsers)
     _register_evaluate(subparsers)
     _register_export(subparsers)
@@ -54,6 +56,22 @@ def _on_a_run(subparsers: _SubParsersAction, name: str, summary: str, target: st
     parser.add_argument("target", metavar="RUN", help=target)
     parser.add_argument("--runs-dir", metavar="DIR", help="where to look for an id; default: runs")
     return parser
+
+
+def _register_bench(subparsers: _SubParsersAction) -> None:
+    bench = add_command(subparsers, "bench", "measure what a training step costs: speed, evaluations, memory")
+    name = "default: flash/emoji; with --memory a UNet of 50M parameters"
+    bench.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help=name)
+    bench.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
+    bench.add_argument("--repeats", type=int, default=3, metavar="N", help="measured periods; default: 3")
+    bench.add_argument("--stage", type=float, default=0.9, metavar="X", help="fraction of the budget; default: 0.9")
+    bench.add_argument("--memory", action="store_true", help="compare backbone.sharing=lora and full")
+    bench.add_argument("--versus", nargs="+", metavar="key=value", help="compare with this setting")
+    bench.add_argument("--sampling", nargs="+", type=int, metavar="STEPS", help="time the student's pictures")
+    bench.add_argument("--teacher-steps", type=int, default=20, metavar="N", help="beside --sampling; default: 20")
+    bench.add_argument("--peak", action="store_true", help=SUPPRESS)  # of one process, for --memory
+    bench.add_argument("--out", type=Path, metavar="FILE", help="write the numbers as JSON, too")
+    bench.set_defaults(run=_bench)
 
 
 def _register_sample(subparsers: _SubParsersAction) -> None:
@@ -134,6 +152,14 @@ def _config(arguments: Namespace) -> int:
 def _plan_memory(arguments: Namespace) -> int:
     _check_experiment(arguments)
     from experiments.memory import run_command
+
+    return run_command(arguments)
+
+
+def _bench(arguments: Namespace) -> int:
+    if arguments.experiment:
+        _check_experiment(arguments)
+    from experiments.bench import run_command
 
     return run_command(arguments)
 

@@ -25,6 +25,8 @@ TYPOS = {
     "plan-memory dmd2/flux2_dve": "nearest: dmd2/flux2_dev",
     "plan-memory dmd2/tiny --gpsu 2": "no option --gpsu; nearest: --gpus",
     "plan-memory dmd2/tiny --gpus two": "--gpus: invalid int value: 'two'",
+    "bench flash/emjoi": "nearest: flash/emoji",
+    "bench --memroy": "no option --memroy; nearest: --memory",
     "sample RUN --stpes 2": "no option --stpes; nearest: --steps",
     "sample RUN --weights studnet": "unknown --weights 'studnet'; nearest: student",
     "sample flash/emjoi": "'flash/emjoi' is neither a run folder nor the id of a run in runs/; nearest: flash/emoji",
