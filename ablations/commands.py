@@ -83,7 +83,7 @@ def _show(arguments: Namespace) -> int:
     common = set.intersection(*(set(cell.overrides) for cell in cells))
     rows = [("row", "seed", "run", "experiment", "differences")]
     for cell in cells:
-        rows.append((cell.row, str(cell.seed), cell.id, cell.experiment, _differences(cell, common)))
+        rows.append((cell.row, str(cell.seed), cell.id, cell.config.name, _differences(cell, common)))
     print_columns(rows)
     print(f"{len(cells)} cells, {len({cell.id for cell in cells})} runs")
     return 0
