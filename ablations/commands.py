@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.completion import completed_by
 from experiments.listing import Lines, register_kind
 from experiments.parser import add_command
 
@@ -36,7 +37,7 @@ def _on_a_grid(actions: _SubParsersAction, name: str, summary: str) -> ArgumentP
 
 def add_grid_arguments(parser: ArgumentParser) -> ArgumentParser:
     """Add NAME and ``add_place_arguments``, which every command about one grid takes."""
-    parser.add_argument("name", metavar="NAME", help="a grid's name, or a YAML file")
+    completed_by(parser.add_argument("name", metavar="NAME", help="a grid's name, or a YAML file"), _names, "yaml")
     return add_place_arguments(parser)
 
 
@@ -60,6 +61,12 @@ def load_grid(arguments: Namespace) -> Grid:
 
 def _cells(arguments: Namespace) -> list[Cell]:
     return load_grid(arguments).expand(arguments.scale, arguments.budget)
+
+
+def _names(arguments: Namespace) -> list[str]:
+    from ablations.grid import names
+
+    return names()
 
 
 def _lines() -> Lines:

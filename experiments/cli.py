@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The ``fewstep`` command. Every layer registers its subcommands: entry points ``fewstep.commands``.
 
 A subcommand's parser sets ``run``, a function of the parsed arguments that returns an exit code. A user's
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points, version
 
 from core.schema import UserError
+from experiments.completion import complete_if_asked
 from experiments.parser import Parser, parse
 
 LAYERS = ("experiments", "ablations", "slurm", "analysis")  # a layer may add to what those before it have registered
@@ -34,7 +36,9 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
-        arguments = parse(build_parser(), argv)
+        parser = build_parser()
+        complete_if_asked(parser)
+        arguments = parse(parser, argv)
         return arguments.run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,9 +6,11 @@ from __future__ import annotations
 from argparse import SUPPRESS, ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
+from experiments.completion import SHELLS, completed_by, experiment_names, target_names
 from experiments.listing import KINDS
 from experiments.parser import add_command
 
+EXPERIMENT = "a name of `fewstep list experiments`, or a YAML file of one's own"
 OVERRIDES = "values in place of the experiment's, e.g. seed=1; the keys: fewstep config EXPERIMENT"
 SETTINGS = "eval.* and execution.* in place of the run's; of an experiment, any value"
 WEIGHTS = ("student", "ema")
@@ -17,7 +19,7 @@ TARGET = "a run's folder or id, or an experiment's name, whose own run is meant"
 
 
 def register(subparsers: _SubParsersAction) -> None:
-    """Add list, train, config, plan-memory, bench, sample, evaluate, export, verify and rerun to ``fewstep``."""
+    """Add list, train, config, plan-memory, bench, sample, evaluate, export, verify, rerun and completion."""
     listing = add_command(subparsers, "list", "what can be named on the command line, with one line each")
     listing.add_argument(
         "kind", nargs="?", choices=KINDS, metavar="KIND", help="one kind alone, e.g. experiments; default: all"
@@ -42,18 +44,22 @@ def register(subparsers: _SubParsersAction) -> None:
     verify = _on_a_run(subparsers, "verify", "check a run's identity, inputs, code and numbers from its files", RUN)
     verify.set_defaults(run=_verify)
     _register_rerun(subparsers)
+    completion = add_command(subparsers, "completion", "print what a shell needs to complete fewstep's words at a tab")
+    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
+    completion.set_defaults(run=_completion)
 
 
 def _on_an_experiment(subparsers: _SubParsersAction, name: str, summary: str) -> ArgumentParser:
     parser = add_command(subparsers, name, summary)
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="a name of `fewstep list experiments`")
+    experiment = parser.add_argument("experiment", metavar="EXPERIMENT", help=EXPERIMENT)
+    completed_by(experiment, experiment_names, files="yaml")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
     return parser
 
 
 def _on_a_run(subparsers: _SubParsersAction, name: str, summary: str, target: str) -> ArgumentParser:
     parser = add_command(subparsers, name, summary)
-    parser.add_argument("target", metavar="RUN", help=target)
+    completed_by(parser.add_argument("target", metavar="RUN", help=target), target_names)
     parser.add_argument("--runs-dir", metavar="DIR", help="where to look for an id; default: runs")
     return parser
 
@@ -61,7 +67,8 @@ def _on_a_run(subparsers: _SubParsersAction, name: str, summary: str, target: st
 def _register_bench(subparsers: _SubParsersAction) -> None:
     bench = add_command(subparsers, "bench", "measure what a training step costs: speed, evaluations, memory")
     name = "default: flash/emoji; with --memory a UNet of 50M parameters"
-    bench.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help=name)
+    experiment = bench.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help=name)
+    completed_by(experiment, experiment_names, files="yaml")
     bench.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
     bench.add_argument("--repeats", type=int, default=3, metavar="N", help="measured periods; default: 3")
     bench.add_argument("--stage", type=float, default=0.9, metavar="X", help="fraction of the budget; default: 0.9")
@@ -121,6 +128,12 @@ def _register_rerun(subparsers: _SubParsersAction) -> None:
 
 def _list(arguments: Namespace) -> int:
     from experiments.listing import run_command
+
+    return run_command(arguments)
+
+
+def _completion(arguments: Namespace) -> int:
+    from experiments.completion import run_command
 
     return run_command(arguments)
 

@@ -37,6 +37,7 @@ TYPOS = {
     "verify 0123456789": "'0123456789' is neither a run folder nor the id of a run in runs/",
     "rerun 0123456789": "'0123456789' is neither a run folder nor the id of a run in runs/",
     "list grid": "unknown KIND 'grid'; nearest: grids",
+    "completion zhs": "unknown SHELL 'zhs'; nearest: zsh",
     "grid rnu x": "unknown ACTION 'rnu'; nearest: run",
     "grid list seed=1": "takes no 'seed=1'",
     "grid show flash_loses": "unknown grid 'flash_loses'; nearest: flash_losses",
