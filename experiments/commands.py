@@ -143,9 +143,16 @@ def _completion(arguments: Namespace) -> int:
 
 def _train(arguments: Namespace) -> int:
     _check_experiment(arguments)
+    _quieten()
     from experiments.train import train
 
     return train(arguments.experiment, arguments.overrides, evaluate=arguments.evaluate)
+
+
+def _quieten() -> None:
+    from experiments.quiet import quieten
+
+    quieten()
 
 
 def _check_experiment(arguments: Namespace) -> None:
@@ -164,6 +171,7 @@ def _config(arguments: Namespace) -> int:
 
 def _plan_memory(arguments: Namespace) -> int:
     _check_experiment(arguments)
+    _quieten()
     from experiments.memory import run_command
 
     return run_command(arguments)
@@ -172,6 +180,7 @@ def _plan_memory(arguments: Namespace) -> int:
 def _bench(arguments: Namespace) -> int:
     if arguments.experiment:
         _check_experiment(arguments)
+    _quieten()
     from experiments.bench import run_command
 
     return run_command(arguments)
@@ -179,6 +188,7 @@ def _bench(arguments: Namespace) -> int:
 
 def _sample(arguments: Namespace) -> int:
     _check_target(arguments)
+    _quieten()
     from experiments.sample import run_command
 
     return run_command(arguments)
@@ -192,6 +202,7 @@ def _check_target(arguments: Namespace) -> None:
 
 def _evaluate(arguments: Namespace) -> int:
     _check_target(arguments)
+    _quieten()
     from experiments.evaluate import run_command
 
     return run_command(arguments)
@@ -199,6 +210,7 @@ def _evaluate(arguments: Namespace) -> int:
 
 def _export(arguments: Namespace) -> int:
     _check_target(arguments)
+    _quieten()
     from experiments.export import run_command
 
     return run_command(arguments)
@@ -219,6 +231,7 @@ def _check_run(arguments: Namespace) -> None:
 
 def _rerun(arguments: Namespace) -> int:
     _check_run(arguments)
+    _quieten()
     from experiments.rerun import run_command
 
     return run_command(arguments)
