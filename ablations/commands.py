@@ -8,6 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.completion import completed_by
+from experiments.listing import Lines, register_kind
+from experiments.parser import add_command
+
 if TYPE_CHECKING:
     from ablations.grid import Cell, Grid
     from ablations.status import Status
@@ -15,10 +19,11 @@ if TYPE_CHECKING:
 
 def register(subparsers: _SubParsersAction) -> None:
     """Add ``grid`` to the ``fewstep`` command."""
-    grid = subparsers.add_parser("grid", help="declarative ablations: list, show, plan, run, submit, status, ...")
+    register_kind("grids", _lines)
+    grid = add_command(subparsers, "grid", "declarative ablations: list, show, plan, run, submit, status, ...")
     actions = grid.add_subparsers(dest="action", metavar="ACTION", required=True)
     subparsers.grid_actions = actions  # the slurm layer adds its own
-    actions.add_parser("list", help="all grids").set_defaults(run=_list)
+    add_command(actions, "list", "all grids: rows, scales, title and source").set_defaults(run=_list)
     _on_a_grid(actions, "show", "the cells: ids and what sets them apart").set_defaults(run=_show)
     _on_a_grid(actions, "plan", "what `run` would do").set_defaults(run=_plan)
     run = _on_a_grid(actions, "run", "train and measure what is missing, on this machine")
@@ -27,20 +32,21 @@ def register(subparsers: _SubParsersAction) -> None:
 
 
 def _on_a_grid(actions: _SubParsersAction, name: str, summary: str) -> ArgumentParser:
-    return add_grid_arguments(actions.add_parser(name, help=summary, description=f"{summary.capitalize()}."))
+    return add_grid_arguments(add_command(actions, name, summary))
 
 
 def add_grid_arguments(parser: ArgumentParser) -> ArgumentParser:
     """Add NAME and ``add_place_arguments``, which every command about one grid takes."""
-    parser.add_argument("name", metavar="NAME", help="a grid's name, or a YAML file")
+    completed_by(parser.add_argument("name", metavar="NAME", help="a grid's name, or a YAML file"), _names, "yaml")
     return add_place_arguments(parser)
 
 
 def add_place_arguments(parser: ArgumentParser) -> ArgumentParser:
     """Add scale, budget, and what differs between machines."""
-    parser.add_argument("--scale", default="emoji", help="emoji, paper or tiny; default: emoji")
-    parser.add_argument("--budget", default="full", help="a budget of the grid; default: full")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    parser.add_argument("--scale", default="emoji", metavar="SCALE", help="emoji, paper or tiny; default: emoji")
+    parser.add_argument("--budget", default="full", metavar="NAME", help="a budget of the grid; default: full")
+    runs_dir = "where the runs lie; default: runs"
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help=runs_dir)
     where = "where things lie on this machine, e.g. data.path=/data/shards"
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="machine", help=where)
     return parser
@@ -57,6 +63,19 @@ def _cells(arguments: Namespace) -> list[Cell]:
     return load_grid(arguments).expand(arguments.scale, arguments.budget)
 
 
+def _names(arguments: Namespace) -> list[str]:
+    from ablations.grid import names
+
+    return names()
+
+
+def _lines() -> Lines:
+    from ablations.grid import load, names
+
+    for grid in map(load, names()):
+        yield grid.name, f"{grid.title} ({grid.source})" if grid.source else grid.title
+
+
 def _list(arguments: Namespace) -> int:
     from ablations.grid import load, names
 
@@ -71,7 +90,7 @@ def _show(arguments: Namespace) -> int:
     common = set.intersection(*(set(cell.overrides) for cell in cells))
     rows = [("row", "seed", "run", "experiment", "differences")]
     for cell in cells:
-        rows.append((cell.row, str(cell.seed), cell.id, cell.experiment, _differences(cell, common)))
+        rows.append((cell.row, str(cell.seed), cell.id, cell.config.name, _differences(cell, common)))
     print_columns(rows)
     print(f"{len(cells)} cells, {len({cell.id for cell in cells})} runs")
     return 0

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.schema import Budget, Evaluate, GridSpec, Layout, Row, Scaled
-from core.config import ExperimentConfig, UserError, compose, read_yaml, resolve, run_id
+from core.config import ExperimentConfig, UserError, compose, own_file, read_yaml, resolve, run_id
 from core.schema import check_choice, nearest
 
 FOLDER = Path(__file__).parent
@@ -97,7 +97,8 @@ class Grid:
         says why, so that a table can show it as a hole.
         """
         if scale not in self.base:
-            raise UserError(f"{self.file}: base has no scale '{scale}'; allowed: {', '.join(self.base)}")
+            allowed = f"allowed: {', '.join(self.base)}{nearest(scale, self.base)}"
+            raise UserError(f"{self.file}: base has no scale '{scale}'; {allowed}")
         if scale in self.at:
             return self.scaled(scale).expand(scale, budget, strict=strict)
         with _where(self.file):
@@ -150,9 +151,9 @@ class Grid:
             except UserError as error:
                 if found.strict:
                     raise
-                identity, unresolved = experiment, str(error)
+                identity, unresolved = config.name, str(error)
         if config.scale != found.scale:
-            raise UserError(f"{self.file}: row {row.id}: {experiment} is of scale {config.scale}")
+            raise UserError(f"{self.file}: row {row.id}: {config.name} is of scale {config.scale}")
         cell = Cell(identity, row.id, row.label, seed, experiment, tuple(overrides), parents, config, unresolved)
         found.cells[row.id, seed] = cell
         return cell
@@ -196,11 +197,20 @@ def load(name: str, machine: Sequence[str] = ()) -> Grid:
         spec = read_yaml(path, GridSpec, "a grid")
         spec.rows.extend(_axis_rows(spec))
         spec.validate()
+    _find_experiments(spec, path.parent)
     return Grid(
         path.stem, Path(path.name), spec.title, spec.source, spec.base, tuple(spec.seeds), tuple(spec.rows),
         tuple(spec.references), spec.budgets, tuple(spec.metrics), spec.evaluate, spec.layout, spec.published, spec.at,
         tuple(machine),
     )  # fmt: skip
+
+
+def _find_experiments(spec: GridSpec, folder: Path) -> None:
+    """Let experiments that are files of one's own lie beside the grid's file."""
+    for choice in (spec.base, *(row.experiment for row in (*spec.rows, *spec.references))):
+        for scale, name in choice.items():
+            if own_file(name) is not None:
+                choice[scale] = str((folder / name).resolve())
 
 
 def _check_machine_key(override: str) -> None:

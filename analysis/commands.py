@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.commands import add_grid_arguments, add_place_arguments, load_grid
+from experiments.parser import add_command
 
 if TYPE_CHECKING:
     from analysis.collect import Results
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 def register(subparsers: Any) -> None:
     """Add this layer's subcommands."""
     table = _command(subparsers, "table", run_table, "print a grid's table from its runs")
-    table.add_argument("--format", choices=("md", "csv", "tex", "html"), default="md")
+    formats = ("md", "csv", "tex", "html")
+    table.add_argument("--format", choices=formats, default="md", help="Markdown, CSV, LaTeX or HTML; default: md")
     table.add_argument("--out", type=Path, help="file to write instead of printing")
     figure = _command(subparsers, "figure", run_figure, "draw a grid's figure (PNG, PDF and its caption)")
     figure.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: out)")
@@ -24,28 +26,30 @@ def register(subparsers: Any) -> None:
     report.add_argument("--out", type=Path, default=Path("out"), help="folder or .html file (default: out)")
     records = _command(subparsers, "records", run_records, "keep the small files of a grid's runs for committing")
     records.add_argument("--out", type=Path, help="folder to write to (default: analysis/records/runs)")
-    claims = subparsers.add_parser("claims", help="judge the papers' claims from the runs of their grids")
-    add_place_arguments(claims).add_argument("names", nargs="*", metavar="GRID", help="default: every grid with claims")
+    claims = add_command(subparsers, "claims", "judge the papers' claims from the runs of their grids")
+    add_place_arguments(claims).add_argument(
+        "names", nargs="*", default=[], metavar="GRID", help="default: every grid with claims"
+    )
     claims.add_argument("--out", type=Path, help="Markdown file to write instead of printing")
     claims.set_defaults(run=run_claims)
-    everything = subparsers.add_parser("results", help="rebuild every table and figure from runs and committed records")
+    everything = add_command(subparsers, "results", "rebuild every table and figure from runs and committed records")
     everything.add_argument("--runs-dir", type=Path, metavar="DIR", help="run folders to read besides the records")
     everything.add_argument("--out", type=Path, default=Path("out/results"), help="folder; default: out/results")
     everything.add_argument("--pages", action="store_true", help="only the pages of analysis/ (RESULTS.md, papers/)")
     everything.set_defaults(run=run_results)
 
 
-def _command(subparsers: Any, name: str, run: Any, help: str) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+def _command(subparsers: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    parser = add_command(subparsers, name, summary)
     add_grid_arguments(parser).set_defaults(run=run)
     return parser
 
 
 def _results(arguments: argparse.Namespace) -> Iterator[Results]:
     """At the budget asked for, then at the grid's others; from run folders and committed records."""
+    grid = load_grid(arguments)
     from analysis.collect import RECORDS, results
 
-    grid = load_grid(arguments)
     for budget in dict.fromkeys([arguments.budget, *grid.budgets]):
         yield results(grid, arguments.scale, budget, [arguments.runs_dir, RECORDS])
 
@@ -96,10 +100,10 @@ def _draw(of: Results, folder: Path) -> None:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """Table, figure and page in one process: most of each command's time is imports and expanding the grid."""
+    budgets = list(_results(arguments))
     from analysis.report import build_report
     from core.run import atomic_write
 
-    budgets = list(_results(arguments))
     folder, path = arguments.out, arguments.out / f"{_stem(budgets[0])}.html"
     if arguments.out.suffix == ".html":
         folder, path = arguments.out.parent, arguments.out
@@ -111,11 +115,14 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 
 def run_claims(arguments: argparse.Namespace) -> int:
-    from ablations.grid import load
+    from ablations.grid import load, names
+    from core.schema import check_choice
+
+    for name in arguments.names:
+        check_choice("GRID", name, names())
     from analysis.claims import judge, load_claims
     from analysis.collect import RECORDS, results
     from analysis.render import claims_markdown
-    from core.schema import check_choice
 
     known = tuple(dict.fromkeys(claim.grid for claim in load_claims()))
     for name in arguments.names:
@@ -144,10 +151,10 @@ def run_results(arguments: argparse.Namespace) -> int:
 
 
 def run_records(arguments: argparse.Namespace) -> int:
+    grid = load_grid(arguments)
     from analysis.collect import RECORDS, cell_runs
     from analysis.keep_records import save_records
 
-    grid = load_grid(arguments)
     folder = arguments.out or RECORDS
     items = cell_runs(grid, arguments.scale, arguments.budget, [arguments.runs_dir])
     saved = save_records(items, folder)

@@ -130,7 +130,7 @@ def _provenance(item: CellRun) -> dict[str, str]:
     packages = ", ".join(f"{name} {version}" for name, version in facts.get("packages", {}).items() if version)
     return {
         "run": item.cell.id,
-        "experiment": item.cell.experiment,
+        "experiment": item.cell.config.name,
         "commit": (facts.get("commit") or "not from a checkout")[:12]
         + (" + uncommitted changes" if item.first.dirty else ""),
         "weights": str(facts.get("weights_hash", ""))[:16],

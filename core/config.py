@@ -45,8 +45,8 @@ from core.typed import MissingValue, dump_yaml, load_yaml, read_yaml, typed
 __all__ = [
     "REVISIONS", "BackboneConfig", "BudgetConfig", "DataConfig", "EvalConfig", "ExecutionConfig",
     "ExpectedConfig", "ExperimentConfig", "TaskConfig", "TrainConfig", "UserError", "added", "compose", "config_dir",
-    "execution", "experiments", "from_yaml", "identity_dict", "locate", "override", "read_yaml", "register_schema",
-    "resolve", "run_id", "to_yaml",
+    "execution", "experiments", "from_yaml", "identity_dict", "is_experiment", "locate", "override", "own_file",
+    "read_yaml", "register_schema", "resolve", "run_id", "to_yaml",
 ]  # fmt: skip
 
 # Compositions of the configuration files, which are read again if these change
@@ -70,20 +70,47 @@ def experiments() -> list[str]:
     return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
 
 
+def is_experiment(text: str) -> bool:
+    """Whether ``text`` is the name of an experiment, or the path of a user's own."""
+    return own_file(text) is not None or text in experiments()
+
+
+def own_file(experiment: str) -> Path | None:
+    """The file of a user's own experiment, which is given as a path that ends in .yaml; None for a name."""
+    return Path(experiment).expanduser().resolve() if experiment.endswith((".yaml", ".yml")) else None
+
+
 def compose(experiment: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Validated configuration of ``experiment`` with ``key=value`` overrides; UserError for a mistake."""
-    if not (config_dir() / "experiment" / f"{experiment}.yaml").is_file():
-        known = experiments()
-        close = nearest(experiment, known)
-        raise UserError(f"unknown experiment '{experiment}'{close}; all: {', '.join(known)}")
+    """Validated configuration of ``experiment`` with ``key=value`` overrides; UserError for a mistake.
+
+    ``experiment`` is a name of ``experiments()``, or the path of one's own YAML file of the same form; a run of the
+    latter is called like the file.
+    """
+    file = own_file(experiment)
+    _check_exists(experiment, file)
     groups, changes = split(overrides)
-    values = json.loads(_composed(experiment, tuple(groups)))
+    if file is None:
+        values = json.loads(_composed(experiment, tuple(groups)))
+    else:
+        values = json.loads(_composed_own(file, tuple(groups), _beside(file)))
     for key, value in changes:
         _put(values, key, value)
     try:
         return _config(values)
     except MissingValue as error:
         raise UserError(f"experiment {experiment}: {error}") from None
+
+
+def _check_exists(experiment: str, file: Path | None) -> None:
+    if (file or config_dir() / "experiment" / f"{experiment}.yaml").is_file():
+        if experiment.endswith(".yml"):
+            raise UserError(f"{experiment}: an experiment's file ends in .yaml")
+        return
+    if file is not None:
+        raise UserError(f"{experiment}: no such file")
+    known = experiments()
+    allowed = f"all: {', '.join(known)}, or a YAML file"
+    raise UserError(f"unknown experiment '{experiment}'{nearest(experiment, known)}; {allowed}")
 
 
 def override(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
@@ -162,6 +189,28 @@ def _composed(experiment: str, groups: tuple[str, ...]) -> str:
     return json.dumps(values)
 
 
+@functools.lru_cache(maxsize=16)
+def _composed_own(file: Path, groups: tuple[str, ...], beside: str) -> str:
+    """``_composed`` of a user's own experiment, made from ``beside``. Remembered by this process alone.
+
+    Nobody but Hydra knows which other files a user's file starts from.
+    """
+    values = _compose_groups(file.stem, groups, file)
+    lacking = {item.name for item in fields(ExperimentConfig)} - values.keys()
+    if lacking:
+        start = "begin its defaults with /experiment_schema, or with an experiment, e.g. /experiment/flash/emoji"
+        raise UserError(f"{file.name} has no {', '.join(sorted(lacking))}; {start}")
+    return json.dumps(values)
+
+
+def _beside(file: Path) -> str:
+    """What the YAML files of a user's folder hold now."""
+    try:
+        return repr([(path.name, path.read_bytes()) for path in sorted(file.parent.glob("*.yaml"))])
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
+
+
 def _sources() -> tuple[Path, ...]:
     """The files that a composition is made from: YAML, and the sources of all schemas, a user's own included."""
     files = {*config_dir().rglob("*.yaml")}
@@ -226,8 +275,11 @@ def _merged(values: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]
     return out
 
 
-def _compose_groups(experiment: str, groups: tuple[str, ...]) -> dict[str, Any]:
-    """The values that Hydra composes for one choice of groups, MISSING where none is given yet."""
+def _compose_groups(experiment: str, groups: tuple[str, ...], file: Path | None = None) -> dict[str, Any]:
+    """The values that Hydra composes for one choice of groups, MISSING where none is given yet.
+
+    ``file``: of a user's own experiment. What lies in its folder is found before what is ours.
+    """
     import hydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -235,19 +287,27 @@ def _compose_groups(experiment: str, groups: tuple[str, ...]) -> dict[str, Any]:
     from yaml import YAMLError
 
     _store_schemas()
+    where, folder, name, also = experiment, config_dir(), f"experiment/{experiment}", []
+    if file is not None:
+        ours = json.dumps(f"file://{config_dir()}")
+        where, folder, name, also = file.name, file.parent, file.stem, [f"hydra.searchpath=[{ours}]"]
     try:
-        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-            tree = hydra.compose(f"experiment/{experiment}", overrides=list(groups))
+        with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+            tree = hydra.compose(name, overrides=[*also, *groups])
         values = OmegaConf.to_container(tree)
+    except RecursionError:
+        raise UserError(f"experiment {where}: its defaults lead back to itself") from None
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-        raise UserError(f"experiment {experiment}: {_first_line(cause)}") from None
+        raise UserError(f"experiment {where}: {_first_line(cause)}") from None
     return {**values, "name": experiment}
 
 
 def _first_line(error: BaseException) -> str:
     key = getattr(error, "full_key", None)
-    line = str(error).strip().splitlines()[0]
+    line, *rest = str(error).strip().splitlines()
+    if line.endswith(":") and rest:
+        line = f"{line} {rest[0]}"
     return f"{key}: {line}" if key and str(key) not in line else line
 
 

@@ -1,4 +1,4 @@
-"""The cost of a training step: ``python -m experiments.bench EXPERIMENT [key=value ...]``.
+"""The cost of a training step: ``fewstep bench EXPERIMENT [key=value ...]``.
 
 Efficiency = time of a period's network evaluations, replayed alone / time of the period's whole iterations. Both are
 measured in turn in one run, since machines are noisy. The data are noise: only sizes matter. ``--memory``: the peak of
@@ -8,7 +8,6 @@ processes of its own. ``--sampling``: pictures from prompts to pixels, teacher a
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import resource
@@ -17,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,6 @@ from core.sampler import Setting, teacher_setting
 from core.schema import check_range
 from core.training.loop import Trainer
 from experiments.build import build_backbone, build_clock, build_method, device_of, source_of
-from experiments.cli import parse
 from experiments.memory import GB, planned_bytes
 from experiments.session import Session
 
@@ -189,7 +188,7 @@ def peak_of_two_iterations(words: Sequence[str]) -> float:
 
 def _alone(words: Sequence[str]) -> str:
     """Output of this benchmark in a process of its own."""
-    command = [sys.executable, "-m", "experiments.bench", *words]
+    command = [sys.executable, "-m", "experiments.cli", "bench", *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         how = f"exit code {done.returncode}"
@@ -264,31 +263,16 @@ def sampling(config: ExperimentConfig, steps: Sequence[int], teacher_steps: int,
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", nargs="?", help="default: flash/emoji; with --memory a UNet of 50M parameters")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="measured periods; default: 3")
-    parser.add_argument("--stage", type=float, default=0.9, metavar="X", help="fraction of the budget; default: 0.9")
-    parser.add_argument("--memory", action="store_true", help="compare backbone.sharing=lora and full")
-    parser.add_argument("--versus", nargs="+", metavar="key=value", help="compare with this setting")
-    parser.add_argument("--sampling", nargs="+", type=int, metavar="STEPS", help="time the student's pictures")
-    parser.add_argument("--teacher-steps", type=int, default=20, metavar="N", help="beside --sampling; default: 20")
-    parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the numbers as JSON, too")
-    arguments = parse(parser, argv)
+def run_command(arguments: Namespace) -> int:
+    """Measure what is asked for and print it."""
     words = [*(MEMORY if arguments.memory else ["flash/emoji"]), *arguments.overrides]
     if arguments.experiment:
         words = [arguments.experiment, *arguments.overrides]
     logging.getLogger("fewstep").setLevel(logging.WARNING)
-    try:
-        if arguments.peak:
-            print(peak_of_two_iterations(words))
-            return 0
-        found = _measured(arguments, words)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if arguments.peak:
+        print(peak_of_two_iterations(words))
+        return 0
+    found = _measured(arguments, words)
     for key, value in found.items():
         print(f"{key:<24}{_text(value)}")
     if arguments.out:
@@ -296,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measured(arguments: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+def _measured(arguments: Namespace, words: Sequence[str]) -> dict[str, Any]:
     if arguments.memory:
         return compare_memory(words)
     if arguments.versus:
@@ -316,4 +300,6 @@ def _text(value: object) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from experiments.cli import main
+
+    sys.exit(main(["bench", *sys.argv[1:]]))

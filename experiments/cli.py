@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The ``fewstep`` command. Every layer registers its subcommands: entry points ``fewstep.commands``.
 
 A subcommand's parser sets ``run``, a function of the parsed arguments that returns an exit code. A user's
@@ -6,23 +7,25 @@ mistake is one line on stderr and exit code 2. Nothing heavy is imported here, s
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 
 from core.schema import UserError
+from experiments.completion import complete_if_asked
+from experiments.parser import Parser, parse
 
 LAYERS = ("experiments", "ablations", "slurm", "analysis")  # a layer may add to what those before it have registered
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser with the subcommands of all installed layers."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fewstep",
         description="Distil diffusion models into few-step students; ablate, tabulate and plot it.",
     )
+    parser.add_argument("--version", action="version", version=f"fewstep {version('fewstep')}", help="show the version")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     entries = entry_points(group="fewstep.commands")
     for entry in sorted(entries, key=lambda entry: LAYERS.index(entry.name)):
@@ -30,25 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse ``argv``; ``key=value`` may also follow an option, which argparse alone does not allow."""
-    arguments, rest = parser.parse_known_args(argv)
-    if not rest:
-        return arguments
-    if not hasattr(arguments, "overrides") or not all(map(_is_override, rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.overrides = [*arguments.overrides, *rest]
-    return arguments
-
-
-def _is_override(word: str) -> bool:
-    return "=" in word and not word.startswith("-")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = parse(build_parser(), argv)
     try:
+        parser = build_parser()
+        complete_if_asked(parser)
+        arguments = parse(parser, argv)
         return arguments.run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,11 +4,13 @@ run."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import core.config
-from core.config import ExperimentConfig, UserError, compose, experiments, resolve
+from core.config import ExperimentConfig, UserError, compose, experiments, is_experiment, resolve
 from core.run import Run
+from core.schema import nearest
 
 if TYPE_CHECKING:
     from experiments.session import Session
@@ -22,10 +24,14 @@ def open_target(target: str, overrides: Sequence[str] = (), runs_dir: str | None
     A run is what its configuration says, so only eval.* and execution.* can be changed afterwards; an
     experiment takes any override, because it says which run is meant.
     """
-    if target in experiments():
+    if is_experiment(target):
         where = [f"execution.runs_dir={runs_dir}"] if runs_dir else []
         return Run.create(resolve(compose(target, [*overrides, *where])))
-    run = Run.open(target, runs_dir or "runs")
+    try:
+        run = Run.open(target, runs_dir or "runs")
+    except UserError as error:
+        meant = "" if Path(target).exists() else nearest(target, experiments())
+        raise UserError(f"{error}{meant}") from None
     run.config = override(run.config, overrides)
     return run
 

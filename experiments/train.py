@@ -21,6 +21,7 @@ from core.methods.base import Method
 from core.run import Run
 from core.sampler import Setting, teacher_setting
 from core.training.loop import Diverged, Trainer
+from core.training.monitor import AboveBar
 from core.training.preemption import EXIT_CODE as PREEMPTED
 from core.training.preemption import Preempted
 from core.training.world import ALONE, World, check_processes, is_sharded
@@ -203,7 +204,7 @@ def _log_to(run: Run) -> None:
     log.handlers.clear()
     log.propagate = False
     form = logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
-    for handler in (logging.StreamHandler(sys.stderr), logging.FileHandler(run.path / "log.txt")):
+    for handler in (AboveBar(sys.stderr), logging.FileHandler(run.path / "log.txt")):
         handler.setFormatter(form)
         log.addHandler(handler)
 

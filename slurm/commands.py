@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ablations.commands import add_grid_arguments, load_grid, print_states
+from experiments.parser import add_command
+
+PROFILE = "a profile's name or YAML; default: local"
+RUNS_DIR = "where the runs lie; default: runs"
 
 
 def register(subparsers: Any) -> None:
@@ -18,17 +22,17 @@ def register(subparsers: Any) -> None:
     _register_site(subparsers)
     actions = subparsers.grid_actions
     submit = _on_a_grid(actions, "submit", "submit what is missing to a cluster", run_submit)
-    submit.add_argument(
-        "--cluster", default="local", metavar="PROFILE", help="a profile's name or YAML; default: local"
-    )
+    submit.add_argument("--cluster", default="local", metavar="PROFILE", help=PROFILE)
     submit.add_argument("--dry-run", action="store_true", help="print the sbatch files and submit nothing")
     submit.add_argument("--allow-dirty", action="store_true", help="submit uncommitted changes; their patch is kept")
     submit.add_argument("--cells-per-job", type=int, metavar="N", help="runs that share a job and its devices")
     submit.add_argument("--write", type=Path, metavar="DIR", help="write readable sbatch files; submit nothing")
     submit.set_defaults(again=[])
     retry = _on_a_grid(actions, "retry", "submit again what has failed, was cancelled, or is lost", run_submit)
-    retry.add_argument("again", nargs="*", metavar="CELL|STATE", help="runs, ROW-sSEED, or states; default: all three")
-    retry.add_argument("--cluster", default="local", metavar="PROFILE", help="default: local")
+    retry.add_argument(
+        "again", nargs="*", default=[], metavar="CELL|STATE", help="runs, ROW-sSEED, or states; default: all three"
+    )
+    retry.add_argument("--cluster", default="local", metavar="PROFILE", help=PROFILE)
     retry.add_argument("--allow-dirty", action="store_true", help="submit uncommitted changes; their patch is kept")
     retry.set_defaults(dry_run=False, cells_per_job=None, write=None)
     status = _on_a_grid(actions, "status", "the state of every cell, on a cluster too", run_status)
@@ -37,17 +41,18 @@ def register(subparsers: Any) -> None:
     cancel.add_argument("--dry-run", action="store_true", help="print the jobs and cancel nothing")
     logs = _on_a_grid(actions, "logs", "the end of a cell's log", run_logs)
     logs.add_argument("cell", metavar="CELL", help="a run id, or ROW-sSEED")
-    logs.add_argument("--lines", type=int, default=40, metavar="N")
+    logs.add_argument("--lines", type=int, default=40, metavar="N", help="the last of each log; default: 40")
 
 
 def _register_site(subparsers: Any) -> None:
-    doctor = subparsers.add_parser("doctor", help="check a cluster, and say in one line each what to change")
+    doctor = add_command(subparsers, "doctor", "check a cluster, and say in one line each what to change")
     doctor.add_argument("--cluster", required=True, metavar="PROFILE", help="a profile's name or YAML")
-    doctor.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    doctor.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help=RUNS_DIR)
     doctor.set_defaults(run=run_doctor)
-    clean = subparsers.add_parser("clean", help="free the disk of what nothing needs any more")
-    clean.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
-    clean.add_argument("--cache-dir", type=Path, default=Path(".cache"), metavar="DIR", help="default: .cache")
+    clean = add_command(subparsers, "clean", "free the disk of what nothing needs any more")
+    clean.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help=RUNS_DIR)
+    cache_dir = "where latents and teacher solutions lie; default: .cache"
+    clean.add_argument("--cache-dir", type=Path, default=Path(".cache"), metavar="DIR", help=cache_dir)
     clean.add_argument("--solutions", action="store_true", help="also those that no unfinished run needs")
     clean.add_argument("--dry-run", action="store_true", help="print and remove nothing")
     clean.set_defaults(run=_clean)
@@ -74,7 +79,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
 
 
 def _on_a_grid(actions: Any, name: str, summary: str, run: Any) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+    parser = add_command(actions, name, summary)
     add_grid_arguments(parser).set_defaults(run=run)
     return parser
 
@@ -221,14 +226,15 @@ def run_cancel(arguments: argparse.Namespace) -> int:
 
 
 def run_logs(arguments: argparse.Namespace) -> int:
-    from core.schema import UserError
+    from core.schema import UserError, nearest
     from slurm.ledger import Ledger
 
     cells = load_grid(arguments).expand(arguments.scale, arguments.budget)
     names = {cell.name: cell.id for cell in cells}
     run = names.get(arguments.cell, arguments.cell)
     if run not in names.values():
-        raise UserError(f"unknown cell '{arguments.cell}'; all: {', '.join(names)}")
+        close = nearest(arguments.cell, names)
+        raise UserError(f"unknown cell '{arguments.cell}'{close}; all: {', '.join(names)}")
     folder = Ledger(arguments.runs_dir).root / "logs"
     logs = sorted(folder.glob(f"{run}*.log"))  # of the training, then of what measures it
     if not logs:

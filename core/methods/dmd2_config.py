@@ -19,7 +19,7 @@ GAN_LOSSES = ("non_saturating", "lsgan", "hinge", "wgan", "relativistic")
 
 @dataclass
 class Dmd2Config(MethodConfig):
-    """Generator: dmd_weight L_DMD + adversarial_weight L_G + regression_weight L_ODE; fake score: L_denoise + L_D."""
+    """DMD2. Generator: dmd_weight L_DMD + adversarial_weight L_G + regression_weight L_ODE; score: L_denoise + L_D."""
 
     name: str = "dmd2"
     num_steps: int = 4  # of the student, trailing spacing: 999, 749, 499, 249 [C]

@@ -19,7 +19,7 @@ TIMESTEP_DISTRIBUTIONS = ("mixture", "uniform", "gaussian", "sharp")
 
 @dataclass
 class FlashConfig(MethodConfig):
-    """L = distill_weight L_distil + adversarial_weight L_adv + dmd_weight L_DMD (Eq. 10)."""
+    """Flash Diffusion: L = distill_weight L_distil + adversarial_weight L_adv + dmd_weight L_DMD (Eq. 10)."""
 
     name: str = "flash"
     num_timesteps: int = 32  # K, start points of the teacher's ODE, trailing spacing [P]

@@ -17,7 +17,7 @@ DISTANCES = ("huber", "mse")
 
 @dataclass
 class LcmConfig(MethodConfig):
-    """The student's x0 at t_n+1 against its own average's at t_n, to which one step of the teacher's ODE leads."""
+    """LCM: the student's x0 at t_n+1 against its own average's at t_n, to which one step of the teacher's ODE leads."""
 
     name: str = "lcm"
     num_timesteps: int = 50  # of the grid t_1 < ... < t_N, trailing spacing: a step of 20 of 1,000 [2]

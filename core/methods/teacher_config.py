@@ -14,7 +14,7 @@ REVISION = 1
 
 @dataclass
 class TeacherConfig(MethodConfig):
-    """The frozen teacher sampled with an ODE solver."""
+    """No training: the frozen teacher sampled with an ODE solver."""
 
     trains: ClassVar[bool] = False
 

@@ -18,6 +18,17 @@ from core.training.world import ALONE, World
 log = logging.getLogger("fewstep")
 
 
+class AboveBar(logging.StreamHandler):
+    """Writes lines of a log to a terminal above the bar that keeps its last line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+            self.flush()
+        except Exception:  # as every handler of a log: what cannot be told stops nobody
+            self.handleError(record)
+
+
 class Monitor:
     """Averages device scalars between log points; reads them on the host once per log point. Rank 0 alone tells."""
 
@@ -31,7 +42,7 @@ class Monitor:
         self._last_images = self._first_images = clock.images
         self._started = time.monotonic()
         shows = world.is_main and sys.stderr.isatty()
-        self._bar = tqdm(total=clock.budget, initial=clock.amount, unit=clock.unit) if shows else None
+        self._bar = _bar(clock) if shows else None
         self._tensorboard = _open_tensorboard(run) if tensorboard and world.is_main else None
 
     def add(self, name: str, value: Tensor) -> None:
@@ -100,6 +111,10 @@ class Monitor:
         except Exception as error:  # a logging sink must never stop a training
             log.warning("TensorBoard sink failed and is off: %s", error)
             self._tensorboard = None
+
+
+def _bar(clock: Clock) -> tqdm:
+    return tqdm(total=clock.budget, initial=clock.amount, unit=f" {clock.unit}", dynamic_ncols=True)
 
 
 def _open_tensorboard(run: Run) -> Any:

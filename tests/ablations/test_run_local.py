@@ -12,7 +12,8 @@ from ablations.run_local import LocalRunner
 from ablations.status import statuses
 from ablations.work import train_command
 from core.run import Run
-from experiments.cli import build_parser, parse
+from experiments.cli import build_parser
+from experiments.parser import parse
 
 RUNS = Path("runs")
 # What `fewstep train ... --evaluate` leaves behind, without networks: parents must be there, row `bad` fails.

@@ -8,6 +8,7 @@ import pytest
 from core.config import UserError, compose, resolve
 from experiments import bench
 from experiments.bench import Recorder
+from experiments.cli import main
 from tests import worlds
 
 
@@ -42,7 +43,7 @@ def test_a_judging_networks_gradient_goes_to_its_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize("experiment", ["flash/tiny", "dmd2/tiny"])
 def test_numbers_of_a_tiny_run(tmp_path: Path, capsys: pytest.CaptureFixture, experiment: str) -> None:
     words = [experiment, f"execution.cache_dir={tmp_path}/cache"]
-    assert bench.main([*words, "--repeats", "1", "--out", str(tmp_path / "out.json")]) == 0
+    assert main(["bench", *words, "--repeats", "1", "--out", str(tmp_path / "out.json")]) == 0
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["efficiency"] > 0 and found["images_per_s"] > 0 and found["peak_gb"] > 0.1
     counts = found["evaluations_per_image"]
@@ -53,7 +54,7 @@ def test_numbers_of_a_tiny_run(tmp_path: Path, capsys: pytest.CaptureFixture, ex
 
 
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture) -> None:
-    assert bench.main(["flash/nothing"]) == 2
+    assert main(["bench", "flash/nothing"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown experiment 'flash/nothing'")
 
 
@@ -68,13 +69,13 @@ def test_pictures_are_timed_in_turn(
 
     monkeypatch.setattr(bench.Session, "sample", noting)
     words = ["dmd2/tiny", f"execution.cache_dir={tmp_path}/cache", "eval.batch_size=3", "--sampling", "1", "4"]
-    assert bench.main([*words, "--teacher-steps", "8", "--repeats", "2", "--out", str(tmp_path / "out.json")]) == 0
+    assert main(["bench", *words, "--teacher-steps", "8", "--repeats", "2", "--out", str(tmp_path / "out.json")]) == 0
     assert drawn == [("teacher", 8, 3), ("student", 1, 3), ("student", 4, 3)] * 3, "the first round warms up"
     found = json.loads((tmp_path / "out.json").read_text())
     teacher, one, four = (found[name] for name in ("teacher, 8 steps", "student, 1 steps", "student, 4 steps"))
     assert (teacher["nfe"], one["nfe"], four["nfe"]) == (16, 1, 4) and teacher["speedup"] == 1
     assert one["speedup"] == pytest.approx(teacher["seconds"] / one["seconds"])
-    assert bench.main([*words[:-1], "0"]) == 2 and "steps=0" in capsys.readouterr().err
+    assert main(["bench", *words[:-1], "0"]) == 2 and "steps=0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from PIL import Image
 from ablations.grid import load
 from core.config import compose, experiments, run_id
 from experiments import python
-from experiments.cli import build_parser, main, parse
+from experiments.cli import build_parser, main
+from experiments.parser import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = (
