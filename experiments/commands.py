@@ -88,9 +88,12 @@ def _train(arguments: Namespace) -> int:
 
 def _config(arguments: Namespace) -> int:
     from core.config import compose, resolve, run_id, to_yaml
+    from experiments.needs import missing_needs
 
     config = resolve(compose(arguments.experiment, arguments.overrides))
     print(f"# run {run_id(config)}\n{to_yaml(config)}", end="")
+    for line in missing_needs(config):
+        print(f"# missing: {line}")
     return 0
 
 
