@@ -1,4 +1,4 @@
-"""What a run needs and lacks, told before anything is built: weights, splits, and a size that fits. Torch-free."""
+"""The needs of a run that are not met, told before anything is built: weights, splits, a size that fits. Torch-free."""
 
 from __future__ import annotations
 
@@ -91,13 +91,16 @@ def _size(config: ExperimentConfig) -> Iterator[str]:
 def _judges(config: ExperimentConfig) -> Iterator[str]:
     """The weights of the networks that judge."""
     for judge in dict.fromkeys(METRICS[name].judge for name in config.eval.metrics):
-        if not judge.path:
-            continue
-        path = getattr(config.eval, judge.path)
+        path = getattr(config.eval, judge.path, None)
         if path is not None:
             yield from _wrong_path(judge, path)
-        elif judge.needed and not (judge == CLIP and embedded_clip_suits(config)):
+        elif not _is_at_hand(judge, config):
             yield judge.needed
+
+
+def _is_at_hand(judge: Judge, config: ExperimentConfig) -> bool:
+    """Whether the project brings the judge's weights."""
+    return not judge.needed or (judge == CLIP and embedded_clip_suits(config))
 
 
 def _wrong_path(judge: Judge, path: str) -> Iterator[str]:
