@@ -25,11 +25,17 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Judge:
-    """A network that judges pictures and never trains anything; ``weights`` says where its weights come from."""
+    """A network that judges pictures and never trains anything; ``weights`` says where its weights come from.
+
+    ``path`` is the setting of ``eval`` that names them, ``needed`` the line for a user who has not set it; without one
+    the project brings them.
+    """
 
     name: str
     network: str
     weights: str
+    path: str = ""
+    needed: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +80,23 @@ FRECHET = "frechet, unbiased covariances, symmetric eigenvalues"
 MEAN_COSINE = "mean cosine of image and prompt"
 PAIRWISE_DISTANCE = "mean pairwise cosine distance within a prompt, then mean over prompts"
 
-EFFNET = Judge("effnet", "EfficientNet-Lite0", "of the installed wheel, or `eval.extractor_path`")
+EFFNET = Judge("effnet", "EfficientNet-Lite0", "of the installed wheel, or `eval.extractor_path`", "extractor_path")
 TEACHER_FEATURES = Judge("teacher", "bottleneck of the distilled teacher", "the teacher's own")
-INCEPTION = Judge("inception", "clean-fid's Inception-v3", "`eval.inception_path`")
-CLIP = Judge("clip", "an open_clip model", "embedded at emoji scale, else `eval.clip_path`")
+INCEPTION_FILE = "inception-2015-12-05.pt"
+INCEPTION = Judge(
+    "inception",
+    "clean-fid's Inception-v3",
+    "`eval.inception_path`",
+    "inception_path",
+    f"fid and kid need eval.inception_path: the file {INCEPTION_FILE} that clean-fid downloads",
+)
+CLIP = Judge(
+    "clip",
+    "an open_clip model",
+    "embedded at emoji scale, else `eval.clip_path`",
+    "clip_path",
+    "clip_score needs eval.clip_path: an open_clip folder, NAME:FILE, or ViT-bigG-14",
+)
 
 KD_EFFNET = register_metric(
     Metric(

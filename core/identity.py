@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from core.remembered import recall, remember
 from core.schema import REVISIONS, ExperimentConfig, UserError
+from core.splits import HELD_OUT_SHARE, is_split_by_key
 
 SCHEMA_VERSION = 1  # raised when the meaning of an existing field changes
 _NOT_WEIGHTS = {".md", ".png", ".jpg", ".log"}  # cards and sample sheets may be edited
@@ -109,7 +110,7 @@ def fill_hashes(config: ExperimentConfig, known: dict[str, str]) -> None:
     cache = Path(config.execution.cache_dir)
     backbone, data, train = config.backbone, config.data, config.train
     backbone.weights_hash = _weights_hash(backbone.path, backbone.revision, cache, known)
-    data.data_hash = _source_hash("data.path", data.path, cache, _NOT_DATA, known)
+    data.data_hash = _data_hash(data.path, cache, known)
     for file in config.method.weight_files:
         path = getattr(config.method, file.path)
         if file.hash is not None and path is not None:
@@ -122,6 +123,14 @@ def _weights_hash(path: str, revision: str | None, cache: Path, known: dict[str,
     if is_hub_id:
         return f"hub:{path}@{revision or 'main'}"
     return _source_hash("backbone.path", path, cache, _NOT_WEIGHTS, known)
+
+
+def _data_hash(path: str, cache: Path, known: dict[str, str]) -> str:
+    """The content of a folder of data, and how it is split where the names of its files do not say."""
+    digest = _source_hash("data.path", path, cache, _NOT_DATA, known)
+    if not is_split_by_key(locate(path)):
+        return digest
+    return hashlib.blake2b(f"{digest} held out {HELD_OUT_SHARE}".encode(), digest_size=8).hexdigest()
 
 
 def _source_hash(key: str, path: str, cache: Path, ignored: set[str], known: dict[str, str]) -> str:

@@ -156,8 +156,10 @@ class DataConfig:
     name: str = MISSING
     path: str = execution("")  # folder, package:..., or random:...; its content is data_hash
     data_hash: str = ""  # filled by resolve
-    split: str = "train"
-    view: str = "plain"  # plain: image and caption as stored | emoji: keyed captions and augmentation
+    split: str = "train"  # of a folder that is not split by its files' names: train | heldout | val
+    # plain: image and caption as stored | emoji: keyed captions and augmentation, of pictures with an emoji's metadata;
+    # a data set that has none of it is shown as plain
+    view: str = "plain"
     num_variants: int = 1  # keyed variants of each image that the cache holds
     image_size: int = MISSING  # pixels
 
@@ -253,6 +255,7 @@ class ExecutionConfig:
     use_solution_store: bool = True
     solve_batch: int | None = None  # samples for which the teacher is solved at once, also ahead; null: a micro-batch
     num_threads: int | None = None
+    max_bad_examples: float = 0.01  # share of a data set's examples that may be unusable; they are left out
     stop_after_images: int | None = None  # end this attempt early, resumable; null: run to the budget
 
     def validate(self) -> None:
@@ -262,6 +265,7 @@ class ExecutionConfig:
             check_range("execution.solve_batch", self.solve_batch, 1)
         for key in ("checkpoint_every_images", "keep_checkpoints", "sample_every_images", "log_every_images"):
             check_range(f"execution.{key}", getattr(self, key), 1)
+        check_range("execution.max_bad_examples", self.max_bad_examples, 0.0, 1.0)
         check_choice("execution.sharding", self.sharding, ("none", "fsdp"))
         check_choice("execution.compile", self.compile, ("off", "inductor", "aot_eager"))
         if "/" in self.label:

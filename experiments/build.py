@@ -33,13 +33,10 @@ from core.backbones.tiny import (
     write_tiny_sdxl,
 )
 from core.backbones.unet import UNetBackbone
-from core.config import DataConfig, ExperimentConfig, TaskConfig, UserError
+from core.config import ExperimentConfig, TaskConfig, UserError
 from core.data.batches import LatentData
 from core.data.cache import LatentCache, build_cache, open_cache
-from core.data.requests import View
-from core.data.shards import open_dataset
 from core.data.solutions import SolutionStore
-from core.data.views import plain
 from core.identity import identity_dict, locate, teacher_problem
 from core.methods.base import Method
 from core.methods.clock import Clock
@@ -51,7 +48,8 @@ from core.run import Run
 from core.tasks.base import Task
 from core.tasks.text_to_image import TextToImage
 from core.training.checkpoint import latest_snapshot
-from experiments.emoji.views import view as emoji_view
+from experiments.dataset import num_variants, open_split, shown_view, view_of
+from experiments.needs import wrong_size
 
 FAMILIES: dict[str, type[PipelineBackbone]] = {
     "unet": UNetBackbone, "unet_sdxl": SDXLBackbone, "pixart": PixArtBackbone, "mmdit": SD3Backbone,
@@ -76,14 +74,9 @@ def device_of(config: ExperimentConfig) -> torch.device:
     return torch.device(name)
 
 
-def view_function(data: DataConfig) -> View:
-    """(example, variant) -> (image uint8 (image_size, image_size, 3), caption)."""
-    return emoji_view if data.view == "emoji" else partial(plain, image_size=data.image_size)
-
-
 def build_task(config: ExperimentConfig) -> Task:
     """Build the task of the run, with the view of its data."""
-    return TASKS[config.task.name](config.task, view_function(config.data), config.data.image_size)
+    return TASKS[config.task.name](config.task, view_of(config), config.data.image_size)
 
 
 def build_backbone(config: ExperimentConfig, *, to_be_sharded: bool = False) -> Backbone:
@@ -130,7 +123,8 @@ def compute_dtype(config: ExperimentConfig) -> torch.dtype | None:
 def build_data(config: ExperimentConfig, backbone: Backbone) -> LatentData:
     """Latents and conditions, computed once for (weights, data, view, task) and memory-mapped from then on."""
     data, task = config.data, identity_dict(config.task)
-    key = [config.backbone.weights_hash, data.data_hash, data.split, data.view, data.num_variants, data.image_size]
+    shown = [shown_view(config), num_variants(config), data.image_size]
+    key = [config.backbone.weights_hash, data.data_hash, data.split, *shown]
     if task != identity_dict(TaskConfig()):  # caches older than tasks keep their names
         key.append(task)
     name = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
@@ -144,17 +138,27 @@ def _open_or_build(folder: Path, config: ExperimentConfig, backbone: Backbone) -
     cache = open_cache(folder)
     if cache is not None:
         return cache
-    dataset = open_dataset(locate(config.data.path), config.data.split)
+    dataset = open_split(config, config.data.split)
+    _check_size(config, backbone)
     task = build_task(config)
     return build_cache(
         folder,
         dataset,
         task.item,
-        config.data.num_variants,
+        num_variants(config),
         encode_image=lambda images: backbone.encode(images).cpu().numpy(),
         encode_text=lambda prompts: _arrays(backbone.encode_text(prompts).tensors),
         encode_inputs=lambda inputs: _arrays(task.encode_inputs(backbone, inputs)),
     )
+
+
+def _check_size(config: ExperimentConfig, backbone: Backbone) -> None:
+    """Encode one white picture: UserError unless its latent has the size that the network takes."""
+    size = config.data.image_size
+    latent = backbone.encode(np.full((1, size, size, 3), 255, dtype=np.uint8))
+    if latent.shape[1:] != backbone.latent_shape:
+        side = backbone.latent_shape[1] * backbone.vae_scale
+        raise UserError(wrong_size(config, f"it draws {side}x{side} pixels; give data.image_size={side}"))
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

@@ -163,9 +163,12 @@ def _check_experiment(arguments: Namespace) -> None:
 
 def _config(arguments: Namespace) -> int:
     from core.config import compose, resolve, run_id, to_yaml
+    from experiments.needs import missing_needs
 
     config = resolve(compose(arguments.experiment, arguments.overrides))
     print(f"# run {run_id(config)}\n{to_yaml(config)}", end="")
+    for line in missing_needs(config):
+        print(f"# missing: {line}")
     return 0
 
 

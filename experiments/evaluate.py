@@ -21,15 +21,15 @@ import numpy as np
 from core.catalogue import METRICS
 from core.config import ExperimentConfig, UserError
 from core.data.requests import Requests, dataset_requests, reference_images
-from core.data.shards import open_dataset
-from core.identity import locate
 from core.metrics.cost import SamplingCost
 from core.metrics.measure import Judges, Reference, value_of
 from core.metrics.protocol import Protocol
 from core.run import Run
 from core.sampler import Setting
 from experiments.build import build_task
+from experiments.dataset import open_split
 from experiments.judges import make_judges
+from experiments.needs import lacking_images
 from experiments.session import Session
 from experiments.target import load_target, open_target
 
@@ -43,7 +43,7 @@ class Split:
 
     def __init__(self, config: ExperimentConfig, name: str) -> None:
         self.name, self._config = name, config
-        self._dataset = open_dataset(locate(config.data.path), name)
+        self._dataset = open_split(config, name)
         self._item_of = build_task(config).item
 
     @cached_property
@@ -78,7 +78,8 @@ class Measured:
 def evaluate(session: Session, run: Run, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
     """Measure what is missing at the session's weights; returns all values wanted, old and new."""
     config = session.config
-    _check_images_per_prompt(config)
+    for line in lacking_images(config):
+        raise UserError(line)
     judges = make_judges(config, session.backbone)
     wanted = []
     for name in config.eval.splits:
@@ -86,14 +87,6 @@ def evaluate(session: Session, run: Run, say: Callable[[str], None] = print) -> 
         for setting in config.settings():
             wanted.extend(_evaluate_setting(session, run, split, setting, judges, say))
     return wanted
-
-
-def _check_images_per_prompt(config: ExperimentConfig) -> None:
-    if config.eval.images_per_prompt >= 2:
-        return
-    for metric in config.eval.metrics:
-        if METRICS[metric].grouped:
-            raise UserError(f"eval.images_per_prompt=1 has no {metric}; give at least 2")
 
 
 def _evaluate_setting(

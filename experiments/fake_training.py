@@ -10,14 +10,11 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -33,15 +30,8 @@ from core.identity import locate
 from core.methods.base import Method, total
 from core.methods.clock import Clock
 from core.training.loop import micro_batch
+from experiments.architectures import architectures
 from experiments.build import FAMILIES, METHODS, compute_dtype, place_players, sharing_of, storage_dtype
-
-FILE = Path(__file__).parent / "architectures.yaml"
-
-
-@cache
-def architectures() -> dict[str, dict[str, Any]]:
-    """Published pipelines by hub id: ``network``, ``scheduler``, ``vae``, ``tokens`` (that its tokenizer pads to)."""
-    return yaml.safe_load(FILE.read_text())
 
 
 def build(config: ExperimentConfig) -> Method:

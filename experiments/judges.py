@@ -16,6 +16,7 @@ from core.metrics.clip import ClipJudge, load_clip
 from core.metrics.fid import Extractor, load_extractor, teacher_extractor
 from core.metrics.measure import Judges, JudgingNetwork
 from core.metrics.protocol import file_sha256
+from experiments.needs import embedded_clip_suits
 
 EMOJI_CLIP = "package:experiments/emoji/assets/emoji-clip-v1"
 
@@ -43,8 +44,8 @@ def _clip(config: ExperimentConfig, backbone: Backbone) -> ClipJudge:
     device = str(backbone.device)
     if config.eval.clip_path is not None:
         return load_clip(str(locate(config.eval.clip_path)), device)
-    if config.data.view != "emoji":
-        raise UserError("clip_score needs eval.clip_path: an open_clip folder, NAME:FILE, or ViT-bigG-14")
+    if not embedded_clip_suits(config):
+        raise UserError(CLIP.needed)
     return _emoji_clip(device)
 
 

@@ -15,8 +15,6 @@ import torch
 
 from core.config import ExperimentConfig, compose, resolve
 from core.data.requests import dataset_requests
-from core.data.shards import open_dataset
-from core.identity import locate
 from core.methods.base import Method
 from core.run import Run
 from core.sampler import Setting, teacher_setting
@@ -32,6 +30,8 @@ from experiments.build import (
     build_method,
     device_of,
 )
+from experiments.dataset import open_split, shown_view
+from experiments.needs import check_needs
 from experiments.session import Session
 from experiments.sheet import contact_sheet
 
@@ -50,6 +50,7 @@ def train_config(config: ExperimentConfig, *, evaluate: bool = False) -> int:
     """``train`` of a resolved configuration, by as many processes as the launcher has started."""
     if config.execution.num_threads:
         torch.set_num_threads(config.execution.num_threads)
+    check_needs(config, evaluate=evaluate)
     world = World.join(device_of(config))
     check_processes(config, world.size)
     with world.main_first():
@@ -108,7 +109,7 @@ def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, wor
         data = build_data(config, backbone)
     method = build_method(config, backbone, data, lockstep=_is_sharded(config, world))
     if world.is_main:
-        run.note(trainable_parameters=_trainable(method))
+        run.note(trainable_parameters=_trainable(method), shown_view=shown_view(config))
     clock = build_clock(config)
     session = Session(config, method, 0)
     trainer = Trainer(config, method, data, run, clock, attempt, _sheet(session, run, world), world)
@@ -162,7 +163,7 @@ def _sheet(session: Session, run: Run, world: World) -> Callable[[int], None]:
     """Draws teacher, student and EMA on fixed prompts and fixed noise, to samples/<images>.png of the main process."""
     config = session.config
     split = config.eval.splits[-1]
-    dataset = open_dataset(locate(config.data.path), split)
+    dataset = open_split(config, split)
     requests = dataset_requests(dataset, session.task.item, 4 * SHEET_PROMPTS).distinct(SHEET_PROMPTS)
     session.encode_now(requests)
     teacher = teacher_setting(TEACHER_STEPS, config.method.teacher_guidance)

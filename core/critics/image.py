@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.losses.files import NEEDS_DINO
 from core.losses.imagenet import channels_last, efficientnet_lite, normalised, on_meta
 from core.schema import UserError
 
@@ -74,7 +75,7 @@ def _dino(path: str | None) -> nn.Module:
     if path is None:
         if on_meta():
             return AutoModel.from_config(Dinov2Config(image_size=518))  # else transformers' defaults are DINOv2-B's
-        raise UserError("method.gan=dino needs method.dino_path: a folder of DINO or DINOv2 in transformers' format")
+        raise UserError(NEEDS_DINO)
     folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
         raise UserError(f"method.dino_path={path}: no config.json there; give a folder in transformers' format")

@@ -6,29 +6,44 @@ A shard folder holds ``<split>-00000.tar`` (or ``.tar.gz``), ... whose members s
 images with ``<name>.txt`` beside each, or one ``metadata.jsonl`` / ``captions.csv`` with the columns
 ``file_name`` and ``caption`` (``text`` is accepted too, as in Hugging Face image folders).
 
-This module imports no torch. Images are uint8 arrays (H, W, 3) or, where the file has transparency,
-(H, W, 4).
+Examples that cannot be used are left out and told; more than a share of them is a user's mistake. This module imports
+no torch. Images are uint8 arrays (H, W, 3) or, where the file has transparency, (H, W, 4).
 """
 
-import csv
+from __future__ import annotations
+
 import gzip
 import hashlib
 import io
 import json
+import logging
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 from core.config import UserError
+from core.data.pictures import BadPicture, decode
+from core.data.sources import BadExample, RawExample, read_image_folder, read_shard
+from core.remembered import recall, remember
+from core.splits import HELD_OUT, check_split, held_out, is_split_by_key, shards, shards_by_name
+
+__all__ = [
+    "Example", "ImageTextDataset", "RawExample", "open_dataset", "write_checksums", "write_shards",
+]  # fmt: skip
+
+log = logging.getLogger("fewstep")
 
 CHECKSUMS = "SHA256SUMS"
-SHARD_PATTERNS = ("*.tar", "*.tar.gz", "*.tgz")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MAX_BAD = 0.01  # share of examples that may be unusable
+NUM_NAMED = 3  # of the bad ones
+CHECK = 1  # raised when more or fewer pictures can be decoded
 
 
 @dataclass(frozen=True)
@@ -39,22 +54,6 @@ class Example:
     image: np.ndarray
     caption: str
     meta: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RawExample:
-    """One undecoded pair; ``source`` names the file it came from in error messages."""
-
-    key: str
-    image: bytes
-    caption: str
-    meta: dict[str, Any]
-    source: str
-
-    def digest(self) -> str:
-        """sha256 of key, image bytes, caption and metadata, independent of packaging."""
-        text = json.dumps([self.key, self.caption, self.meta], sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(text.encode() + b"\0" + self.image).hexdigest()
 
 
 class ImageTextDataset:
@@ -68,7 +67,7 @@ class ImageTextDataset:
 
     def __getitem__(self, index: int) -> Example:
         raw = self._raw[index]
-        return Example(raw.key, _decode(raw), raw.caption, raw.meta)
+        return Example(raw.key, decode(raw.image), raw.caption, raw.meta)
 
     def __iter__(self) -> Iterator[Example]:
         return (self[i] for i in range(len(self)))
@@ -92,23 +91,123 @@ class ImageTextDataset:
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def open_dataset(path: str | Path, split: str = "train") -> ImageTextDataset:
-    """Open a folder of tar shards (``split`` selects ``<split>-*.tar[.gz]``) or an image folder with captions.
+def open_dataset(
+    path: str | Path, split: str = "train", max_bad: float = MAX_BAD, memory: Path | None = None
+) -> ImageTextDataset:
+    """Open one split of a folder of tar shards or of images with captions (core/splits.py says which it has).
+
+    Bad examples are left out and named in the log. ``memory``: a file that remembers which pictures cannot be decoded.
 
     Raises:
-        UserError: missing folder, no data in it, wrong checksum, corrupt shard, image without caption,
-            two examples with one key.
+        UserError: missing folder or split, no data in it, wrong checksum, corrupt shard, two examples with one key,
+            or a share of bad examples above ``max_bad``.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"data folder {folder} does not exist")
-    raw = list(_read_shards(folder, split) if _shards(folder) else _read_image_folder(folder))
+    check_split(folder, split)
+    good, bad = _told_apart(_read(folder, split))
+    _check_keys(good)
+    good, undecodable = _decodable(good, memory)
+    _check_bad(folder, [*bad, *undecodable], len(good), max_bad)
+    if is_split_by_key(folder):
+        good = _of_split(folder, good, split)
+    return ImageTextDataset(good)
+
+
+def _read(folder: Path, split: str) -> Iterator[RawExample | BadExample]:
+    """All examples of a folder of images, or of the shards that hold a split."""
+    named = shards_by_name(folder)
+    if not named:
+        yield from read_image_folder(folder)
+        return
+    chosen = named.get(split) or shards(folder)  # one name alone is split by key
+    _verify_checksums(folder, chosen)
+    for shard in chosen:
+        yield from read_shard(shard)
+
+
+def _told_apart(read: Iterable[RawExample | BadExample]) -> tuple[list[RawExample], list[BadExample]]:
+    good, bad = [], []
+    for example in read:
+        (bad if isinstance(example, BadExample) else good).append(example)
+    return good, bad
+
+
+def _check_keys(raw: Sequence[RawExample]) -> None:
     seen: set[str] = set()
     for item in raw:
         if item.key in seen:
             raise UserError(f"{item.source}: the key {item.key!r} occurs twice")
         seen.add(item.key)
-    return ImageTextDataset(raw)
+
+
+def _decodable(raw: Sequence[RawExample], memory: Path | None) -> tuple[list[RawExample], list[BadExample]]:
+    """The examples whose pictures can be decoded, and the others; found out once if there is a ``memory``."""
+    known = recall(memory) if memory is not None else {}
+    if known.get("check") != CHECK:
+        known = {"check": CHECK, "undecodable": _undecodable(raw)}
+        if memory is not None:
+            remember(memory, known)
+    good, bad = [], []
+    for item in raw:
+        reason = known["undecodable"].get(item.key)
+        if reason is None:
+            good.append(item)
+        else:
+            bad.append(BadExample(f"{item.source}: the image of {item.key!r} cannot be read ({reason})"))
+    return good, bad
+
+
+def _undecodable(raw: Sequence[RawExample]) -> dict[str, str]:
+    """Why pictures cannot be decoded, by the keys of those that cannot."""
+    found = {}
+    with ThreadPoolExecutor() as pool:
+        reasons = tqdm(pool.map(_reason, raw), "checking pictures", len(raw), disable=None, delay=2)
+        for item, reason in zip(raw, reasons, strict=True):
+            if reason:
+                found[item.key] = reason
+    return found
+
+
+def _reason(raw: RawExample) -> str:
+    """Why the picture cannot be decoded; empty if it can."""
+    try:
+        decode(raw.image)
+    except BadPicture as error:
+        return str(error)
+    return ""
+
+
+def _check_bad(folder: Path, bad: Sequence[BadExample], num_good: int, max_bad: float) -> None:
+    """UserError for too many bad examples, a warning for a few."""
+    if not bad:
+        return
+    total = len(bad) + num_good
+    found = f"{len(bad)} of {total} examples cannot be used"
+    named = "; ".join([example.reason for example in bad[:NUM_NAMED]] + ["..."] * (len(bad) > NUM_NAMED))
+    if not num_good or len(bad) > max_bad * total:
+        raise UserError(f"{folder}: {found}, execution.max_bad_examples={max_bad:g} is the largest share: {named}")
+    _tell_once(logging.WARNING, f"{folder}: {found} and are left out: {named}")
+
+
+@cache
+def _tell_once(level: int, text: str) -> None:
+    """Log a line about a data set once, however often its splits are opened."""
+    log.log(level, text)
+
+
+def _of_split(folder: Path, raw: Sequence[RawExample], split: str) -> list[RawExample]:
+    """The part of a data set that is split by its keys."""
+    out = held_out([item.key for item in raw])
+    _tell_once(
+        logging.INFO,
+        f"{folder}: {len(out)} of {len(raw)} examples are held out, by their keys (splits {' and '.join(HELD_OUT)})",
+    )
+    is_wanted = split in HELD_OUT
+    if is_wanted and not out:
+        raise UserError(f"{folder} has a single example, of which none is held out; give two or more")
+    return [item for item in raw if (item.key in out) == is_wanted]
 
 
 def write_shards(folder: Path, split: str, items: Iterable[RawExample], examples_per_shard: int = 2000) -> None:
@@ -134,7 +233,7 @@ def write_shards(folder: Path, split: str, items: Iterable[RawExample], examples
 
 def write_checksums(folder: Path) -> None:
     """Write ``SHA256SUMS`` for all shards, in the format of ``sha256sum -c``."""
-    lines = [f"{_sha256(tar)}  {tar.name}\n" for tar in _shards(folder)]
+    lines = [f"{_sha256(tar)}  {tar.name}\n" for tar in shards(folder)]
     (folder / CHECKSUMS).write_text("".join(lines))
 
 
@@ -144,93 +243,14 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
-def _shards(folder: Path, prefix: str = "") -> list[Path]:
-    return sorted(path for pattern in SHARD_PATTERNS for path in folder.glob(prefix + pattern))
-
-
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _read_shards(folder: Path, split: str) -> Iterator[RawExample]:
-    shards = _shards(folder, f"{split}-")
-    if not shards:
-        found = sorted({tar.name.rsplit("-", 1)[0] for tar in _shards(folder)})
-        raise UserError(f"{folder} has no split {split!r}; it has: {', '.join(found)}")
-    _verify_checksums(folder, shards)
-    for shard in shards:
-        yield from _read_shard(shard)
-
-
-def _verify_checksums(folder: Path, shards: list[Path]) -> None:
+def _verify_checksums(folder: Path, chosen: Sequence[Path]) -> None:
     if not (folder / CHECKSUMS).exists():
         return
     listed = dict(reversed(line.split(maxsplit=1)) for line in (folder / CHECKSUMS).read_text().splitlines())
-    for shard in shards:
+    for shard in chosen:
         if listed.get(shard.name) != _sha256(shard):
             raise UserError(f"{shard} is corrupt: its sha256 is not the one listed in {CHECKSUMS}")
-
-
-def _read_shard(shard: Path) -> Iterator[RawExample]:
-    members: dict[str, dict[str, bytes]] = {}
-    try:
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                if member.isfile():
-                    stem, _, suffix = member.name.partition(".")
-                    members.setdefault(stem, {})["." + suffix.lower()] = tar.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{shard} is corrupt: {error}") from error
-    for stem, parts in members.items():
-        image = next((parts[s] for s in IMAGE_SUFFIXES if s in parts), None)
-        if image is None:
-            raise UserError(f"{shard}: {stem!r} has no image ({', '.join(IMAGE_SUFFIXES)})")
-        if ".txt" not in parts:
-            raise UserError(f"{shard}: image {stem!r} has no caption ({stem}.txt)")
-        meta = json.loads(parts.get(".json", b"{}"))
-        yield RawExample(stem, image, parts[".txt"].decode().strip(), meta, str(shard))
-
-
-def _read_image_folder(folder: Path) -> Iterator[RawExample]:
-    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
-        raise UserError(f"{folder} has neither tar shards nor images ({', '.join(IMAGE_SUFFIXES)})")
-    table = _caption_table(folder)
-    for path in images:
-        beside = path.with_suffix(".txt")
-        if path.name in table:
-            caption, meta = table[path.name]
-        elif beside.exists():
-            caption, meta = beside.read_text().strip(), {}
-        else:
-            raise UserError(f"image {path} has no caption ({beside.name}, metadata.jsonl or captions.csv)")
-        yield RawExample(path.stem, path.read_bytes(), caption, meta, str(path))
-
-
-def _caption_table(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Captions and further columns by file name, from metadata.jsonl or captions.csv if there is one."""
-    jsonl, table = folder / "metadata.jsonl", folder / "captions.csv"
-    if jsonl.exists():
-        source, rows = jsonl, [json.loads(line) for line in jsonl.read_text().splitlines() if line.strip()]
-    elif table.exists():
-        with table.open(newline="") as file:
-            source, rows = table, list(csv.DictReader(file))
-    else:
-        return {}
-    captions = {}
-    for number, row in enumerate(rows, start=1):
-        caption = row.pop("caption", None) or row.pop("text", None)
-        name = row.pop("file_name", None)
-        if not name or not caption:
-            raise UserError(f"{source}, entry {number}: needs the columns file_name and caption")
-        captions[name] = (caption, row)
-    return captions
-
-
-def _decode(raw: RawExample) -> np.ndarray:
-    try:
-        image = Image.open(io.BytesIO(raw.image))
-        has_alpha = "A" in image.getbands() or "transparency" in image.info
-        return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{raw.source}: the image of {raw.key!r} cannot be read") from error

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from core.losses.files import NEEDS_VGG, VGG_FILE
 from core.losses.imagenet import channels_last, efficientnet_lite, normalised, on_meta
 from core.schema import UserError
 
-VGG_FILE = "vgg16-397923af.pth"  # torchvision's; the name holds the start of its sha256
 Decode = Callable[[Tensor], Tensor]
 
 
@@ -89,7 +89,7 @@ def load_vgg(network: nn.Module, state: dict[str, Tensor]) -> None:
 
 def _vgg_file(path: str | Path | None) -> Path:
     if path is None:
-        raise UserError(f"method.distill_loss=lpips needs method.lpips_path: the file {VGG_FILE} of torchvision")
+        raise UserError(NEEDS_VGG)
     file = Path(path).expanduser()
     file = file / VGG_FILE if file.is_dir() else file
     if not file.is_file():

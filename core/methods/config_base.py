@@ -23,12 +23,16 @@ class WeightFile:
     """A file or folder of weights that a method reads beside its backbone's.
 
     ``path`` and ``hash`` name fields of the schema; a file whose content is fixed (checked when it is read) has no
-    ``hash``. ``stand_in`` says what a memory plan assumes while the path is not set.
+    ``hash``. ``stand_in`` says what a memory plan assumes while the path is not set. ``needed`` is the line for a user
+    who has not set it, ``file`` the file that lies in the folder, ``package`` what must be installed beside it.
     """
 
     path: str
     hash: str | None = None
     stand_in: str = ""
+    needed: str = ""
+    file: str = ""
+    package: str = ""
 
 
 class MethodConfig:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from core.losses.files import NEEDS_DINO
 from core.methods.config_base import MethodConfig, TeacherProblem, WeightFile
 from core.schema import UserError, added, check_choice, check_range, execution, listing, register_schema
 
@@ -74,7 +75,8 @@ class Dmd2Config(MethodConfig):
         """The network whose features of decoded images the critic reads."""
         if self.gan != "dino":
             return ()
-        return (WeightFile("dino_path", "dino_hash", "image_features is planned as DINOv2-B"),)
+        stand_in = "image_features is planned as DINOv2-B"
+        return (WeightFile("dino_path", "dino_hash", stand_in, NEEDS_DINO, "config.json"),)
 
     def validate(self) -> None:
         """Raise UserError for the first value that is not allowed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from core.losses.files import NEEDS_VGG, VGG_FILE
 from core.methods.config_base import MethodConfig, TeacherProblem, WeightFile
 from core.schema import UserError, check_choice, check_range, execution, listing, register_schema
 
@@ -57,7 +58,9 @@ class FlashConfig(MethodConfig):
     @property
     def weight_files(self) -> tuple[WeightFile, ...]:
         """The network of LPIPS, whose file is checked by its hash when it is read."""
-        return (WeightFile("lpips_path"),) if self.distill_loss == "lpips" else ()
+        if self.distill_loss != "lpips":
+            return ()
+        return (WeightFile("lpips_path", needed=NEEDS_VGG, file=VGG_FILE, package="lpips"),)
 
     @property
     def teacher_guidance(self) -> float:

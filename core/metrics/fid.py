@@ -23,12 +23,12 @@ from cleanfid.resize import make_resizer
 from torch import Tensor
 
 from core.backbones.base import TEACHER, Backbone
+from core.catalogue import INCEPTION, INCEPTION_FILE
 from core.config import UserError
 from core.data.requests import Requests
 from core.losses.imagenet import efficientnet_lite, normalised
 from core.metrics.protocol import file_sha256
 
-INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 EFFNET_MAX_SIZE = 224
 TEACHER_NOISE = 0.1  # share of the noise levels: little is lost, and it is what a denoiser was trained on
@@ -94,7 +94,7 @@ def _prepare_effnet(images: np.ndarray) -> Tensor:
 def _load_inception(path: str | Path | None, device: torch.device) -> Extractor:
     """TorchScript can hold code, so only the published file (by sha256) is loaded."""
     if path is None:
-        raise UserError(f"fid and kid need eval.inception_path: the file {INCEPTION_FILE} that clean-fid downloads")
+        raise UserError(INCEPTION.needed)
     path = Path(path) / INCEPTION_FILE if Path(path).is_dir() else Path(path)
     if not path.is_file() or path.name != INCEPTION_FILE:
         raise UserError(f"Inception weights {path} do not exist or are not named {INCEPTION_FILE}")

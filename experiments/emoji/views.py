@@ -14,6 +14,7 @@ from core.data.shards import Example
 from core.randomness import Stream
 
 SIZE = 64
+METADATA = frozenset({"genders", "group", "hair", "kind", "mirror", "subgroup", "tones"})  # read by the views
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
     "black": (24, 24, 27),

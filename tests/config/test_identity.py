@@ -90,6 +90,18 @@ def test_weights_are_known_by_content_wherever_they_lie(tmp_path: Path) -> None:
     assert identity(f"backbone.path={tmp_path / 'b'}") != a
 
 
+def test_what_is_held_out_by_key_is_a_part_of_the_data(tmp_path: Path) -> None:
+    """Runs on a folder that was not split yet are other runs; those on shards that are named after splits are not."""
+
+    def data_hash() -> str:
+        return resolve(compose("flash/tiny", [f"data.path={tmp_path}"])).data.data_hash
+
+    (tmp_path / "train-0.tar").write_bytes(b"1")
+    assert data_hash() != folder_hash(tmp_path, tmp_path / ".cache")
+    (tmp_path / "heldout-0.tar").write_bytes(b"2")
+    assert data_hash() == folder_hash(tmp_path, tmp_path / ".cache")
+
+
 def test_hash_is_remembered_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, cache = tmp_path / "data", tmp_path / "cache"
     folder.mkdir()

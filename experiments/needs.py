@@ -1,0 +1,121 @@
+"""The needs of a run that are not met, told before anything is built: weights, splits, a size that fits. Torch-free."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from core.catalogue import CLIP, INCEPTION, INCEPTION_FILE, METRICS, Judge
+from core.config import ExperimentConfig, UserError, locate
+from core.splits import splits_of
+from experiments.architectures import image_sizes
+from experiments.emoji.views import SIZE
+
+
+def check_needs(config: ExperimentConfig, *, evaluate: bool) -> None:
+    """UserError, one line with all that is missing to train, and with ``evaluate`` to measure."""
+    missing = missing_needs(config, evaluate=evaluate)
+    if missing:
+        raise UserError("; ".join(missing))
+
+
+def missing_needs(config: ExperimentConfig, *, evaluate: bool = True) -> list[str]:
+    """A line for each thing that is missing to train, and with ``evaluate`` to measure."""
+    found = [*_weight_files(config), *_splits(config, evaluate), *_size(config)]
+    if evaluate:
+        found += [*_judges(config), *lacking_images(config)]
+    return found
+
+
+def wrong_size(config: ExperimentConfig, why: str) -> str:
+    """The line for pictures that do not fit the backbone."""
+    return f"data.image_size={config.data.image_size} does not fit backbone.path={config.backbone.path}: {why}"
+
+
+def embedded_clip_suits(config: ExperimentConfig) -> bool:
+    """Whether pictures are such as the project's own CLIP judges."""
+    return config.data.view == "emoji" and config.data.image_size == SIZE
+
+
+def lacking_images(config: ExperimentConfig) -> Iterator[str]:
+    """The metrics that compare images of one prompt, of which there is but one."""
+    for name in config.eval.metrics:
+        if METRICS[name].grouped and config.eval.images_per_prompt < 2:
+            yield f"eval.images_per_prompt={config.eval.images_per_prompt} has no {name}; give at least 2"
+
+
+def _weight_files(config: ExperimentConfig) -> Iterator[str]:
+    """The method's weights beside the backbone's."""
+    for wanted in config.method.weight_files:
+        path = getattr(config.method, wanted.path)
+        if path is None:
+            yield wanted.needed
+        elif not _holds(Path(path).expanduser(), wanted.file):
+            yield f"method.{wanted.path}={path}: no file {wanted.file} there"
+        if wanted.package and importlib.util.find_spec(wanted.package) is None:
+            yield f"the package {wanted.package} is not installed: pip install 'fewstep[{wanted.package}]'"
+
+
+def _holds(path: Path, name: str) -> bool:
+    """Whether ``path`` is a file, or a folder with a file of this name."""
+    return (path / name).is_file() if path.is_dir() else path.is_file()
+
+
+def _splits(config: ExperimentConfig, evaluate: bool) -> Iterator[str]:
+    """The splits that are trained on, drawn and measured."""
+    data, eval_splits = config.data, config.eval.splits
+    folder = locate(data.path)
+    if not folder.is_dir():
+        return
+    wanted = {}
+    if evaluate:
+        wanted |= dict.fromkeys(eval_splits, "eval.splits")
+    if config.method.trains:
+        wanted |= {eval_splits[-1]: "eval.splits", data.split: "data.split"}  # the last one's prompts are drawn
+    known = splits_of(folder)
+    for split, key in wanted.items():
+        if known and split not in known:
+            yield f"{key}={split}: data.path={data.path} has no split {split!r}; it has: {', '.join(known)}"
+
+
+def _size(config: ExperimentConfig) -> Iterator[str]:
+    size = config.data.image_size
+    side, multiple = image_sizes(config.backbone)
+    if side is not None and size != side:
+        yield wrong_size(config, f"it draws {side}x{side} pixels; give data.image_size={side}")
+    elif size % multiple:
+        yield wrong_size(config, f"give a multiple of {multiple}")
+
+
+def _judges(config: ExperimentConfig) -> Iterator[str]:
+    """The weights of the networks that judge."""
+    for judge in dict.fromkeys(METRICS[name].judge for name in config.eval.metrics):
+        path = getattr(config.eval, judge.path, None)
+        if path is not None:
+            yield from _wrong_path(judge, path)
+        elif not _is_at_hand(judge, config):
+            yield judge.needed
+
+
+def _is_at_hand(judge: Judge, config: ExperimentConfig) -> bool:
+    """Whether the project brings the judge's weights."""
+    return not judge.needed or (judge == CLIP and embedded_clip_suits(config))
+
+
+def _wrong_path(judge: Judge, path: str) -> Iterator[str]:
+    """The line for a path that names nothing."""
+    if judge == INCEPTION:
+        if not _holds(Path(path), INCEPTION_FILE):
+            yield f"eval.{judge.path}={path}: no file {INCEPTION_FILE} there"
+        return
+    place = _clip_place(path) if judge == CLIP else Path(path)
+    if place is not None and not place.exists():
+        yield f"eval.{judge.path}={path}: no such file or folder"
+
+
+def _clip_place(path: str) -> Path | None:
+    """The file or folder that ``eval.clip_path`` names; None for the name of one of open_clip's architectures."""
+    if path.startswith("package:") or ":" not in path:
+        return locate(path) if "/" in path else None
+    return Path(path.partition(":")[2])
