@@ -70,7 +70,7 @@ def fold(summary: str, text: str) -> str:
 
 
 def _markdown_panel(table: Table, panel: Panel) -> str:
-    heads = ["", "NFE", *(c.heading for c in table.columns), "seeds", *table.published_columns]
+    heads = _heads(table, [column.heading for column in table.columns])
     lines = [_pipe(heads), _pipe(["---", "---:", *["---:"] * (len(heads) - 2)])]
     for block in panel.blocks:
         for line in block.lines:
@@ -158,6 +158,11 @@ def _pipe(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
+def _heads(table: Table, columns: Sequence[str], show: Callable[[str], str] = str) -> list[str]:
+    """The heading of every format: ``columns`` as it writes them, the published ones by ``show``."""
+    return ["", "NFE", *columns, "seeds", *map(show, table.published_columns)]
+
+
 def _nfe(line: Line) -> str:
     return "?" if line.nfe is None else str(line.nfe)
 
@@ -196,8 +201,8 @@ def to_csv(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     r"""A ``table`` environment (package booktabs); splits stacked with \midrule."""
-    count = 2 + len(table.columns) + len(table.published_columns)
-    heads = ["", "NFE", *(c.tex_heading for c in table.columns), *map(to_tex, table.published_columns)]
+    heads = _heads(table, [column.tex_heading for column in table.columns], to_tex)
+    count = len(heads)
     body = [r"\toprule", " & ".join(heads) + r" \\"]
     for panel in table.panels:
         body += [r"\midrule", rf"\multicolumn{{{count}}}{{l}}{{\emph{{{to_tex(panel.title)}}}}} \\"]
@@ -226,7 +231,10 @@ def to_latex(table: Table) -> str:
 
 def _tex_line(table: Table, line: Line) -> str:
     cells = [_tex_cell(entry, d) for entry, d in zip(line.entries, table.digits, strict=True)]
-    return " & ".join([to_tex(line.label), _nfe(line), *cells, *map(to_tex, line.published)]) + r" \\"
+    return (
+        " & ".join([to_tex(line.label), _nfe(line), *cells, to_tex(_seeds(line)), *map(to_tex, line.published)])
+        + r" \\"
+    )
 
 
 def _tex_cell(entry: Entry, digits: int) -> str:
@@ -253,7 +261,7 @@ def to_html(table: Table) -> str:
 
 
 def _html_panel(table: Table, panel: Panel) -> str:
-    heads = ["", "NFE", *(c.heading for c in table.columns), *table.published_columns]
+    heads = _heads(table, [column.heading for column in table.columns])
     head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
     body = "".join(
         "<tbody>" + "".join(_html_line(table, line) for line in block.lines) + "</tbody>" for block in panel.blocks
@@ -265,7 +273,7 @@ def _html_panel(table: Table, panel: Panel) -> str:
 
 def _html_line(table: Table, line: Line) -> str:
     cells = [_html_cell(entry, d) for entry, d in zip(line.entries, table.digits, strict=True)]
-    texts = [_nfe(line), *cells, *map(html.escape, line.published)]
+    texts = [_nfe(line), *cells, _seeds(line), *map(html.escape, line.published)]
     return f"<tr><th>{label_html(line.label)}</th>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>"
 
 

@@ -238,13 +238,19 @@ def _mark_best(panel: Panel, columns: tuple[Column, ...], digits: tuple[int, ...
 
 
 def _marked_column(block: Block, index: int, shown: Column, digits: int) -> list[Entry]:
-    """The entries of one column of a block, the best of them marked."""
+    """The entries of one column of a block, the best of them marked; one of fewer seeds than others is never best."""
     entries = [line.entries[index] for line in block.lines]
-    means = [round(entry.summary.mean, digits) for entry in entries]
+    means = _comparable_means(entries, digits)
     best = _best(means, shown.better)
     if best is None:
         return entries
     return [replace(entry, best=mean == best) for entry, mean in zip(entries, means, strict=True)]
+
+
+def _comparable_means(entries: Sequence[Entry], digits: int) -> list[float]:
+    """The means of the entries of most seeds, as they are shown; nan for the others."""
+    most = max(entry.summary.n for entry in entries)
+    return [round(entry.summary.mean, digits) if entry.summary.n == most else math.nan for entry in entries]
 
 
 def _best(means: Sequence[float], better: str | None) -> float | None:

@@ -11,7 +11,7 @@ import pytest
 
 from analysis.collect import results
 from analysis.render import FORMATS, render
-from analysis.tables import Entry, Table, build_table
+from analysis.tables import REFERENCE, Entry, Table, build_table
 
 
 def _entry(table: Table, row: str, metric: str = "kid") -> Entry:
@@ -75,7 +75,11 @@ def test_markdown_and_latex_show_the_numbers(full) -> None:
     assert "| L_distil | 2 | 5.0 ± 1.0 | **0.305 ± 0.001** | 3 |" in markdown
     assert "| Teacher, 50 steps | 100 | 3.6 | 0.304 | 1 |" in markdown
     latex = render(table, "tex")
-    assert r"$L_{\mathrm{distil}}$ & 2 & $5.0{\scriptstyle\pm 1.0}$" in latex
+    assert (
+        r"$L_{\mathrm{distil}}$ & 2 & $5.0{\scriptstyle\pm 1.0}$ & $\mathbf{0.305}{\scriptstyle\pm 0.001}$ & 3 \\"
+        in latex
+    )
+    assert r"& seeds \\" in latex and latex.count(r"\begin{tabular}{@{}lrrrr@{}}") == 1
     assert r"\toprule" in latex and "_100" not in latex
     assert "Mean ± standard deviation over 3 training seeds" in markdown
     assert "N = 100 images against 500 real" in markdown
@@ -113,6 +117,20 @@ def test_html_is_balanced_and_shows_mathematics(full) -> None:
     assert parser.open == []
     assert "<i>L</i><sub>distil</sub> + <i>L</i><sub>DMD</sub>" in text
     assert '5.0<span class="sd"> ± 1.0</span>' in text
+    assert "<th>seeds</th></tr>" in text and "<td>3</td></tr>" in text and "<td>1</td></tr>" in text
+
+
+def test_a_row_of_fewer_seeds_than_others_is_not_best(world) -> None:
+    world.finish({("plain", 0): 0.001})  # by chance
+    world.finish({("full", 0): 0.004, ("full", 1): 0.005, ("full", 2): 0.006})
+    assert not any(_best_rows(world).values()), "one of three seeds leaves nobody to be better than"
+    world.finish({("plain", 1): 0.002, ("plain", 2): 0.003})
+    assert _best_rows(world) == {"plain": True, "full": False}
+
+
+def _best_rows(world) -> dict[str, bool]:
+    blocks = [block for block in world.table().panels[0].blocks if block.title != REFERENCE]
+    return {line.row: line.entries[0].best for line in blocks[0].lines}
 
 
 @pytest.mark.parametrize("format", FORMATS)
