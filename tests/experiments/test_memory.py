@@ -15,10 +15,11 @@ from core.backbones.roles import Sharing
 from core.backbones.tiny import write_tiny_flux2, write_tiny_sd
 from core.config import UserError, compose
 from core.losses.perceptual import PERCEPTUAL_LOSSES
+from experiments.architectures import FILE
 from experiments.bench import MEMORY, peak_of_two_iterations
 from experiments.build import FAMILIES, source_of
 from experiments.cli import main
-from experiments.fake_training import FILE, LiveBytes, Lived, as_on_cuda, build, iteration
+from experiments.fake_training import LiveBytes, Lived, as_on_cuda, build, iteration
 from experiments.memory import GB, Row, plan_memory, planned_bytes
 from tests import worlds
 
