@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from core.config import locate
 from core.randomness import Stream
 from core.run import find_runs
 from experiments.cli import main
@@ -81,8 +82,10 @@ def diffusers_alone(prompt: str) -> list[np.ndarray]:
     """The pictures of the student and of its teacher, by the exported README's own code in a process of its own."""
     noises = [Stream(0, "sample", f"noise {k}").normal(np.arange(1), (8, 8, 8)) for k in range(STEPS)]
     np.save("noises.npy", np.stack(noises))
-    readme = Path("student/README.md").read_text()
-    code = "\n".join(line[4:] for line in readme.splitlines() if line.startswith("    "))
+    code = Path("student/README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    import_line, _, code = code.partition("\n")
+    assert import_line.startswith("from core.config import locate"), "the base model comes with fewstep"
+    code = re.sub(r'locate\("([^"]*)"\)', lambda found: repr(str(locate(found[1]))), code)
     code = re.sub(r'prompt="[^"]*"', f'prompt="{prompt}", latents=first', code)
     (drawing,) = re.findall(r"^image = .*$", code, re.MULTILINE)
     script = ALONE.format(code=code, drawing=drawing)
