@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from analysis import index
 from analysis.artefacts import budgets, cost, figure_5, grids, samples, timesteps
 from analysis.artefacts.context import Context, File
 from analysis.collect import RECORDS
@@ -15,13 +16,17 @@ ARTEFACTS = (timesteps, samples, figure_5, cost, budgets, grids)
 
 
 def write_results(out: Path, runs_dir: Path | None = None, pages: Path | None = None) -> Iterator[Path]:
-    """Write all artefacts to ``out``; equal records give equal bytes.
+    """Write all artefacts and an index page to ``out``; equal records give equal bytes.
 
     ``runs_dir``: runs that are not records yet. ``pages``: where to write the result pages, too.
     """
     context = Context((RECORDS,) if runs_dir is None else (runs_dir, RECORDS))
+    written: dict[str, str | bytes] = {}
     for artefact in ARTEFACTS:
-        yield from _write(out, artefact.build(context))
+        for name, content in artefact.build(context):
+            written[name] = content
+            yield from _write(out, [(name, content)])
+    yield from _write(out, [(index.FILE, index.index_page(written, context))])
     if pages is not None:
         yield from _write(pages, build_pages(context))
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from ablations.grid import load
 from analysis.artefacts import budgets, cost, figure_5, samples, timesteps
 from analysis.artefacts.context import Context
 from analysis.collect import Results, results
+from analysis.index import index_page
+from analysis.labels import without_math
+from analysis.render import render
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +201,39 @@ def test_everything_is_built_without_torch(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
     assert (tmp_path / "figure_2.png").exists()
+
+
+class Links(HTMLParser):
+    """Everything that a page refers to, and its headings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.anchors: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.targets += [value for value in (values.get("href"), values.get("src")) if value]
+        self.anchors |= {values["id"]} if "id" in values else set()
+
+
+def test_the_index_shows_every_file_and_nothing_else(tmp_path: Path) -> None:
+    context = Context((tmp_path,))
+    name = next(iter(context.grids))
+    table = render(context.tables[name], "html")
+    png = Image.new("RGB", (8, 8))
+    written = {
+        "claims.md": "none", f"{name}.html": table, f"{name}.csv": "", f"{name}.png": png.tobytes(),
+        f"{name}.txt": "A figure.", f"{name}-training.png": b"", f"{name}-training.txt": "Losses: all.",
+        "cost.png": b"", "cost.txt": "Distance against cost: KD <and> more. Further.", "table_2-paper.csv": "",
+    }  # fmt: skip
+    page = index_page(written, context)
+    found = Links()
+    found.feed(page)
+    targets = {target for target in found.targets if not target.startswith("#")}
+    assert targets == written.keys()
+    assert {target[1:] for target in found.targets if target.startswith("#")} <= found.anchors
+    title = without_math(context.grids[name].grid.title)
+    assert f"<h2>{title}</h2>" in page and f"<h2>{title}, in training</h2>" in page
+    assert "<h2>Distance against cost</h2>" in page and "<h2>Table 2, at paper scale</h2>" in page
+    assert "KD &lt;and&gt; more" in page and table.splitlines()[0] in page
