@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,7 @@ def train_config(config: ExperimentConfig, *, evaluate: bool = False) -> int:
     check_processes(config, world.size)
     with world.main_first():
         run = Run.create(config)
-    with run.lock() if world.is_main else nullcontext():
-        if world.is_main:
-            _log_to(run)
+    with _owning(run) if world.is_main else nullcontext():
         if world.any(world.is_main and run.state() == "done"):
             return _already_done(config, run, evaluate) if world.is_main else 0
         attempt = run.begin_attempt(device=config.execution.device, processes=world.size) if world.is_main else 0
@@ -199,15 +197,29 @@ def _report_cost(counters: dict[str, Any]) -> None:
     log.info("device-hours: %.4f", counters["seconds"] / 3600)
 
 
-def _log_to(run: Run) -> None:
-    """To the terminal and to the run's log.txt."""
+@contextmanager
+def _owning(run: Run) -> Iterator[None]:
+    """No other process trains the run, and its log is written."""
+    with run.lock(), _logging_to(run):
+        yield
+
+
+@contextmanager
+def _logging_to(run: Run) -> Iterator[None]:
+    """Log to the terminal and to the run's log.txt; what is logged afterwards is none of this run's."""
+    before, propagate = list(log.handlers), log.propagate
     log.setLevel(logging.INFO)
-    log.handlers.clear()
     log.propagate = False
     form = logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
-    for handler in (AboveBar(sys.stderr), logging.FileHandler(run.path / "log.txt")):
+    file = logging.FileHandler(run.path / "log.txt")
+    log.handlers[:] = [AboveBar(sys.stderr), file]
+    for handler in log.handlers:
         handler.setFormatter(form)
-        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        file.close()
+        log.handlers[:], log.propagate = before, propagate
 
 
 if __name__ == "__main__":

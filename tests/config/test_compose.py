@@ -13,6 +13,7 @@ from core.config import (
     UserError,
     _compose_groups,
     _composed,
+    _store_schemas,
     compose,
     config_dir,
     experiments,
@@ -34,6 +35,7 @@ OVERRIDES = [
 @pytest.mark.parametrize("groups", [[], ["backbone=emoji_sd", "eval=emoji"]])
 def test_values_are_applied_as_hydra_does(groups: list[str]) -> None:
     ours = compose("flash/tiny", [*groups, *OVERRIDES])
+    _store_schemas()  # not told to Hydra by a composition that is remembered
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         tree = hydra.compose("experiment/flash/tiny", overrides=[*groups, *OVERRIDES])
     tree.name = "flash/tiny"
@@ -98,6 +100,7 @@ def test_what_is_damaged_or_of_other_sources_is_composed_again(monkeypatch: pyte
     ],
 )  # fmt: skip
 def test_one_value_is_what_hydra_makes_of_it(override: str) -> None:
+    _store_schemas()
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         tree = hydra.compose("experiment/flash/tiny", overrides=[override])
     theirs = OmegaConf.to_object(tree)
