@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -25,9 +24,6 @@ PRODUCTS = {
     F.scaled_dot_product_attention, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm,
     Tensor.bmm, torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm,
 }  # fmt: skip
-
-# The dtype of products that are computed in fp32 at present
-WIDENED: ContextVar[torch.dtype | None] = ContextVar("widened", default=None)
 
 
 class WidenedProducts(TorchFunctionMode):
@@ -69,27 +65,29 @@ def computing_in(dtype: torch.dtype | None, like: Tensor) -> Iterator[None]:
     if dtype is None:
         yield
         return
-    on_cpu = like.device.type == "cpu"
-    fused = not (on_cpu and torch.is_grad_enabled())
-    widened = dtype if on_cpu and lacks_units_for_16_bits() else None
-    with torch.autocast(like.device.type, dtype=dtype), _products(fused, widened):
+    fused = not (like.device.type == "cpu" and torch.is_grad_enabled())
+    with torch.autocast(like.device.type, dtype=dtype), _products(fused, _widened_dtype()):
         yield
+
+
+def _widened_dtype() -> torch.dtype | None:
+    """The dtype of autocast on a CPU whose products must be widened; None: they are computed as they are."""
+    is_needed = torch.is_autocast_enabled("cpu") and lacks_units_for_16_bits()
+    return torch.get_autocast_dtype("cpu") if is_needed else None
 
 
 def computing_as_now() -> AbstractContextManager:
     """A context that computes products as they are now: a recomputation must save the same tensors again."""
     fused = torch.backends.cuda.flash_sdp_enabled()  # of every device, whatever its name says
-    return _products(fused, WIDENED.get())
+    return _products(fused, _widened_dtype())
 
 
 @contextmanager
 def _products(fused: bool, widened: torch.dtype | None) -> Iterator[None]:
     """``fused``: attention as one function; ``widened``: the dtype of products that are computed in fp32."""
-    before = WIDENED.set(widened)
     with ExitStack() as contexts:
         if not fused:
             contexts.enter_context(sdpa_kernel(SDPBackend.MATH))
         if widened is not None:
             contexts.enter_context(WidenedProducts(widened))
         yield
-    WIDENED.reset(before)
