@@ -211,11 +211,10 @@ def _known(run: Run, split: Split, setting: Setting, images: int) -> dict[str, d
 
 def run_command(arguments: Namespace) -> int:
     """``fewstep evaluate RUN``: measure what is missing, print all values."""
-    if arguments.finished:
-        run = open_target(arguments.target, arguments.overrides, arguments.runs_dir)
-        if run.state() != "done":
-            raise UserError(f"run {run.id} is {run.state()}, not done: nothing is measured")
-    session, run = load_target(arguments.target, arguments.overrides, arguments.runs_dir)
+    run = open_target(arguments.target, arguments.overrides, arguments.runs_dir)
+    if arguments.finished and run.state() != "done":
+        raise UserError(f"run {run.id} is {run.state()}, not done: nothing is measured")
+    session = load_target(run)
     print(table(evaluate(session, run, functools.partial(print, flush=True))))
     print(f"-> {run.path / 'evals.jsonl'}")
     return 0

@@ -150,9 +150,9 @@ def run_command(arguments: Namespace) -> int:
     if moments and moments[0] < 0:
         raise UserError(f"--at {moments[0]} is not a number of training images; give at least 0")
     first = moments[0] if moments else None
-    config = open_target(arguments.target, arguments.overrides, arguments.runs_dir).config
-    requests = given_requests(arguments.prompts, build_task(config)) if arguments.prompts else None
-    session, run = load_target(arguments.target, arguments.overrides, arguments.runs_dir, first)
+    run = open_target(arguments.target, arguments.overrides, arguments.runs_dir)
+    requests = given_requests(arguments.prompts, build_task(run.config)) if arguments.prompts else None
+    session = load_target(run, first)
     requests = requests or default_requests(session)
     guidance = arguments.teacher_guidance
     teachers = [teacher_setting(steps, guidance) for steps in arguments.teacher_steps if steps]

@@ -36,20 +36,17 @@ def open_target(target: str, overrides: Sequence[str] = (), runs_dir: str | None
     return run
 
 
-def load_target(
-    target: str, overrides: Sequence[str] = (), runs_dir: str | None = None, images: int | None = None
-) -> tuple[Session, Run]:
-    """The run and its session, evaluated and executed as ``overrides`` say; ``images``: see ``load_run``."""
+def load_target(run: Run, images: int | None = None) -> Session:
+    """The session of a run from ``open_target``, executed as its configuration says; ``images``: see ``load_run``."""
     import torch
 
     from experiments.session import load_run
 
-    run = open_target(target, overrides, runs_dir)
     if run.config.execution.num_threads:
         torch.set_num_threads(run.config.execution.num_threads)
     session, _ = load_run(run.path, overrides=vars(run.config.execution), images=images)
     session.config.eval = run.config.eval
-    return session, run
+    return session
 
 
 def override(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
