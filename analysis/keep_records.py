@@ -18,6 +18,7 @@ from PIL import Image
 from ablations.status import FINAL
 from analysis.collect import CellRun
 from core.run import Run, atomic_folder
+from experiments.sheet import newest_sheet
 
 MAX_LINES = 200
 MAX_SHEET_BYTES = 36_000
@@ -54,11 +55,6 @@ def thin(lines: list[dict[str, Any]], most: int = MAX_LINES) -> list[dict[str, A
     if len(lines) <= most:
         return lines
     return [lines[round(i * (len(lines) - 1) / (most - 1))] for i in range(most)]
-
-
-def newest_sheet(path: Path) -> Path | None:
-    """The last sample sheet of a run folder or record; names sort by training images."""
-    return max((p for p in (path / "samples").glob("*") if p.suffix in (".png", ".webp")), default=None)
 
 
 def small_webp(path: Path, most_bytes: int) -> bytes:

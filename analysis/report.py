@@ -12,11 +12,12 @@ import jinja2
 
 from analysis.collect import CellRun, Results
 from analysis.figures import caption, grid_figure, inline_svg, training_curves
-from analysis.keep_records import newest_sheet, small_webp
+from analysis.keep_records import small_webp
 from analysis.labels import to_html as label_html
 from analysis.labels import without_math
 from analysis.render import JUDGEMENT_COLUMNS, judgement_cells, to_html
 from analysis.tables import Table, build_table
+from experiments.sheet import newest_sheet
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHEET_BYTES = 120_000
@@ -58,12 +59,17 @@ def build_report(budgets: Sequence[Results]) -> str:
     for index, of in enumerate(budgets):
         if index == 0 or of.frame.loc[~of.frame["reference"], "value"].notna().any():
             sections.append(_section(of))
+    return html_template("report.html.j2").render(
+        grid=grid, scale=scale, sections=sections, intro=INTRO.get(scale, ""), claim_columns=JUDGEMENT_COLUMNS
+    )
+
+
+def html_template(name: str) -> jinja2.Template:
+    """A page of ``templates/``; what is put into it is escaped unless marked safe."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html.j2").render(
-        grid=grid, scale=scale, sections=sections, intro=INTRO.get(scale, ""), claim_columns=JUDGEMENT_COLUMNS
-    )
+    return environment.get_template(name)
 
 
 def _section(of: Results) -> Section:

@@ -25,8 +25,9 @@ from core.config import UserError
 from core.diffusion.process import FlowProcess
 from core.run import Run, atomic_folder
 from core.sampler import Sampler
-from experiments.model_card import SHEET, Student, model_card, newest_sheet
-from experiments.target import load_target
+from experiments.model_card import SHEET, Student, model_card
+from experiments.sheet import newest_sheet
+from experiments.target import load_target, open_target
 
 Scheduler = LCMScheduler | DDIMScheduler | FlowMatchLCMScheduler | FlowMatchEulerDiscreteScheduler
 
@@ -57,7 +58,7 @@ def export(
         scheduler.save_pretrained(folder / "scheduler")
         student = Student(backbone, sampler, weights, type(scheduler).__name__, _as_lora(backbone))
         (folder / "README.md").write_text(model_card(student, out.name, run))
-        sheet = None if run is None else newest_sheet(run)
+        sheet = None if run is None else newest_sheet(run.path)
         if sheet is not None:
             shutil.copy(sheet, folder / SHEET)
     return out
@@ -109,7 +110,8 @@ def few_step_scheduler(backbone: PipelineBackbone, sampler: Sampler) -> Schedule
 
 def run_command(arguments: Namespace) -> int:
     """``fewstep export RUN --out DIR``."""
-    session, run = load_target(arguments.target, arguments.overrides, arguments.runs_dir)
+    run = open_target(arguments.target, arguments.overrides, arguments.runs_dir)
+    session = load_target(run)
     if not session.config.method.trains:
         raise UserError(f"run {run.id} is the teacher itself: nothing to export")
     steps = arguments.steps or max(session.config.eval.steps)

@@ -12,6 +12,7 @@ from core.catalogue import METRICS
 from core.diffusion.process import FlowProcess
 from core.run import Run
 from core.sampler import Sampler
+from experiments.sheet import newest_sheet
 
 SHEET = "samples.png"
 
@@ -121,12 +122,6 @@ def _note(student: Student) -> str:
     return f" No guidance: it is distilled into the student.{divides}"
 
 
-def newest_sheet(run: Run) -> Path | None:
-    """The sheet that the run's training drew last: teacher and student on fixed prompts."""
-    sheets = sorted((run.path / "samples").glob("[0-9]*.png"))
-    return sheets[-1] if sheets else None
-
-
 def _measured(student: Student, run: Run) -> Iterator[str]:
     """A table of the last values of these weights, each with the id of its protocol."""
     last: dict[tuple[str, str, int], dict[str, Any]] = {}
@@ -140,5 +135,5 @@ def _measured(student: Student, run: Run) -> Iterator[str]:
         label = METRICS[metric].label if metric in METRICS else metric
         facts = (label, split, steps, f"{line['nfe']:g}", f"{line['value']:.4g}", line["n"], line["protocol"])
         yield f"| {' | '.join(map(str, facts))} |"
-    if newest_sheet(run) is not None:
+    if newest_sheet(run.path) is not None:
         yield f"\n![Teacher and student on fixed prompts]({SHEET})"

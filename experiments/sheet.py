@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -46,3 +47,8 @@ def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     """Break ``text`` into lines that fit ``width`` pixels."""
     characters = max(4, int(width / font.getlength("n")))
     return "\n".join(textwrap.wrap(text, characters)) or text
+
+
+def newest_sheet(path: Path) -> Path | None:
+    """The last sample sheet of a run folder or record; names sort by training images."""
+    return max((p for p in (path / "samples").glob("*") if p.suffix in (".png", ".webp")), default=None)
