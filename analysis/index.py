@@ -6,14 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
-import jinja2
-
 from analysis.artefacts.context import Context
+from analysis.artefacts.grids import TRAINING
 from analysis.labels import without_math
-from analysis.report import TEMPLATES
+from analysis.report import html_template
 
 FILE = "index.html"
-TRAINING = "-training"  # ends the names of a grid's training curves
 
 
 @dataclass(frozen=True)
@@ -28,19 +26,21 @@ class Entry:
     figure: str
     files: tuple[str, ...]
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether the list at the page's top names it; training curves follow their grid."""
+        return not self.name.endswith(TRAINING)
+
 
 def index_page(written: Mapping[str, str | bytes], context: Context) -> str:
-    """HTML that shows what was written beside it: figures of several grids first, then grid by grid.
+    """HTML that shows what was written beside it: grid by grid, then figures of several grids.
 
     ``written``: contents by file name.
     """
     entries = [_entry(name, written, context) for name in _names(written)]
     grids = [entry for entry in entries if entry.name.removesuffix(TRAINING) in context.grids]
     others = [entry for entry in entries if entry not in grids]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(f"{FILE}.j2").render(others=others, grids=grids)
+    return html_template(f"{FILE}.j2").render(entries=[*grids, *others])
 
 
 def _names(written: Mapping[str, str | bytes]) -> Iterator[str]:

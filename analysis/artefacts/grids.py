@@ -12,6 +12,7 @@ from analysis.figures import caption, grid_figure, training_curves
 from analysis.render import FORMATS, claims_markdown, render
 from analysis.tables import Table, build_table
 
+TRAINING = "-training"  # ends the names of a grid's training curves
 PAPER_TABLES = {  # at paper scale
     "few_steps": "table_1", "flash_table_2": "table_2", "flash_table_3": "table_3", "flash_table_4": "table_4",
 }  # fmt: skip
@@ -30,7 +31,7 @@ def build(context: Context) -> Iterator[File]:
         curves = training_curves(of.items)
         if curves is not None:
             text = f"{of.grid.title}: losses and gradient norms in training, first seed of each row."
-            yield from figure_files(f"{name}-training", curves, text)
+            yield from figure_files(f"{name}{TRAINING}", curves, text)
     for name, artefact in PAPER_TABLES.items():
         of = results(load(name), "paper", BUDGET, context.sources)
         yield from _tables(f"{artefact}-paper", build_table(of))
