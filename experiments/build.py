@@ -157,7 +157,7 @@ def _check_size(config: ExperimentConfig, backbone: Backbone) -> None:
     size = config.data.image_size
     latent = backbone.encode(np.full((1, size, size, 3), 255, dtype=np.uint8))
     if latent.shape[1:] != backbone.latent_shape:
-        side = backbone.latent_shape[1] * backbone.vae_scale
+        side = backbone.image_side
         raise UserError(wrong_size(config, f"it draws {side}x{side} pixels; give data.image_size={side}"))
 
 

@@ -203,9 +203,12 @@ class Flux2Backbone(PipelineBackbone):
         return min(getattr(self.tokenizer, "tokenizer", self.tokenizer).model_max_length, MAX_TOKENS)
 
     def call_options(self) -> dict[str, Any]:
-        side = 2 * self.side * self.vae_scale
         text = {"text_encoder_out_layers": self.text_layers, "max_sequence_length": self.max_tokens}
-        return {"height": side, "width": side, **text}
+        return super().call_options() | text
+
+    @property
+    def image_side(self) -> int:
+        return super().image_side * 2  # a place of the latents is a patch
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Cond:

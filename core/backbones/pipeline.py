@@ -205,9 +205,14 @@ class PipelineBackbone(Backbone):
             return 8
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    @property
+    def image_side(self) -> int:
+        """Pixels of a side of the images that are generated."""
+        return self.latent_shape[1] * self.vae_scale
+
     def call_options(self) -> dict[str, Any]:
         """Arguments of diffusers' pipeline, beside prompt, steps and guidance, for what this backbone generates."""
-        return {"height": self.latent_shape[1] * self.vae_scale, "width": self.latent_shape[2] * self.vae_scale}
+        return {"height": self.image_side, "width": self.image_side}
 
     @cached_property
     def vae(self) -> nn.Module:

@@ -71,7 +71,7 @@ class PixArtBackbone(TransformerBackbone):
         return self._tokenizer(T5TokenizerFast, "tokenizer")
 
     def call_options(self) -> dict[str, Any]:
-        return {**super().call_options(), "use_resolution_binning": False, "clean_caption": False}
+        return super().call_options() | {"use_resolution_binning": False, "clean_caption": False}
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Cond:

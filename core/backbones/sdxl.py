@@ -22,7 +22,7 @@ class SDXLBackbone(UNetBackbone):
     text_encoders = ("text_encoder", "text_encoder_2")
 
     def added_conditions(self, cond: Cond, dtype: torch.dtype) -> dict[str, Tensor]:
-        side = self.latent_shape[1] * self.vae_scale
+        side = self.image_side
         pooled = cond.tensors["pooled"].to(dtype)
         time_ids = torch.tensor([[side, side, 0, 0, side, side]], dtype=dtype).to(pooled.device, non_blocking=True)
         return {"text_embeds": pooled, "time_ids": time_ids.expand(len(pooled), -1)}
