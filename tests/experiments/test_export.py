@@ -1,6 +1,5 @@
 """diffusers alone, from the exported files, gives our samples from the same injected noise."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +21,8 @@ from core.backbones.base import STUDENT
 from core.backbones.flux2 import Flux2Backbone
 from core.backbones.mmdit import SD3Backbone
 from core.backbones.pipeline import PipelineBackbone
-from core.backbones.pixart import PixArtBackbone
 from core.backbones.roles import Sharing
-from core.backbones.sdxl import SDXLBackbone
-from core.backbones.tiny import (
-    write_tiny_flux2,
-    write_tiny_flux2_dev,
-    write_tiny_pixart,
-    write_tiny_sd,
-    write_tiny_sd3,
-    write_tiny_sdxl,
-)
+from core.backbones.tiny import write_tiny_flux2, write_tiny_flux2_dev, write_tiny_sd, write_tiny_sd3
 from core.backbones.unet import UNetBackbone
 from core.config import UserError, compose, resolve
 from core.diffusion.solvers import few_step_sample
@@ -40,8 +30,9 @@ from core.diffusion.timesteps import trailing_timesteps
 from core.identity import locate
 from core.run import Run
 from core.sampler import FEW_STEP_SOLVERS, Sampler
-from experiments.build import build_backbone
+from experiments.build import FAMILIES, build_backbone
 from experiments.export import export, few_step_scheduler
+from tests import worlds
 
 LORA = Sharing("lora", rank=4, alpha=2, targets=("to_q", "to_k", "to_v", "to_out.0"))
 FOUR_STEPS = Sampler("lcm", 4)
@@ -161,21 +152,14 @@ def test_scheduler_has_the_students_timesteps(teacher: Path, steps: int) -> None
     np.testing.assert_array_equal(scheduler.timesteps.numpy(), trailing_timesteps(steps, 1000))
 
 
-FAMILIES: dict[str, tuple[Callable[[Path], Path], type[PipelineBackbone]]] = {
-    "sd": (write_tiny_sd, UNetBackbone), "sdxl": (write_tiny_sdxl, SDXLBackbone),
-    "pixart": (write_tiny_pixart, PixArtBackbone), "sd3": (write_tiny_sd3, SD3Backbone),
-    "flux2": (write_tiny_flux2, Flux2Backbone), "flux2-dev": (write_tiny_flux2_dev, Flux2Backbone),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("sharing", ["lora", "full"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*worlds.WRITERS, "flux2 dev"])
 def test_the_card_s_snippet_draws_our_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, sharing: str
 ) -> None:
     """As a user would paste it, beside the base model's and the student's folders."""
-    write, built = FAMILIES[family]
-    base = write(tmp_path / family)
+    write = worlds.WRITERS.get(family, write_tiny_flux2_dev)
+    base, built = write(tmp_path / family), FAMILIES[family.split()[0]]
     settings = LORA if sharing == "lora" else Sharing("full")
     backbone = _perturbed(built.load(str(base), settings, image_size=64), 0.3 if sharing == "lora" else 0.02)
     _check_snippet(backbone, tmp_path, monkeypatch)
