@@ -175,7 +175,7 @@ def _schema_of(values: Mapping[str, Any], group: str) -> type:
 
 @functools.lru_cache(maxsize=256)
 def _composed(experiment: str, groups: tuple[str, ...]) -> str:
-    """What Hydra composes of an experiment and its groups, as JSON.
+    """Compose an experiment and its groups by Hydra; the values as JSON.
 
     Remembered on disk: Hydra's import and one composition take a second, as much as the rest of ``grid status``.
     """
@@ -204,7 +204,7 @@ def _composed_own(file: Path, groups: tuple[str, ...], beside: str) -> str:
 
 
 def _beside(file: Path) -> str:
-    """What the YAML files of a user's folder hold now."""
+    """Read the YAML files of a user's folder: names and contents as one text, which changes with them."""
     try:
         return repr([(path.name, path.read_bytes()) for path in sorted(file.parent.glob("*.yaml"))])
     except OSError as error:

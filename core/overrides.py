@@ -18,7 +18,6 @@ from core.schema import SCHEMAS, UserError
 REMEMBERED = Path(".cache") / "composed" / "overrides.json"
 
 
-@functools.lru_cache(maxsize=4096)
 def parse(text: str) -> tuple[str, Any]:
     """Key and value of an override; UserError for what is none."""
     known = _remembered()
@@ -31,7 +30,7 @@ def parse(text: str) -> tuple[str, Any]:
 
 @functools.cache
 def _remembered() -> dict[str, Any]:
-    """What was parsed by this process, and by others before it."""
+    """Overrides by text, as this process and others before it have parsed them."""
     return recall(REMEMBERED)
 
 

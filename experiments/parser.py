@@ -61,7 +61,7 @@ def _is_override(word: str) -> bool:
 
 
 def _unknown(parser: Parser, words: Iterable[str]) -> str:
-    """What to say of words that the command does not take: the first option among them, or all of them."""
+    """The line for words that the command does not take: about the first option among them, or all of them."""
     option = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
     if option is None:
         return f"{parser.prog} takes no '{' '.join(words)}'; see: {parser.prog} --help"

@@ -4,8 +4,8 @@ VAE nor the text encoder. Torch-free.
 Items are drawn as evaluation prompts are, balanced over ``meta["kind"]``: item n is variant n of example
 ``draw_examples(...)[n]``, and a variant is a pure function of (example, variant).
 Captions are stored once each; captions[0] is the null caption "". What a task encodes of an item's further inputs is
-stored for each item. A cache is written to a temporary folder, fsynced
-and renamed with the hashes of its files; one that is half-written or damaged is never opened but built again.
+stored for each item. A cache is written to a temporary folder, fsynced and renamed with the hashes of its files; one
+that is half-written or damaged is never opened but built again.
 """
 
 from __future__ import annotations
