@@ -25,4 +25,4 @@ def use(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     for node in cluster.nodes:
         cluster.start_node(node)
         cluster.command(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
-    wait(lambda: not cluster.command(["squeue", "-h"]).strip(), 60)
+    wait(lambda: not cluster.command(["squeue", "-h"]).strip())

@@ -113,19 +113,19 @@ def test_cells_run_on_both_nodes_and_are_not_submitted_twice(submitter: Counters
     submitter.last = 20
     jobs = submit(submitter, cells)
     assert len(jobs) == 4 and submitter.missing(cells) == []
-    wait(lambda: all(submitter.count(cell) > 1 for cell in cells), 60)
+    wait(lambda: all(submitter.count(cell) > 1 for cell in cells))
     found = grid_status(cells, submitter.runs_dir, Queue())
     assert [one.state for one in found] == ["running"] * 4 and {one.node for one in found} == {"n1", "n2"}
-    wait(lambda: all(submitter.count(cell) == 20 for cell in cells), 60)
+    wait(lambda: all(submitter.count(cell) == 20 for cell in cells))
     assert all(submitter.starts(cell) == [0] for cell in cells)
 
 
 def test_a_time_limit_requeues_and_the_cell_goes_on(use: Cluster, submitter: Counters, cells: list[Cell]) -> None:
     submitter.last = 600
     (job,) = submit(submitter, cells[:1])
-    wait(lambda: submitter.count(cells[0]) > 2, 60)
+    wait(lambda: submitter.count(cells[0]) > 2)
     use.command(["scontrol", "update", f"JobId={job}", "TimeLimit=1"])
-    wait(lambda: len(submitter.starts(cells[0])) == 2, 150)
+    wait(lambda: len(submitter.starts(cells[0])) == 2)
     before, after = submitter.starts(cells[0])
     assert before == 0 and 2 < after < 600
     assert state(submitter, cells[0]).restarts == 1
@@ -134,12 +134,12 @@ def test_a_time_limit_requeues_and_the_cell_goes_on(use: Cluster, submitter: Cou
 def test_preemption_requeues_once_and_loses_nothing(use: Cluster, submitter: Counters, cells: list[Cell]) -> None:
     submitter.last = 60
     submit(submitter, cells[:1])
-    wait(lambda: submitter.count(cells[0]) > 2, 60)
+    wait(lambda: submitter.count(cells[0]) > 2)
     node = state(submitter, cells[0]).node
     urgent = ["sbatch", "--parsable", "-p", "urgent", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 8"]
     use.command(urgent)
-    wait(lambda: len(submitter.starts(cells[0])) == 2, 120)
-    wait(lambda: submitter.count(cells[0]) == 60, 120)
+    wait(lambda: len(submitter.starts(cells[0])) == 2)
+    wait(lambda: submitter.count(cells[0]) == 60)
     assert len(submitter.starts(cells[0])) == 2 and submitter.starts(cells[0])[1] > 2
     assert state(submitter, cells[0]).restarts == 1, "one owner of requeueing"
 
@@ -147,20 +147,20 @@ def test_preemption_requeues_once_and_loses_nothing(use: Cluster, submitter: Cou
 def test_requeue_by_hand_goes_on(use: Cluster, submitter: Counters, cells: list[Cell]) -> None:
     submitter.last = 40
     (job,) = submit(submitter, cells[:1])
-    wait(lambda: submitter.count(cells[0]) > 2, 60)
+    wait(lambda: submitter.count(cells[0]) > 2)
     use.command(["scontrol", "requeue", job])
-    wait(lambda: submitter.count(cells[0]) == 40, 150)
+    wait(lambda: submitter.count(cells[0]) == 40)
     assert len(submitter.starts(cells[0])) == 2 and submitter.starts(cells[0])[1] > 2
 
 
 def test_a_dead_node_loses_no_cell(use: Cluster, submitter: Counters, cells: list[Cell]) -> None:
     submitter.last = 40
     submit(submitter, cells[:1])
-    wait(lambda: submitter.count(cells[0]) > 2, 60)
+    wait(lambda: submitter.count(cells[0]) > 2)
     node = state(submitter, cells[0]).node
     use.stop_node(node)
     use.command(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"])
-    wait(lambda: submitter.count(cells[0]) == 40, 150)
+    wait(lambda: submitter.count(cells[0]) == 40)
     found = state(submitter, cells[0])
     assert found.node not in ("", node) and submitter.starts(cells[0])[1] > 2
 
@@ -170,9 +170,9 @@ def test_a_cancelled_cell_shows_so_and_may_be_submitted_again(
 ) -> None:
     submitter.last = 200
     (job,) = submit(submitter, cells[:1])
-    wait(lambda: submitter.count(cells[0]) > 2, 60)
+    wait(lambda: submitter.count(cells[0]) > 2)
     use.command(["scancel", job])
-    wait(lambda: state(submitter, cells[0]).state == "cancelled", 15)
+    wait(lambda: state(submitter, cells[0]).state == "cancelled")
     assert [work.cell for work in submitter.missing(cells[:1], BROKEN)] == cells[:1]
     assert submitter.missing(cells[:1]) == []
 
@@ -193,10 +193,10 @@ def test_accounting_tells_of_a_cancelled_cell_too(
         submitter = Counters("cells", load_profile("test"), tmp_path / "runs", Path(__file__).parents[2], print)
         submitter.last = 200
         (job,) = submit(submitter, cells[:1])
-        wait(lambda: submitter.count(cells[0]) > 2, 60)
+        wait(lambda: submitter.count(cells[0]) > 2)
         accounted.command(["scancel", job])
-        wait(lambda: state(submitter, cells[0]).state == "cancelled", 15)
-        wait(lambda: "CANCELLED" in accounted.command(["sacct", "-X", "-n", "-P", "-o", "State", "-j", job]), 15)
+        wait(lambda: state(submitter, cells[0]).state == "cancelled")
+        wait(lambda: "CANCELLED" in accounted.command(["sacct", "-X", "-n", "-P", "-o", "State", "-j", job]))
         assert Queue()._accounting(["-j", job])[job].state == "CANCELLED"
 
 
@@ -214,7 +214,7 @@ def test_a_submitter_that_dies_before_it_hears_the_id_submits_nothing_twice(
             submit(submitter, cells)
     assert submitter.ledger.jobs() == {}
     assert submitter.missing(cells) == [] and len(submitter.ledger.jobs()) == 4
-    wait(lambda: all(submitter.count(cell) == 20 for cell in cells), 90)
+    wait(lambda: all(submitter.count(cell) == 20 for cell in cells))
     assert all(submitter.starts(cell) == [0] for cell in cells)
 
 
@@ -238,7 +238,7 @@ def test_a_child_starts_when_its_parent_has_ended_well(submitter: Counters, fami
     submitter.last = 8
     submit(submitter, family)
     assert [found.state for found in grid_status(family, submitter.runs_dir, Queue())][1] == "queued"
-    wait(lambda: submitter.count(child) > 0, 90)
+    wait(lambda: submitter.count(child) > 0)
     assert submitter.count(elder) == 8
 
 
@@ -249,8 +249,8 @@ def test_the_child_of_a_failed_parent_is_taken_out_and_both_can_be_tried_again(
     submitter.file_of(elder).parent.mkdir(parents=True)
     submitter.file_of(elder).write_text("not a number")
     submit(submitter, family)
-    wait(lambda: state(submitter, elder).state == "failed", 60)
-    wait(lambda: state(submitter, child).state in BROKEN, 60)
+    wait(lambda: state(submitter, elder).state == "failed")
+    wait(lambda: state(submitter, child).state in BROKEN)
     assert submitter.missing(family) == [] and not submitter.file_of(child).exists()
     assert "ValueError" in state(submitter, elder).reason
     submitter.file_of(elder).unlink()
@@ -258,7 +258,7 @@ def test_the_child_of_a_failed_parent_is_taken_out_and_both_can_be_tried_again(
     assert [work.cell for work in submitter.missing(family, BROKEN)] == family
     for array in submitter.arrays(submitter.missing(family, BROKEN), cpus_per_process=1, mem_gb=1):
         submitter.submit(array)
-    wait(lambda: submitter.count(child) == 3, 90)
+    wait(lambda: submitter.count(child) == 3)
 
 
 def test_a_refused_submission_is_one_line_and_leaves_nothing(submitter: Counters, cells: list[Cell]) -> None:
@@ -278,9 +278,9 @@ def test_each_run_is_measured_when_it_is_trained_by_a_job_of_its_own(submitter: 
     jobs = submit(submitter, cells, measure=True)
     assert len(jobs) == 8 and len({job.partition("_")[0] for job in jobs}) == 2, "one array for each kind"
     good = [cell for cell in cells if cell is not cells[1]]
-    wait(lambda: all(submitter.measured(cell).exists() for cell in good), 120)
+    wait(lambda: all(submitter.measured(cell).exists() for cell in good))
     assert {submitter.measured(cell).read_text() for cell in good} == {"8"}
-    wait(lambda: not Queue().statuses(jobs)[jobs[5]].alive, 60)
+    wait(lambda: not Queue().statuses(jobs)[jobs[5]].alive)
     assert not submitter.measured(cells[1]).exists(), "what has failed is not measured"
     assert state(submitter, cells[1]).state == "failed"
 
@@ -291,8 +291,8 @@ def test_cells_that_share_a_job_fail_alone(submitter: Counters, cells: list[Cell
     submitter.file_of(cells[1]).write_text("not a number")
     jobs = submit(submitter, cells, cells_per_job=2)
     assert len(jobs) == 2
-    wait(lambda: all(submitter.count(cell) == 8 for cell in cells if cell is not cells[1]), 90)
-    wait(lambda: not any(found.alive for found in Queue().statuses(jobs).values()), 60)
+    wait(lambda: all(submitter.count(cell) == 8 for cell in cells if cell is not cells[1]))
+    wait(lambda: not any(found.alive for found in Queue().statuses(jobs).values()))
     found = state(submitter, cells[1])
     assert found.state == "failed" and "ValueError" in found.reason
     assert "ValueError" not in submitter.ledger.log_of(cells[0].id).read_text()
@@ -306,12 +306,12 @@ def test_a_node_on_which_cells_only_fail_is_left_out(
     submitter.command = lambda work, _: ["sh", "-c", f"{program} {submitter.file_of(work.cell)}"]
     submitter.runs_dir.mkdir(parents=True)
     jobs = submit(submitter, cells)
-    wait(lambda: not any(found.alive for found in Queue().statuses(jobs).values()), 90)
+    wait(lambda: not any(found.alive for found in Queue().statuses(jobs).values()))
     del submitter.bad_nodes  # found once for each submission
     assert submitter.bad_nodes == ["n1"] and "left out" in capsys.readouterr().out
     for array in submitter.arrays(submitter.missing(cells, BROKEN), cpus_per_process=1, mem_gb=1):
         submitter.submit(array)
-    wait(lambda: all(submitter.file_of(cell).exists() for cell in cells), 90)
+    wait(lambda: all(submitter.file_of(cell).exists() for cell in cells))
 
 
 MANY = """
@@ -340,7 +340,7 @@ def test_many_cells_are_few_arrays(use: Cluster, submitter: Counters, tmp_path: 
     def cancelled() -> bool:
         return {found.state for found in grid_status(many, submitter.runs_dir, Queue())} == {"cancelled"}
 
-    wait(cancelled, 15)
+    wait(cancelled)
 
 
 def test_a_job_file_without_submitit_runs_and_goes_on(use: Cluster, submitter: Counters, cells: list[Cell]) -> None:
@@ -348,9 +348,9 @@ def test_a_job_file_without_submitit_runs_and_goes_on(use: Cluster, submitter: C
     (file,) = submitter.write_job_files(cells[:1], submitter.runs_dir / "jobs", cpus_per_process=1, mem_gb=1)
     assert "submitit" not in file.read_text().replace(str(submitter.runs_dir), "")
     job = use.command(["sbatch", "--parsable", str(file)]).strip()
-    wait(lambda: submitter.count(cells[0]) > 2, 60)
+    wait(lambda: submitter.count(cells[0]) > 2)
     use.command(["scontrol", "requeue", job])
-    wait(lambda: submitter.count(cells[0]) == 40, 150)
+    wait(lambda: submitter.count(cells[0]) == 40)
     assert len(submitter.starts(cells[0])) == 2 and submitter.starts(cells[0])[1] > 2
 
 

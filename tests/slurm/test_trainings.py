@@ -135,7 +135,7 @@ def test_two_nodes_give_the_curve_of_one_process(submitter: Submitter, tmp_path:
     cell = tiny(tmp_path, 64)
     alone = trained_here(cell, tmp_path)
     submit(submitter, cell, nodes=2)
-    wait(lambda: is_done(submitter), 200)
+    wait(lambda: is_done(submitter))
     pair = run_of(submitter)
     assert pair is not None and pair.noted("processes") == 2
     lines = list(zip(pair.metrics(), alone.metrics(), strict=True))
@@ -155,11 +155,11 @@ def test_a_preempted_training_ends_with_the_same_weights(use: Cluster, submitter
         run = run_of(submitter)
         return max((line["images"] for line in run.metrics()), default=0) if run else 0
 
-    wait(lambda: images() >= 48, 120)
+    wait(lambda: images() >= 48)
     (found,) = grid_status([cell], submitter.runs_dir, Queue())
     urgent = ["sbatch", "--parsable", "-p", "urgent", "-w", found.node, "--exclusive", "-o", "/dev/null"]
     use.command([*urgent, "--wrap", "sleep 5"])
-    wait(lambda: is_done(submitter), 300)
+    wait(lambda: is_done(submitter))
     run = run_of(submitter)
     assert run is not None and run.noted("attempt") == 2, "one stop, one start"
     seen = [line["images"] for line in run.metrics()]

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 
-def wait(holds: Callable[[], bool], timeout_s: float) -> None:
-    """Until ``holds()``; AssertionError after ``timeout_s``."""
+def wait(holds: Callable[[], bool], timeout_s: float = 300) -> None:
+    """Until ``holds()``; AssertionError after ``timeout_s``, by when a slow machine is a hung one."""
     end = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < end, f"not within {timeout_s} s"
