@@ -127,10 +127,13 @@ def _weights_hash(path: str, revision: str | None, cache: Path, known: dict[str,
 
 def _data_hash(path: str, cache: Path, known: dict[str, str]) -> str:
     """The content of a folder of data, and how it is split where the names of its files do not say."""
+    if (found := known.get(f"data of {path}")) is not None:
+        return found
     digest = _source_hash("data.path", path, cache, _NOT_DATA, known)
-    if not is_split_by_key(locate(path)):
-        return digest
-    return hashlib.blake2b(f"{digest} held out {HELD_OUT_SHARE}".encode(), digest_size=8).hexdigest()
+    if is_split_by_key(locate(path)):
+        digest = hashlib.blake2b(f"{digest} held out {HELD_OUT_SHARE}".encode(), digest_size=8).hexdigest()
+    known[f"data of {path}"] = digest
+    return digest
 
 
 def _source_hash(key: str, path: str, cache: Path, ignored: set[str], known: dict[str, str]) -> str:

@@ -15,11 +15,13 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
+
+import msgspec
 
 from core.config import ExperimentConfig, UserError, from_yaml, run_id, to_yaml
 from core.provenance import provenance
@@ -114,12 +116,31 @@ def _id_of(path: Path) -> str:
 
 @dataclass
 class Run:
-    """One run's folder; the execution part of ``config`` may differ from the stored one."""
+    """One run's folder."""
 
     path: Path
     id: str
-    config: ExperimentConfig
+    _config: ExperimentConfig | None = None
     _holds_lock: bool = False
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """Its configuration, whose execution part may differ from the stored one; UserError where that is damaged.
+
+        A run that is opened reads it when it is asked for: a status of a thousand runs is not.
+        """
+        if self._config is None:
+            file = self.path / "config.yaml"
+            try:
+                text = file.read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"{file}: cannot be read ({error})") from error
+            self._config = from_yaml(text, str(file))
+        return self._config
+
+    @config.setter
+    def config(self, config: ExperimentConfig) -> None:
+        self._config = config
 
     @classmethod
     def create(cls, config: ExperimentConfig) -> Run:
@@ -134,24 +155,19 @@ class Run:
             atomic_write(path / "provenance.json", json.dumps(provenance(config), indent=1) + "\n")
             atomic_write(path / "config.yaml", to_yaml(config))  # last: it makes the folder a run
         else:
-            Run.open(path)  # a damaged folder is told before anything is computed
+            Run.open(path).config  # noqa: B018  a damaged folder is told before anything is computed
         return cls(path, identity, config)
 
     @classmethod
     def open(cls, path_or_id: Path | str, runs_dir: Path | str = "runs") -> Run:
-        """An existing run by folder or id; UserError when there is none or its config.yaml is damaged."""
+        """An existing run by folder or id; UserError when there is none."""
         path = Path(path_or_id)
         if not (path / "config.yaml").is_file():
             found = _find(runs_dir, str(path_or_id))
             if found is None:
                 raise UserError(f"'{path_or_id}' is neither a run folder nor the id of a run in {runs_dir}/")
             path = found
-        file = path / "config.yaml"
-        try:
-            text = file.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: cannot be read ({error})") from error
-        return cls(path, _id_of(path), from_yaml(text, str(file)))
+        return cls(path, _id_of(path))
 
     # --- who is at work -----------------------------------------------------------------------------------
 
@@ -221,9 +237,11 @@ class Run:
 
         Under one's own lock: the state that earlier attempts left.
         """
-        if not self._holds_lock and (self._is_locked() or self._beats_elsewhere()):
+        if not self._holds_lock and self._is_locked():
             return "running"
-        attempts = self._attempts()
+        attempts = self._attempts()  # after the lock was asked for: who lets it go has closed its attempt
+        if not self._holds_lock and self._beats_elsewhere(attempts):
+            return "running"
         if not attempts or attempts[-1].get("state") == "stopped":
             return "planned"
         return attempts[-1].get("state", "failed")
@@ -242,13 +260,14 @@ class Run:
         except OSError:  # nobody has ever locked it
             return False
 
-    def _beats_elsewhere(self) -> bool:
+    def _beats_elsewhere(self, attempts: Sequence[Mapping[str, Any]]) -> bool:
         """Another host's lock may not be visible here; a fresh heartbeat of an open attempt counts too."""
-        beat, attempts = self.last_heartbeat(), self._attempts()
-        if beat is None or not attempts or "state" in attempts[-1]:
+        if not attempts or "state" in attempts[-1]:
             return False
-        age = time.time() - beat["time"]
-        return beat["host"] != socket.gethostname() and age < 3 * self.config.execution.heartbeat_s
+        beat = self.last_heartbeat()
+        if beat is None or beat["host"] == socket.gethostname():
+            return False
+        return time.time() - beat["time"] < 3 * self.config.execution.heartbeat_s
 
     def provenance(self) -> dict[str, Any]:
         """The origin of its numbers, as noted when the run was made; UserError without it."""
@@ -319,10 +338,18 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     out = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_bytes().splitlines():
         with contextlib.suppress(ValueError):
-            out.append(json.loads(line))
+            out.append(_decoded(line))
     return out
+
+
+def _decoded(line: bytes) -> dict[str, Any]:
+    """One line of JSON, in which a loss may be NaN: msgspec is quick, but strict."""
+    try:
+        return msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return json.loads(line)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

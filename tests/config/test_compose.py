@@ -20,6 +20,8 @@ from core.config import (
     from_yaml,
     to_yaml,
 )
+from core.overrides import _parse, parse
+from core.typed import load_yaml
 
 OVERRIDES = [
     "method.num_timesteps=16",
@@ -159,3 +161,27 @@ def test_sd15_has_the_paper_s_values() -> None:
     assert config.method.adversarial_weight == [0.0, 0.1, 0.2, 0.3]
     assert config.method.dmd_weight == [0.0, 0.3, 0.5, 0.7]
     assert config.method.stage_weights[0] == [0.0, 0.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1", "-1", "-0", "1.5", "1e-5", "1.0e+05", "1e400", "12345678901234567890123", "true", "false", "null", " 1 ",
+        '"x y"', '""', '"1"', '"null"', '" a=b, c "', '"é"', "[]", "[1,2]", "[1.0, 2]", '["a" , ""]', "[true,null]",
+        # read by Hydra alone
+        "00", "1.", ".5", "1-2", "-", "1e", "[ ]", "a", "[a, 1]", '"a\\tb"', "'a'", "{a: 1}",
+    ],
+)  # fmt: skip
+def test_what_is_read_as_json_is_what_hydra_reads(value: str) -> None:
+    text = f"eval.anything={value}"
+    assert repr(parse(text)) == repr(_parse(text))
+
+
+def test_yaml_is_read_by_omegaconf_s_rules() -> None:
+    text = "rate: 1e-5\nday: 2026-01-01\nno: off\npath: ~\nlist: [1, 1_000, .inf]\n'a b': ${x}\n5: 1:30\n"
+    assert repr(load_yaml(text, "a mapping")) == repr(OmegaConf.to_container(OmegaConf.create(text)))
+    assert load_yaml("# nothing\n", "a mapping") == {}
+    with pytest.raises(UserError, match='found duplicate key a in "<unicode string>", line 3, column 1$'):
+        load_yaml("a: 1\nb: 2\na: 1\n", "a mapping")
+    with pytest.raises(UserError, match=r"^not a grid \(a mapping is expected\)$"):
+        load_yaml("- a\n", "a grid")

@@ -115,15 +115,12 @@ def test_grid_command(
 def test_damaged_run_folder(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, words: tuple[str, ...]
 ) -> None:
-    from ablations.grid import load
-
-    (tmp_path / "g.yaml").write_text(BASE + ROWS)
-    cell = load(str(tmp_path / "g.yaml")).expand("tiny")[0]
-    folder = tmp_path / "runs" / "flash" / "tiny" / f"a-{cell.id}"
-    folder.mkdir(parents=True)
+    folder = tmp_path / "a-0123456789"
+    folder.mkdir()
     (folder / "config.yaml").write_text(text)
-    line = complaint(capsys, "grid", "status", str(tmp_path / "g.yaml"), "--scale", "tiny")
-    assert str(cell.id) in line and all(word in line for word in words), line
+    for command in ("evaluate", "verify"):
+        line = complaint(capsys, command, str(folder))
+        assert str(folder) in line and all(word in line for word in words), line
 
 
 def test_values_may_follow_an_option_but_unknown_words_may_not(capsys: pytest.CaptureFixture[str]) -> None:
