@@ -19,9 +19,11 @@ from analysis.captions import notes
 from analysis.claims import Judgement, judge
 from analysis.collect import Results
 from analysis.columns import Column, shown_column
+from analysis.labels import capitalized
 from analysis.published import Published, published_numbers
 from analysis.stats import Summary, summarize
 from analysis.training import by_seed
+from core.splits import captions
 
 MARKS = {
     "dirty": ("*", "trained from a working tree with uncommitted changes"),
@@ -29,11 +31,7 @@ MARKS = {
     "seeds": ("†", "fewer seeds than planned"),
 }
 REFERENCE, PUBLISHED = "Reference", "Published elsewhere"
-SPLITS = {
-    "train": "Train captions",
-    "val": "COCO validation captions",
-    "heldout": "Held-out captions (unseen combinations of seen words)",
-}
+REMARKS = {"heldout": " (unseen combinations of seen words)"}  # what sets a split apart, beside its name
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ def _panel(
               for row, nfe in published.beyond(known)]  # fmt: skip
     if others:
         blocks.append(Block(PUBLISHED, tuple(others)))
-    return Panel(split, SPLITS.get(split, split), tuple(blocks))
+    return Panel(split, capitalized(captions(split)) + REMARKS.get(split, ""), tuple(blocks))
 
 
 def _entry(lines: Sequence[Mapping[str, Any]], shown: Column) -> Entry:

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from analysis.collect import results
+from analysis.columns import column
 from analysis.render import FORMATS, render
 from analysis.tables import REFERENCE, Entry, Table, build_table
 
@@ -136,6 +137,13 @@ def _best_rows(world) -> dict[str, bool]:
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_same_frame_gives_the_same_text(full, format) -> None:
     assert render(full.table(), format) == render(full.table(), format)
+
+
+def test_a_long_heading_stands_on_two_lines_in_latex() -> None:
+    assert column("kd_teacher").tex_heading == (
+        r"\shortstack[r]{Kernel distance\\(teacher) $\times$10$^3$ $\downarrow$}"
+    )
+    assert column("fid").tex_heading == r"FID $\downarrow$"
 
 
 def test_costs_stand_beside_the_rows_and_not_beside_the_teacher(full) -> None:
