@@ -33,7 +33,10 @@ class Budget:
 
 @dataclass
 class Layout:
-    """Columns of the table, what is best in each, and which splits are shown."""
+    """Columns of the table, what is best in each, and which splits are shown.
+
+    Claims are judged at the first of ``nfe``, the one that the source reports; tables show all in rising order.
+    """
 
     nfe: list[int] = listing(4)
     splits: list[str] = listing("train", "heldout")

@@ -187,15 +187,20 @@ def _panel(
             row.id: sorted(n for s, r, n, _ in numbers if (s, r) == (split, row.id) and n) for row in grid.references
         }
         lines = [line(row, nfe) for row in grid.references for nfe in dict.fromkeys(known[row.id] or [None])]
-        blocks.append(Block(REFERENCE, tuple(lines)))
-    for nfe in grid.layout.nfe:
+        blocks.append(Block(REFERENCE, _rising(lines)))
+    for nfe in sorted(grid.layout.nfe):
         blocks.append(Block(f"{nfe} NFE", tuple(line(row, nfe) for row in rows)))
     known = {(line.label, line.nfe) for block in blocks for line in block.lines}
     others = [Line("", row, nfe, (Entry(summarize([])),) * len(columns), published.of(row, nfe))
               for row, nfe in published.beyond(known)]  # fmt: skip
     if others:
-        blocks.append(Block(PUBLISHED, tuple(others)))
+        blocks.append(Block(PUBLISHED, _rising(others)))
     return Panel(split, capitalized(captions(split)) + REMARKS.get(split, ""), tuple(blocks))
+
+
+def _rising(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """Lines by rising NFE, those of the same in their own order; what nobody has evaluated yet comes last."""
+    return tuple(sorted(lines, key=lambda line: math.inf if line.nfe is None else line.nfe))
 
 
 def _entry(lines: Sequence[Mapping[str, Any]], shown: Column) -> Entry:
