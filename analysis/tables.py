@@ -279,8 +279,8 @@ def _digits(panels: tuple[Panel, ...], index: int) -> int:
             sizes.append(abs(summary.mean))
     if spreads:
         median = sorted(spreads)[len(spreads) // 2]
-        return _decimals(median, 2 if f"{median:e}"[0] in "12" else 1)
-    return _decimals(min(sizes), 3) if sizes else 2
+        return decimals(median, 2 if f"{median:e}"[0] in "12" else 1)
+    return decimals(min(sizes), 3) if sizes else 2
 
 
 def _lines(panels: Sequence[Panel]) -> Iterator[Line]:
@@ -289,7 +289,7 @@ def _lines(panels: Sequence[Panel]) -> Iterator[Line]:
             yield from block.lines
 
 
-def _decimals(value: float, significant: int) -> int:
+def decimals(value: float, significant: int) -> int:
     """Decimals that show ``significant`` digits of ``value``: between none and three."""
     exponent = int(f"{value:e}".split("e")[1])
     return min(max(significant - 1 - exponent, 0), 3)

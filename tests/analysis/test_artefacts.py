@@ -89,10 +89,10 @@ def test_a_row_without_runs_says_so(grids: dict[str, Results]) -> None:
 
 def test_the_caption_says_what_the_numbers_are(grids: dict[str, Results]) -> None:
     text = figure_5.caption(grids, "heldout")
-    numbers = ("3 training seeds", "N = 1,000", "protocol heldout abc", "8,960", "K = 8")
+    numbers = ("3 training seeds", "N = 1,000", "protocol abc (held-out captions)", "8,960", "K = 8")
     for part in ("at 2 NFE, held-out captions", "effnet_lite1", *numbers):
         assert part in text
-    assert "protocol train" not in text
+    assert "training captions" not in text
 
 
 def test_timesteps_are_the_papers(tmp_path: Path) -> None:
