@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.render import number
 from analysis.stats import Summary
 
-FAR = 3  # interquartile ranges beyond which a value does not decide about the axis
+FAR = 8.0  # interquartile ranges beyond which a value does not decide about the axis
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Dot:
     marks: dict[str, Any]
 
 
-def limits(found: Sequence[Summary]) -> tuple[float, float]:
-    """An axis for most of the values: what lies far out is drawn at its border."""
+def limits(found: Sequence[Summary], far: float = FAR) -> tuple[float, float]:
+    """An axis for most of the values: what lies ``far`` interquartile ranges out is drawn at its border."""
     if not found:
         return 0.0, 1.0
     means = np.array([s.mean for s in found])
     low, high = np.quantile(means, [0.25, 0.75])
-    reach = FAR * (high - low) + 1e-9
+    reach = far * (high - low) + 1e-9
     ends = []
     for one in found:
         if low - reach <= one.mean <= high + reach:

@@ -1,4 +1,4 @@
-"""What the figure of a grid shows: its panels, rows and numbers, and what it leaves out."""
+"""The choice of panels, rows and numbers that the figure of a grid shows, and of what it leaves out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from core.splits import captions
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a figure shows of a grid: the numbers that are asked for, known, and of no diverged run."""
+    """The numbers of a grid that its figure shows: asked for, known, and of no diverged run."""
 
     grid: Grid
     budget: str
@@ -86,16 +86,20 @@ class Drawn:
     def left_out(self) -> Iterator[str]:
         """Every panel and row that would be empty."""
         for name in figure_metrics(self.grid):
-            column = shown_column(self.grid, name)
-            empty = [split for split in self.grid.layout.splits if self.panel(column, split).empty]
-            if empty == list(self.grid.layout.splits):
-                yield column.label
-            else:
-                yield from (f"{column.label} on {captions(split)}" for split in empty)
-        known = {row.id for _, row in self.rows} | set(self.frame["row"])
+            yield from self._empty_panels(shown_column(self.grid, name))
+        known = set(self.frame["row"])
         for row in (*self.grid.rows_of(self.budget), *self.grid.references):
             if row.id not in known:
                 yield without_math(row.label)
+
+    def _empty_panels(self, column: Column) -> Iterator[str]:
+        splits = self.grid.layout.splits
+        empty = [split for split in splits if self.panel(column, split).empty]
+        if len(empty) == len(splits):
+            yield column.label
+            return
+        for split in empty:
+            yield f"{column.label} on {captions(split)}"
 
 
 def drawn(grid: Grid, frame: pd.DataFrame) -> Drawn:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
@@ -98,7 +99,8 @@ def legend_above(figure: Figure, handles: Mapping[str, Any], most: int) -> None:
 
 def _fitting(figure: Figure, handles: Mapping[str, Any], most: int) -> Legend:
     for count in range(min(most, len(handles)), 1, -1):
-        legend = _legend(figure, handles, count)
+        lines = -(-len(handles) // count)
+        legend = _legend(figure, handles, -(-len(handles) // lines))  # columns of equal length, if fewer
         if legend.get_window_extent().width <= figure.bbox.width:
             return legend
         legend.remove()
@@ -139,11 +141,13 @@ def _width(figure: Figure, label: str, size: float) -> float:
 
 def label_outer(axes: np.ndarray) -> None:
     """Numbers at the lowest panel of each column and the leftmost of each row, whichever were left out."""
-    for column in axes.T:
-        lowest = [ax for ax in column if ax.axison][-1:]
-        for ax in lowest:
-            ax.tick_params(labelbottom=True)
-    for row in axes:
-        leftmost = [ax for ax in row if ax.axison][:1]
-        for ax in leftmost:
-            ax.tick_params(labelleft=True)
+    for panels in axes.T:
+        _first_shown(reversed(panels)).tick_params(labelbottom=True)
+    for panels in axes:
+        _first_shown(panels).tick_params(labelleft=True)
+
+
+def _first_shown(panels: Iterable[Axes]) -> Axes:
+    """The first panel that was not left out, or the first of all."""
+    panels = list(panels)
+    return next((ax for ax in panels if ax.axison), panels[0])

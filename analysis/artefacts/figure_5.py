@@ -37,6 +37,7 @@ GUIDANCE, RANGE, MIDDLE = "flash_guidance", "range", "middle"
 GUIDANCE_TITLE = r"Guidance of the teacher in training, $\omega$"
 OURS, OTHERS = "#0072B2", "#5f5f5f"
 NFE = 2
+FAR = 3.0  # of many rows: nearer than in a grid's figure, so that effects within panels stay visible
 
 
 def build(context: Context) -> Iterator[File]:
@@ -55,7 +56,7 @@ def draw(grids: Mapping[str, Results], split: str) -> Figure:
         axes = figure.subplots(len(heights), 2, gridspec_kw={"height_ratios": heights})
         for column, metric in enumerate(METRICS):
             ends = limits([numbers[name][row.id, metric] for name, _, _ in PANELS
-                              for row in grids[name].grid.rows if (row.id, metric) in numbers[name]])  # fmt: skip
+                           for row in grids[name].grid.rows if (row.id, metric) in numbers[name]], FAR)  # fmt: skip
             for row, (name, _, proposed) in zip(axes, PANELS, strict=False):
                 _dots(row[column], grids[name], numbers[name], metric, proposed, ends)
             axes[-2][column].tick_params(labelbottom=True)

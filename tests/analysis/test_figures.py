@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 
 from ablations.grid import load, names
 from analysis.collect import RECORDS, cell_runs, results
+from analysis.dots import limits
 from analysis.figures import caption, grid_figure
 from analysis.log_curves import training_curves
-from analysis.looks import COLOURS, DASHES, GREY, MARKERS, encode, inline_svg, look, style, wrapped
+from analysis.looks import COLOURS, DASHES, GREY, MARKERS, encode, inline_svg, legend_above, look, style, wrapped
 from analysis.render import render
+from analysis.stats import summarize
 
 
 @pytest.mark.parametrize("format", ["png", "pdf"])
@@ -175,6 +177,21 @@ def test_long_labels_are_wrapped_and_never_clipped(full, label: str, steps: tupl
     assert _is_within(figure)
     assert min(ax.get_position().width * figure.get_figwidth() for ax in figure.axes) > 1.0
     assert min(ax.get_position().height * figure.get_figheight() for ax in figure.axes) > 0.5
+
+
+def test_only_what_lies_far_out_leaves_the_axis() -> None:
+    near, far = ([summarize([mean]) for mean in (1.0, 1.1, 1.2, 1.3, last)] for last in (2.2, 90.0))
+    assert limits(near)[1] > 2.2
+    assert 1.3 < limits(far)[1] < 1.4
+    assert 1.3 < limits(near, 3.0)[1] < 1.4
+
+
+def test_a_legend_has_columns_of_equal_length() -> None:
+    with style():
+        figure = Figure(figsize=(7.0, 2.0))
+        (line,) = figure.subplots().plot([0, 1])
+        legend_above(figure, dict.fromkeys("abcd", line), 3)
+    assert figure.legends[0]._ncols == 2 and figure.get_figheight() > 2.2
 
 
 def test_wrapping_keeps_words_and_mathematics_whole() -> None:
