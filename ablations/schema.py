@@ -19,6 +19,7 @@ class Row:
     at: dict[str, dict[str, Any]] = field(default_factory=dict)  # by scale: what else, e.g. K at a miniature's ratio
     experiment: dict[str, str] = field(default_factory=dict)  # by scale, instead of the grid's base
     seeds: list[int] = field(default_factory=list)  # instead of the grid's seeds
+    curve: str = ""  # label of the curve that joins references of one kind, of few steps, in a figure; empty: a line
     parent: str | None = None  # id of the row whose student, of the same seed, this one starts from
 
 
@@ -33,7 +34,10 @@ class Budget:
 
 @dataclass
 class Layout:
-    """Columns of the table, what is best in each, and which splits are shown."""
+    """Columns of the table, what is best in each, and which splits are shown.
+
+    Claims are judged at the first of ``nfe``, the one that the source reports; tables show all in rising order.
+    """
 
     nfe: list[int] = listing(4)
     splits: list[str] = listing("train", "heldout")
@@ -119,6 +123,8 @@ class GridSpec:
     def _validate_references_to_rows(self, ids: list[str]) -> None:
         """Parents and budgets name rows that the grid has."""
         for row in self.rows:
+            if row.curve:
+                raise UserError(f"row {row.id}: curve={row.curve} joins references in figures; a row has its own")
             if row.parent is not None:
                 check_choice(f"row {row.id}: parent", row.parent, ids)
         for name, budget in self.budgets.items():

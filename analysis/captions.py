@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.columns import Column, superscript
+from core.splits import captions
 
 
 def notes(frame: pd.DataFrame, columns: tuple[Column, ...]) -> tuple[str, ...]:
@@ -40,12 +41,13 @@ def _seeds(counted: pd.DataFrame) -> str:
 
 
 def _metric(part: pd.DataFrame, column: Column) -> str:
-    """``KD: kernel distance on ..., N = 2,000 images (10,000 real), protocol 1a2b3c4d (train), ...``."""
+    """``KID: ..., N = 2,000 images against 10,000 real; protocol 1a2b3c4d (training captions), ...``."""
     fields = part["fields"].iat[0]
     sizes = " / ".join(f"{int(n):,}" for n in sorted(part["n"].unique()))
     real = f" against {fields['num_reference']:,} real" if fields.get("num_reference") else ""
     factor = f", shown {superscript(column.power)}" if column.power else ""
-    protocols = ", ".join(f"{s} {c}" for s, c in dict.fromkeys(zip(part["split"], part["comparable"], strict=True)))
+    known = dict.fromkeys(zip(part["split"], part["comparable"], strict=True))
+    protocols = ", ".join(f"{protocol} ({captions(split)})" for split, protocol in known)
     meaning = f"{column.meaning}, " if column.meaning else ""
     judged = f"{column.label}: {meaning}judge {fields['judge']}{factor}"
     return f"{judged}, N = {sizes} images{real}; protocol {protocols}."

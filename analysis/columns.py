@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ablations.grid import Grid
-from analysis.labels import to_tex
-from core.catalogue import METRICS, READINGS, Quantity
+from analysis.labels import stacked_tex
+from core.catalogue import METRICS, READINGS, REPORTED, Quantity
+from core.schema import check_choice
 
 ARROWS = {"min": "↓", "max": "↑", "": ""}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A metric or a reading as a column or an axis: a shown value is ``factor`` times the raw one.
+    """A quantity of the catalogue as a column or an axis: a shown value is ``factor`` times the raw one.
 
     ``better`` is min or max where the best value is marked, and empty where none is.
     """
@@ -48,13 +49,13 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """Plain-text heading, e.g. ``KD EffNet ×10³ ↓``."""
+        """Plain-text heading, e.g. ``Kernel distance ×10³ ↓``."""
         return _joined(self.label, superscript(self.power), self.arrow)
 
     @property
     def tex_heading(self) -> str:
-        times = rf"{{\scriptsize$\times 10^{{{self.power}}}$}}" if self.power > 0 else ""
-        return _joined(to_tex(self.label), times, to_tex(self.arrow))
+        """The heading in LaTeX, a long one on two lines."""
+        return stacked_tex(self.heading)
 
     @property
     def axis(self) -> str:
@@ -73,9 +74,10 @@ def superscript(power: int) -> str:
 
 
 def column(name: str) -> Column:
-    """The display of a metric or a reading of the catalogue, with its own direction."""
-    quantity = METRICS.get(name) or READINGS[name]
-    return Column(quantity, quantity.better)
+    """The display of a quantity of the catalogue, with its own direction; UserError names an unknown one."""
+    known = {**METRICS, **READINGS, **REPORTED}
+    check_choice("metric", name, known)
+    return Column(known[name], known[name].better)
 
 
 def shown_column(grid: Grid, name: str) -> Column:

@@ -87,7 +87,8 @@ def run_figure(arguments: argparse.Namespace) -> int:
 
 
 def _draw(of: Results, folder: Path) -> None:
-    from analysis.figures import caption, encode, grid_figure
+    from analysis.figures import caption, grid_figure
+    from analysis.looks import encode
     from core.run import atomic_write
 
     figure = grid_figure(of.grid, of.frame)

@@ -1,218 +1,206 @@
-"""Figures of a grid: quality against NFE for every row, and training curves. Equal input, equal bytes."""
+"""Figures of a grid: quality against NFE for every row, or side by side at one NFE."""
 
 from __future__ import annotations
 
-import io
 import itertools
-import re
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ablations.grid import Grid
+from ablations.schema import Row
 from analysis.captions import notes
-from analysis.collect import CellRun, comparable
+from analysis.collect import comparable
 from analysis.columns import Column, shown_column
-from analysis.labels import mathtext
-from analysis.stats import summarize
-from core.catalogue import METRICS
+from analysis.dots import Dot, draw_dots, limits, spread
+from analysis.drawn import Drawn, drawn, figure_metrics
+from analysis.labels import capitalized, mathtext
+from analysis.looks import GREY, INK, LABEL_SIZE, LEGEND_SIZE, label_outer, legend_above, look, style, wrapped
+from analysis.stats import Summary
+from analysis.tables import decimals
+from core.splits import captions
 
-STYLE = Path(__file__).parent / "style.mplstyle"
-# A figure that is part of a page takes the page's colours, so that it follows its light or dark theme.
-INK, FAINT, PAPER = "#010203", "#dcdddf", "#fffffe"
-THREE_COLUMNS = 24  # characters of the longest label, of which three stand side by side
-_PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--rule)", PAPER: "var(--card)"}
-# Okabe and Ito's colours for all kinds of sight; marker and dash repeat the distinction for greyscale.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK, "#999900")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-DASHES: tuple[Any, ...] = (
-    "-",
-    (0, (4, 1.5)),
-    (0, (1.2, 1.2)),
-    (0, (5, 1.2, 1.2, 1.2)),
-    (0, (8, 2)),
-    "-",
-    "--",
-    ":",
-)
-TITLES = {"train": "Train captions", "heldout": "Held-out captions"}
-_NO_DATES = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None},
-             "svg": {"Date": None, "Creator": None}}  # fmt: skip
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """The house style, whatever the user's own matplotlibrc says."""
-    ours = matplotlib.rc_params_from_file(STYLE, use_default_template=True)
-    with matplotlib.rc_context(ours):
-        yield
-
-
-def encode(figure: Figure, format: str) -> bytes:
-    """``figure`` as png, pdf or svg, without dates or versions: the same figure gives the same bytes."""
-    out = io.BytesIO()
-    with style():
-        engine = figure.get_layout_engine()
-        if engine is not None:  # lay out once for all formats: it costs more than drawing
-            engine.execute(figure)
-            figure.set_layout_engine("none")
-        figure.savefig(out, format=format, metadata=_NO_DATES[format])
-    return out.getvalue()
-
-
-def inline_svg(figure: Figure) -> str:
-    """``figure`` as an ``<svg>`` element in the colours of the page that it is put into."""
-    text = encode(figure, "svg").decode()
-    for ours, page in _PAGE_COLOURS.items():
-        text = text.replace(ours, page)
-    return text[text.index("<svg") :]
+WIDTH = 3.4  # inches: one column of a paper
+DOT_LABELS = 1.3  # inches beside panels of dots
+LINE_DASHES = ((0, (6, 2)), (0, (1, 1.6)), (0, (6, 1.6, 1, 1.6)), "-")  # of references that are lines
+CURVE_MARKERS, CURVE_DASHES = "x+1|", ("-", "--", ":")  # of references that are curves
 
 
 def grid_figure(grid: Grid, frame: pd.DataFrame) -> Figure:
-    """Metric against NFE: one panel for each metric with a direction (rows) and split (columns).
+    """One panel for each measured metric with a direction (rows) and split (columns), one column of a paper wide.
 
-    Points are means over seeds, bars the sample standard deviation. References near the students' NFE are one
-    grey curve, the others horizontal lines.
+    Quality against NFE, where a row was measured at several; otherwise a line of dots for each row and reference.
+    Points are means over seeds, bars the sample standard deviation.
     """
-    frame = comparable(frame)
-    metrics = [shown_column(grid, metric) for metric in figure_metrics(grid)]
-    splits = grid.layout.splits
-    size = (3.4, 0.45 + 1.25 * len(metrics))
+    shown = drawn(grid, comparable(frame))
     with style():
-        figure = Figure(figsize=size)
-        axes = figure.subplots(len(metrics), len(splits), sharex=True, sharey="row", squeeze=False)
-        for row, column in zip(axes, metrics, strict=True):
-            for ax, split in zip(row, splits, strict=True):
-                part = frame[(frame["metric"] == column.metric) & (frame["split"] == split)]
-                _panel(ax, grid, part[part["value"].notna() & (part["state"] != "diverged")], column)
-            row[0].set_ylabel(column.axis)
-        for ax, split in zip(axes[0], splits, strict=True):
-            ax.set_title(TITLES.get(split, split))
-        figure.supxlabel("Network evaluations per image (NFE)", fontsize=8)
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        columns = 3 if len(labels) > 6 and max(map(len, labels)) <= THREE_COLUMNS else 2
-        figure.legend(handles, labels, loc="outside upper center", ncols=columns)
-    return figure
+        if shown.frame.empty:
+            figure = Figure(figsize=(WIDTH, 0.6), layout="none")
+            figure.text(0.5, 0.5, "No run has been evaluated yet.", ha="center", va="center")
+            return figure
+        return _curves(shown) if shown.has_curves else _dots(shown)
 
 
 def caption(grid: Grid, frame: pd.DataFrame) -> str:
     """The caption that belongs under ``grid_figure``: what is drawn, scale, seeds, N and protocols."""
     frame = comparable(frame)
     columns = tuple(shown_column(grid, metric) for metric in figure_metrics(grid))
+    shown = drawn(grid, frame)
     origin = f" (after {grid.source})" if grid.source else ""
-    drawn = (
-        f"{grid.title}{origin}. Points are means over training seeds, bars their standard "
-        "deviation; grey and black lines are the teacher."
-    )
-    return " ".join([drawn, *notes(frame, columns)])
+    teacher = "grey and black lines are" if shown.has_curves else "grey crosses are"
+    sentences = [
+        f"{grid.title}{origin}. Points are means over training seeds, bars their standard deviation; {teacher} the "
+        "teacher."
+    ]
+    missing = list(shown.left_out())
+    if missing and len(shown.frame):
+        sentences.append(f"Not measured, so not drawn: {', '.join(missing)}.")
+    return " ".join([*sentences, *notes(frame, columns)])
 
 
-def figure_metrics(grid: Grid) -> list[str]:
-    """The metrics that have a panel: those whose best is marked, without a biased distance where the unbiased one of
-    the same features is there."""
-    judged = [name for name in grid.metrics if name in grid.layout.best] or list(grid.metrics[:2])
-    return [name for name in judged if METRICS[name].drawn_instead not in judged]
+# --- several numbers of evaluations -----------------------------------------------------------------------------
 
 
-def _panel(ax: Axes, grid: Grid, frame: pd.DataFrame, column: Column) -> None:
-    # Other grids that have the same run may ask for more steps of it: of one row, or of one seed
-    frame = frame[frame["reference"] | frame["nfe"].isin([*grid.layout.nfe, *grid.evaluate.steps])]
-    ticks = sorted({int(n) for n in frame.loc[~frame["reference"], "nfe"]}) or list(grid.layout.nfe)
-    ticks = sorted({*ticks, *_references(ax, grid, frame, column, 2 * max(ticks))})
-    shown = [row.id for row in grid.rows_of(str(frame["budget"].iat[0]))] if len(frame) else []
-    for index, row in enumerate(grid.rows):  # a row has one look, whatever the budget leaves out
-        if row.id not in shown:
-            continue
-        part = frame[(frame["row"] == row.id) & frame["nfe"].isin(ticks)]
-        points = [(nfe, summarize(column.factor * p["value"])) for nfe, p in part.groupby("nfe")]
-        dodge = 2 ** (0.07 * (index - (len(grid.rows) - 1) / 2))  # bars of neighbouring rows stay apart
-        ax.errorbar(
-            [nfe * dodge for nfe, _ in points],
-            [s.mean for _, s in points],
-            yerr=[0.0 if s.n < 2 else s.sd for _, s in points],
-            label=mathtext(row.label),
+def _curves(shown: Drawn) -> Figure:
+    figure = Figure(figsize=(WIDTH, 0.35 + 1.15 * len(shown.columns)))
+    axes = figure.subplots(len(shown.columns), len(shown.splits), sharex=True, sharey="row", squeeze=False)
+    handles: dict[str, Any] = {}
+    for panels, column in zip(axes, shown.columns, strict=True):
+        for ax, split in zip(panels, shown.splits, strict=True):
+            part = shown.panel(column, split)
+            if part.empty:
+                _leave_out(ax)
+                continue
+            handles |= _students(ax, shown, part, column)
+            handles |= _reference_curves(ax, shown, part, column)
+            handles |= _reference_lines(ax, shown, part, column)
+        panels[0].set_ylabel(wrapped(figure, column.axis, 1.1, LABEL_SIZE))
+    _titles(axes, shown)
+    ticks = shown.ticks
+    axes[0][0].set_xscale("log", base=2)
+    axes[0][0].set_xticks(ticks, [str(nfe) for nfe in ticks])
+    axes[0][0].set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
+    label_outer(axes)
+    figure.align_ylabels()
+    figure.supxlabel("Network evaluations per image (NFE)", fontsize=LABEL_SIZE)
+    rows = [mathtext(row.label) for _, row in shown.rows]
+    legend_above(figure, {label: handles[label] for label in [*rows, *handles] if label in handles}, 3)
+    return figure
+
+
+def _students(ax: Axes, shown: Drawn, part: pd.DataFrame, column: Column) -> dict[str, Any]:
+    """Draw the curve of each row; by label."""
+    handles = {}
+    for index, row in shown.rows:
+        points = shown.points(part, column, row)
+        dodge = 2 ** (0.07 * (index - (len(shown.grid.rows) - 1) / 2))  # bars of neighbouring rows stay apart
+        handles[mathtext(row.label)] = ax.errorbar(
+            [nfe * dodge for nfe in points],
+            [s.mean for s in points.values()],
+            yerr=[spread(s) for s in points.values()],
             **look(index),
         )
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(ticks, [str(n) for n in ticks])
-    ax.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
     ax.grid(axis="x", visible=False)
+    ax.locator_params(axis="y", nbins=4)  # a number that follows the size would change after the layout
+    return handles
 
 
-def look(index: int) -> dict[str, Any]:
-    """Colour, marker and dash of the ``index``-th row; open markers for every second one."""
-    colour = COLOURS[index % len(COLOURS)]
-    return {
-        "color": colour,
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index % len(DASHES)],
-        "markerfacecolor": colour if index % 2 == 0 else PAPER,
-        "elinewidth": 0.7,
-    }
+def _reference_lines(ax: Axes, shown: Drawn, part: pd.DataFrame, column: Column) -> dict[str, Any]:
+    """Draw the references that belong to no curve as horizontal lines; by label."""
+    handles = {}
+    lines = [(row, nfe) for row in shown.grid.references if not row.curve for nfe in shown.measured_at(row)]
+    looks = itertools.cycle(itertools.product((INK, GREY), LINE_DASHES))
+    for (row, nfe), (colour, dash) in zip(lines, looks, strict=False):
+        found = shown.points(part, column, row).get(nfe)
+        if found is not None:
+            line = ax.axhline(found.mean, color=colour, linestyle=dash, linewidth=0.9, zorder=1)
+            handles[f"{mathtext(row.label)} ({nfe} NFE)"] = line
+    return handles
 
 
-def _references(ax: Axes, grid: Grid, frame: pd.DataFrame, column: Column, widest: int) -> list[int]:
-    """References of at most ``widest`` NFE are grey curves, one for each teacher and solver, the others lines; returns
-    the curves' NFE."""
-    curves: dict[str, dict[int, float]] = defaultdict(dict)
-    lines = 0
-    for reference in grid.references:
-        part = frame[frame["row"] == reference.id]
-        for nfe, at in part.groupby("nfe"):
-            mean = column.factor * float(at["value"].mean())
-            if nfe <= widest:
-                curves[re.sub(r", \d+ steps?\b.*", ", few steps", reference.label)][int(nfe)] = mean
+def _reference_curves(ax: Axes, shown: Drawn, part: pd.DataFrame, column: Column) -> dict[str, Any]:
+    """Draw the references that name a curve as grey curves; by the curve's name."""
+    handles = {}
+    looks = itertools.cycle(itertools.product(CURVE_DASHES, CURVE_MARKERS))
+    for (name, rows), (dash, marker) in zip(shown.reference_curves.items(), looks, strict=False):
+        points: dict[int, Summary] = {}
+        for row in rows:
+            points |= shown.points(part, column, row)
+        if points:
+            marks = {"color": GREY, "marker": marker, "linestyle": dash, "linewidth": 0.8, "zorder": 1}
+            nfe, found = zip(*sorted(points.items()), strict=True)
+            (handles[mathtext(name)],) = ax.plot(nfe, [s.mean for s in found], **marks)
+    return handles
+
+
+def _titles(axes: np.ndarray, shown: Drawn) -> None:
+    for ax, split in zip(axes[0], shown.splits, strict=True):
+        ax.set_title(capitalized(captions(split)))
+
+
+def _leave_out(ax: Axes) -> None:
+    """No frame around nothing, but a word that says why."""
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color=GREY, fontsize=7)
+
+
+# --- one number of evaluations for each row ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _DotLine:
+    row: Row
+    nfe: int
+    label: str
+    marks: dict[str, Any]
+
+
+def _dots(shown: Drawn) -> Figure:
+    lines = list(_dot_lines(shown))
+    figure = Figure(figsize=(WIDTH, 1.0))
+    labels = [wrapped(figure, line.label, DOT_LABELS, LEGEND_SIZE) for line in lines]
+    height = 0.05 + 0.12 * max(label.count("\n") + 1 for label in labels)  # of a line
+    figure.set_size_inches(WIDTH, 0.4 + (0.45 + height * len(lines)) * len(shown.columns))
+    axes = figure.subplots(len(shown.columns), len(shown.splits), sharey=True, squeeze=False)
+    room = (WIDTH - DOT_LABELS) / len(shown.splits) - 0.1
+    for panels, column in zip(axes, shown.columns, strict=True):
+        for ax, split in zip(panels, shown.splits, strict=True):
+            part = shown.panel(column, split)
+            if part.empty:
+                _leave_out(ax)
                 continue
-            dash, label = (
-                ((0, (6, 2)), (0, (1, 1.6)))[lines % 2],
-                f"{mathtext(reference.label)} ({int(nfe)} NFE)",
-            )
-            ax.axhline(mean, color=INK, linestyle=dash, linewidth=0.9, zorder=1, label=label)
-            lines += 1
-    for (label, curve), marker in zip(curves.items(), itertools.cycle("x+1")):
-        nfes = sorted(curve)
-        values = [curve[n] for n in nfes]
-        ax.plot(nfes, values, color="#7f7f7f", marker=marker, linewidth=0.8, zorder=1, label=mathtext(label))
-    return sorted({nfe for curve in curves.values() for nfe in curve})
-
-
-def training_curves(items: Sequence[CellRun]) -> Figure | None:
-    """Losses and gradient norms of every player against training images, first seed of each row; None without
-    logs."""
-    runs = {}
-    for item in items:
-        if item.first is not None and item.cell.config.method.trains and item.cell.row not in runs:
-            runs[item.cell.row] = (item.cell.label, pd.DataFrame(item.first.run.metrics()))
-    runs = {row: (label, log) for row, (label, log) in runs.items() if len(log)}
-    keys = list(dict.fromkeys(key for _, log in runs.values() for key in log if "/" in key))
-    if not keys:
-        return None
-    keys.sort(key=lambda key: (key.endswith("grad_norm"), "latent" in key))
-    last = max(log["images"].max() for _, log in runs.values())
-    unit, name = (1000, "Training images (thousands)") if last >= 10_000 else (1, "Training images")
-    with style():
-        rows = -(-len(keys) // 3)
-        figure = Figure(figsize=(7.0, 0.5 + 1.35 * rows))
-        axes = figure.subplots(rows, 3, sharex=True, squeeze=False)
-        for ax, key in zip(axes.flat, keys, strict=False):
-            for index, (label, log) in enumerate(runs.values()):
-                if key in log:
-                    marks = look(index) | {"marker": ""}
-                    marks.pop("elinewidth"), marks.pop("markerfacecolor")
-                    known = log[log[key].notna()]
-                    ax.plot(known["images"] / unit, known[key], label=mathtext(label), **marks)
-            ax.set_title(key)
-            ax.locator_params(nbins=4)
-        for ax in axes.flat[len(keys) :]:
-            ax.set_visible(False)
-        figure.supxlabel(name, fontsize=8)
-        handles = {name: h for ax in axes.flat for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
+            _dot_panel(ax, [shown.points(part, column, line.row).get(line.nfe) for line in lines], lines)
+            ax.set_xlabel(wrapped(figure, column.axis, room, LABEL_SIZE))
+    axes[0][0].set_yticks(range(len(lines)), labels)
+    _titles(axes, shown)
+    label_outer(axes)
+    at = f" at {shown.nfe[0]} network evaluations (NFE)" if len(shown.nfe) == 1 else ""
+    figure.supxlabel(f"Means over seeds{at}", fontsize=LABEL_SIZE)
     return figure
+
+
+def _dot_lines(shown: Drawn) -> Iterator[_DotLine]:
+    """The rows, then what was not distilled, which has its number of evaluations in its label."""
+    for index, row in shown.rows:
+        marks = look(index) | {"linestyle": ""}
+        for nfe in shown.measured_at(row):
+            suffix = f" ({nfe} NFE)" if len(shown.nfe) > 1 else ""
+            yield _DotLine(row, nfe, f"{mathtext(row.label)}{suffix}", marks)
+    references = [
+        _DotLine(row, nfe, f"{mathtext(row.label)} ({nfe} NFE)", {"color": GREY, "marker": "x", "linestyle": ""})
+        for row in shown.grid.references
+        for nfe in shown.measured_at(row)
+    ]
+    yield from sorted(references, key=lambda line: line.nfe)
+
+
+def _dot_panel(ax: Axes, found: Sequence[Summary | None], lines: Sequence[_DotLine]) -> None:
+    known = [summary for summary in found if summary is not None]
+    smallest = min(abs(summary.mean) for summary in known)
+    dots = [Dot(summary, line.marks) for summary, line in zip(found, lines, strict=True)]
+    draw_dots(ax, dots, limits(known), decimals(smallest or 1.0, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -68,5 +69,5 @@ def _title(name: str, caption: str, context: Context) -> str:
     grid = context.grids.get(name.removesuffix(TRAINING))
     if grid is not None:
         return without_math(grid.grid.title) + (", in training" if name.endswith(TRAINING) else "")
-    sentence = caption.partition(". ")[0].partition(":")[0]
+    sentence = re.split(r":\s|\.\s(?=[A-Z])|\.$", caption)[0]  # not at "Sec. 4.2"
     return sentence or name.replace("_", " ").replace("-paper", ", at paper scale").capitalize()

@@ -14,11 +14,17 @@ _TEX = {
     "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "–": "--",
     "‡": r"$\ddagger$", "†": r"$\dagger$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "³": "$^3$",
 }  # fmt: skip
+ONE_LINE = 12  # characters of a heading
 
 
 def without_math(text: str) -> str:
     """``$L_{distil}$`` becomes ``L_distil``."""
     return re.sub(r"[${}]", "", _symbols(text))
+
+
+def capitalized(words: str) -> str:
+    """Words that begin a line: the first letter becomes a capital one, the others stay as they are."""
+    return words[:1].upper() + words[1:]
 
 
 def to_html(text: str) -> str:
@@ -29,6 +35,16 @@ def to_html(text: str) -> str:
 def to_tex(text: str) -> str:
     """Escape what TeX would read; in mathematics, words in subscripts and superscripts are set upright."""
     return "$".join(_parts(text, prose=_escaped, mathematics=_upright))
+
+
+def stacked_tex(text: str) -> str:
+    """A heading for LaTeX; one of more than a dozen characters stands on two lines of about equal length."""
+    words = text.split(" ")
+    if len(text) <= ONE_LINE or len(words) < 2:
+        return to_tex(text)
+    halves = [(" ".join(words[:cut]), " ".join(words[cut:])) for cut in range(1, len(words))]
+    first, second = min(halves, key=lambda pair: max(map(len, pair)))
+    return rf"\shortstack[r]{{{to_tex(first)}\\{to_tex(second)}}}"
 
 
 def mathtext(text: str) -> str:

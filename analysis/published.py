@@ -1,4 +1,7 @@
-"""Published numbers (published.csv), which are never ours: they keep their own column, with their scale above it."""
+"""Published numbers (published.csv), which are never ours: they keep their own column, with their scale above it.
+
+Metrics are named as in the catalogue, values are written as tables show them (``Column.factor`` times the raw ones).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from ablations.grid import Grid
+from analysis.columns import column
 
 FILE = Path(__file__).parent / "published.csv"
 
@@ -50,4 +54,4 @@ def published_numbers(grid: Grid, scale: str) -> Published:
     for (row, nfe), part in table.groupby(["row", "nfe"], dropna=False, sort=False):
         found = {(m, s): v for m, s, v in zip(part["metric"], part["scale"], part["value"], strict=True)}
         numbers[row, None if pd.isna(nfe) else int(nfe)] = tuple(found.get(key, "") for key in metrics)
-    return Published(tuple(f"published {metric} ({scale})" for metric, scale in metrics), numbers)
+    return Published(tuple(f"published {column(metric).label} ({scale})" for metric, scale in metrics), numbers)

@@ -9,17 +9,18 @@ import math
 from collections.abc import Callable, Sequence
 
 from analysis.claims import Comparison, Judgement, counts
+from analysis.columns import ARROWS
+from analysis.labels import stacked_tex, to_tex, without_math
 from analysis.labels import to_html as label_html
-from analysis.labels import to_tex, without_math
 from analysis.stats import Summary
 from analysis.tables import Entry, Line, Panel, Table
+from core.splits import captions
 
 FORMATS = ("md", "csv", "tex", "html")
 CSV_COLUMNS = [
     "grid", "scale", "budget", "split", "block", "row", "label", "nfe",
     "metric", "power", "mean", "sd", "seeds", "best", "marks", "missing",
 ]  # fmt: skip
-SPLIT_NAMES = {"train": "train", "heldout": "held-out", "": "any"}
 
 
 def render(table: Table, format: str) -> str:
@@ -105,18 +106,19 @@ def claims_markdown(judgements: Sequence[Judgement]) -> str:
 
 
 def verdicts_markdown(judgements: Sequence[Judgement]) -> str:
-    """One line for each claim: its verdict on either split of captions, and the difference that decided it.
+    """One line for each claim: its verdict on each split of captions, and the difference that decided it.
 
     A claim about training logs alone has one verdict, in the first column.
     """
+    splits = list(dict.fromkeys(judgement.split for judgement in judgements if judgement.split)) or ["train"]
     found: dict[str, dict[str, str]] = {}
     for judgement in judgements:
         decisive = next((c for c in judgement.comparisons if c.verdict == judgement.verdict), judgement.comparisons[0])
         text = f"{verdict(judgement)}: {decisive.column.label} {difference(decisive)}"
-        found.setdefault(judgement.claim.claim, {})[judgement.split or "train"] = text
-    lines = [_pipe(["Claim", "training captions", "held-out captions"]), _pipe(["---"] * 3)]
+        found.setdefault(judgement.claim.claim, {})[judgement.split or splits[0]] = text
+    lines = [_pipe(["Claim", *map(captions, splits)]), _pipe(["---"] * (1 + len(splits)))]
     for claim, by_split in found.items():
-        lines.append(_pipe([claim, by_split.get("train", ""), by_split.get("heldout", "")]))
+        lines.append(_pipe([claim, *(by_split.get(split, "") for split in splits)]))
     return "\n".join(lines)
 
 
@@ -128,7 +130,7 @@ def judgement_cells(judgement: Judgement, show: Callable[[str], str] = without_m
         lines.append(
             [
                 judgement.claim.claim if first else "",
-                SPLIT_NAMES.get(judgement.split, judgement.split) if first else "",
+                _split(judgement) if first else "",
                 f"{c.column.label} of {show(c.label)}{c.at}: {difference(c)}",
                 expected(c),
                 str(c.difference.n),
@@ -136,6 +138,10 @@ def judgement_cells(judgement: Judgement, show: Callable[[str], str] = without_m
             ]
         )
     return lines
+
+
+def _split(judgement: Judgement) -> str:
+    return captions(judgement.split).removesuffix(" captions") if judgement.split else "any"
 
 
 def expected(comparison: Comparison) -> str:
@@ -201,7 +207,7 @@ def to_csv(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     r"""A ``table`` environment (package booktabs); splits stacked with \midrule."""
-    heads = _heads(table, [column.tex_heading for column in table.columns], to_tex)
+    heads = _heads(table, [column.tex_heading for column in table.columns], stacked_tex)
     count = len(heads)
     body = [r"\toprule", " & ".join(heads) + r" \\"]
     for panel in table.panels:
@@ -262,13 +268,19 @@ def to_html(table: Table) -> str:
 
 def _html_panel(table: Table, panel: Panel) -> str:
     heads = _heads(table, [column.heading for column in table.columns])
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
+    head = "".join(f"<th>{_html_heading(text)}</th>" for text in heads)
     body = "".join(
         "<tbody>" + "".join(_html_line(table, line) for line in block.lines) + "</tbody>" for block in panel.blocks
     )
     title = html.escape(panel.title)
     head = f"<caption>{title}</caption><thead><tr>{head}</tr></thead>"
     return f'<div class="scroll"><table>{head}{body}</table></div>'
+
+
+def _html_heading(text: str) -> str:
+    """A heading that may stand on several lines, its arrow never alone on one."""
+    words, space, arrow = text.rpartition(" ")
+    return html.escape(f"{words}\N{NO-BREAK SPACE}{arrow}" if space and arrow in ARROWS.values() else text)
 
 
 def _html_line(table: Table, line: Line) -> str:

@@ -11,10 +11,12 @@ from typing import Any
 import jinja2
 
 from analysis.collect import CellRun, Results
-from analysis.figures import caption, grid_figure, inline_svg, training_curves
+from analysis.figures import caption, grid_figure
 from analysis.keep_records import small_webp
 from analysis.labels import to_html as label_html
 from analysis.labels import without_math
+from analysis.log_curves import training_curves
+from analysis.looks import inline_svg
 from analysis.render import JUDGEMENT_COLUMNS, judgement_cells, to_html
 from analysis.tables import Table, build_table
 from experiments.sheet import newest_sheet
@@ -76,7 +78,7 @@ def _section(of: Results) -> Section:
     grid, frame, items = of.grid, of.frame, of.items
     table = build_table(of)
     started = [item for item in items if item.first is not None]
-    curves = training_curves(items)
+    curves = training_curves(grid, items)
     costs = [_cost(item) for item in items]
     seeds = frame.loc[frame["value"].notna() & ~frame["reference"], "seed"].nunique()
     return Section(

@@ -19,9 +19,11 @@ from analysis.captions import notes
 from analysis.claims import Judgement, judge
 from analysis.collect import Results
 from analysis.columns import Column, shown_column
+from analysis.labels import capitalized
 from analysis.published import Published, published_numbers
 from analysis.stats import Summary, summarize
 from analysis.training import by_seed
+from core.splits import captions
 
 MARKS = {
     "dirty": ("*", "trained from a working tree with uncommitted changes"),
@@ -29,11 +31,7 @@ MARKS = {
     "seeds": ("†", "fewer seeds than planned"),
 }
 REFERENCE, PUBLISHED = "Reference", "Published elsewhere"
-SPLITS = {
-    "train": "Train captions",
-    "val": "COCO validation captions",
-    "heldout": "Held-out captions (unseen combinations of seen words)",
-}
+REMARKS = {"heldout": " (unseen combinations of seen words)"}  # what sets a split apart, beside its name
 
 
 @dataclass(frozen=True)
@@ -189,15 +187,20 @@ def _panel(
             row.id: sorted(n for s, r, n, _ in numbers if (s, r) == (split, row.id) and n) for row in grid.references
         }
         lines = [line(row, nfe) for row in grid.references for nfe in dict.fromkeys(known[row.id] or [None])]
-        blocks.append(Block(REFERENCE, tuple(lines)))
-    for nfe in grid.layout.nfe:
+        blocks.append(Block(REFERENCE, _rising(lines)))
+    for nfe in sorted(grid.layout.nfe):
         blocks.append(Block(f"{nfe} NFE", tuple(line(row, nfe) for row in rows)))
     known = {(line.label, line.nfe) for block in blocks for line in block.lines}
     others = [Line("", row, nfe, (Entry(summarize([])),) * len(columns), published.of(row, nfe))
               for row, nfe in published.beyond(known)]  # fmt: skip
     if others:
-        blocks.append(Block(PUBLISHED, tuple(others)))
-    return Panel(split, SPLITS.get(split, split), tuple(blocks))
+        blocks.append(Block(PUBLISHED, _rising(others)))
+    return Panel(split, capitalized(captions(split)) + REMARKS.get(split, ""), tuple(blocks))
+
+
+def _rising(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """Lines by rising NFE, those of the same in their own order; what nobody has evaluated yet comes last."""
+    return tuple(sorted(lines, key=lambda line: math.inf if line.nfe is None else line.nfe))
 
 
 def _entry(lines: Sequence[Mapping[str, Any]], shown: Column) -> Entry:
@@ -276,8 +279,8 @@ def _digits(panels: tuple[Panel, ...], index: int) -> int:
             sizes.append(abs(summary.mean))
     if spreads:
         median = sorted(spreads)[len(spreads) // 2]
-        return _decimals(median, 2 if f"{median:e}"[0] in "12" else 1)
-    return _decimals(min(sizes), 3) if sizes else 2
+        return decimals(median, 2 if f"{median:e}"[0] in "12" else 1)
+    return decimals(min(sizes), 3) if sizes else 2
 
 
 def _lines(panels: Sequence[Panel]) -> Iterator[Line]:
@@ -286,7 +289,7 @@ def _lines(panels: Sequence[Panel]) -> Iterator[Line]:
             yield from block.lines
 
 
-def _decimals(value: float, significant: int) -> int:
+def decimals(value: float, significant: int) -> int:
     """Decimals that show ``significant`` digits of ``value``: between none and three."""
     exponent = int(f"{value:e}".split("e")[1])
     return min(max(significant - 1 - exponent, 0), 3)

@@ -57,6 +57,7 @@ class Metric(Quantity):
 
 METRICS: dict[str, Metric] = {}
 READINGS: dict[str, Quantity] = {}
+REPORTED: dict[str, Quantity] = {}
 
 
 def register_metric(metric: Metric) -> Metric:
@@ -72,6 +73,13 @@ def register_reading(reading: Quantity) -> Quantity:
     assert reading.name not in METRICS and reading.name not in READINGS, reading.name
     READINGS[reading.name] = reading
     return reading
+
+
+def register_reported(reported: Quantity) -> Quantity:
+    """Add a number that stands in papers alone (analysis/published.csv): nothing here measures or reads it."""
+    assert reported.name not in {*METRICS, *READINGS, *REPORTED}, reported.name
+    REPORTED[reported.name] = reported
+    return reported
 
 
 # Formulas, in the words of the protocols.
@@ -101,8 +109,8 @@ CLIP = Judge(
 KD_EFFNET = register_metric(
     Metric(
         name="kd_effnet",
-        label="KD",
-        meaning="kernel distance on EfficientNet-Lite0 features",
+        label="Kernel distance",
+        meaning="on EfficientNet-Lite0 features",
         better="min",
         judge=EFFNET,
         estimator=KERNEL,
@@ -114,8 +122,8 @@ KD_EFFNET = register_metric(
 FD_EFFNET = register_metric(
     Metric(
         name="fd_effnet",
-        label="FD",
-        meaning="Fréchet distance on EfficientNet-Lite0 features",
+        label="Fréchet distance",
+        meaning="on EfficientNet-Lite0 features",
         better="min",
         judge=EFFNET,
         estimator=FRECHET,
@@ -127,8 +135,8 @@ FD_EFFNET = register_metric(
 KD_TEACHER = register_metric(
     Metric(
         name="kd_teacher",
-        label="KD (teacher)",
-        meaning="kernel distance on the teacher's own bottleneck",
+        label="Kernel distance (teacher)",
+        meaning="on the teacher's own bottleneck",
         better="min",
         power=3,
         judge=TEACHER_FEATURES,
@@ -191,8 +199,8 @@ STANDARD = (KD_EFFNET.name, FD_EFFNET.name, CLIP_SCORE.name, DIVERSITY.name)
 TRAINABLE_PARAMETERS = register_reading(
     Quantity(
         name="trainable_parameters",
-        label="Trainable M",
-        meaning="trained parameters, all players, in millions",
+        label="Trainable parameters (M)",
+        meaning="of all players, in millions",
         power=-6,
     )
 )
@@ -224,5 +232,12 @@ LOSS_VARIATION = register_reading(
         meaning="sd / mean of the student's distribution matching loss, each value of equally many updates, second "
         "half of the training",
         better="min",
+    )
+)
+GPU_HOURS_H100 = register_reported(
+    Quantity(
+        name="gpu_hours_h100",
+        label="GPU-hours (H100)",
+        meaning="of training, as the paper states them",
     )
 )

@@ -17,7 +17,13 @@ TRAIN = "train"
 HELD_OUT = ("heldout", "val")  # both are the part that is held out by key
 HELD_OUT_SHARE = 0.1
 HELD_OUT_SHARDS = {*HELD_OUT, "validation", "test"}  # names of shards that are no training data
+CAPTIONS = {TRAIN: "training captions", "heldout": "held-out captions", "val": "COCO validation captions"}
 SHARD_PATTERNS = ("*.tar", "*.tar.gz", "*.tgz")
+
+
+def captions(split: str) -> str:
+    """The captions of a split in the words of tables and figures: ``held-out captions``."""
+    return CAPTIONS.get(split, f"captions of {split}")
 
 
 def shards(folder: Path) -> list[Path]:

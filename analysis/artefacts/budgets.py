@@ -18,8 +18,8 @@ from analysis.artefacts.grids import has_students
 from analysis.captions import notes
 from analysis.collect import CellRun, Results
 from analysis.columns import shown_column
-from analysis.figures import look, style
 from analysis.labels import mathtext
+from analysis.looks import legend_above, look, style
 from analysis.stats import Summary, summarize
 from analysis.training import equal_means, variation
 from core.catalogue import KD_EFFNET
@@ -49,9 +49,9 @@ def build(context: Context) -> Iterator[File]:
 
 
 def draw(of: Results) -> Figure:
-    """Draw four panels across a page, 7.0 x 2.4 inches."""
+    """Draw four panels across a page, 7.0 inches wide."""
     with style():
-        figure = Figure(figsize=(7.0, 2.4))
+        figure = Figure(figsize=(7.0, 2.2))
         *quality, steadiness = figure.subplots(1, len(AXES) + 1)
         for index, row in enumerate(of.grid.rows):
             points = moments(of, row.id)
@@ -67,7 +67,7 @@ def draw(of: Results) -> Figure:
         quality[0].set_ylabel(shown_column(of.grid, METRIC).axis)
         steadiness.set(xlabel="Fraction of the budget", ylabel="Variation of the loss", ylim=(0, None))
         handles, labels = quality[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=4)
+        legend_above(figure, dict(zip(labels, handles, strict=True)), 4)
     return figure
 
 

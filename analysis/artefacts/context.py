@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ablations.grid import load, names
 from analysis.collect import Results, results
 from analysis.columns import shown_column
-from analysis.figures import encode
+from analysis.looks import encode
 from analysis.stats import Summary, summarize
 from analysis.tables import Table, build_table
 

@@ -11,7 +11,8 @@ from analysis.artefacts.context import Context, File, figure_files, measured
 from analysis.captions import notes
 from analysis.collect import Results
 from analysis.columns import column, shown_column
-from analysis.figures import look, style
+from analysis.labels import mathtext
+from analysis.looks import legend_above, look, style
 from analysis.stats import Summary, summarize
 from analysis.training import by_seed
 from core.catalogue import DEVICE_HOURS, KD_EFFNET, STUDENT_EVALUATIONS, TEACHER_EVALUATIONS
@@ -37,9 +38,9 @@ def build(context: Context) -> Iterator[File]:
 
 
 def draw(grids: Mapping[str, Results]) -> Figure:
-    """Draw three panels across a page, 7.0 x 2.4 inches."""
+    """Draw three panels across a page, 7.0 inches wide."""
     with style():
-        figure = Figure(figsize=(7.0, 2.4))
+        figure = Figure(figsize=(7.0, 2.0))
         axes = figure.subplots(1, len(COSTS), sharey=True)
         for index, of in enumerate(grids.values()):
             quality = measured(of, SPLIT, NFE)
@@ -48,13 +49,13 @@ def draw(grids: Mapping[str, Results]) -> Figure:
                 marks = look(index) | {"linestyle": ""}
                 ax.errorbar(
                     [x for x, _, _ in points], [y for _, y, _ in points], yerr=[sd for _, _, sd in points],
-                    label=of.grid.title.partition(",")[0], **marks,
+                    label=mathtext(of.grid.title), **marks,
                 )  # fmt: skip
         for ax, cost in zip(axes, COSTS, strict=True):
             ax.set_xlabel(column(cost).axis + (" per image" if cost.endswith("evaluations") else ""))
         axes[0].set_ylabel(f"{column(METRIC).label} at {NFE} NFE ↓")
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=4)
+        legend_above(figure, dict(zip(labels, handles, strict=True)), 4)
     return figure
 
 

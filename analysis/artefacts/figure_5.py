@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from analysis.artefacts.context import Context, File, figure_files, measured
 from analysis.captions import notes
 from analysis.collect import Results, comparable
 from analysis.columns import Column, shown_column
-from analysis.figures import PAPER, TITLES, style
+from analysis.dots import Dot, draw_dots, limits, spread
 from analysis.labels import mathtext
-from analysis.render import number
+from analysis.looks import PAPER, style
 from analysis.stats import Summary
 from core.catalogue import CLIP_SCORE, KD_EFFNET
+from core.splits import captions
 
 METRICS = (KD_EFFNET.name, CLIP_SCORE.name)
 DIGITS = {KD_EFFNET.name: 2, CLIP_SCORE.name: 3}
@@ -38,6 +37,7 @@ GUIDANCE, RANGE, MIDDLE = "flash_guidance", "range", "middle"
 GUIDANCE_TITLE = r"Guidance of the teacher in training, $\omega$"
 OURS, OTHERS = "#0072B2", "#5f5f5f"
 NFE = 2
+FAR = 3.0  # of many rows: nearer than in a grid's figure, so that effects within panels stay visible
 
 
 def build(context: Context) -> Iterator[File]:
@@ -55,10 +55,10 @@ def draw(grids: Mapping[str, Results], split: str) -> Figure:
         figure = Figure(figsize=(3.4, 7.6))
         axes = figure.subplots(len(heights), 2, gridspec_kw={"height_ratios": heights})
         for column, metric in enumerate(METRICS):
-            limits = _limits([numbers[name][row.id, metric] for name, _, _ in PANELS
-                              for row in grids[name].grid.rows if (row.id, metric) in numbers[name]])  # fmt: skip
+            ends = limits([numbers[name][row.id, metric] for name, _, _ in PANELS
+                           for row in grids[name].grid.rows if (row.id, metric) in numbers[name]], FAR)  # fmt: skip
             for row, (name, _, proposed) in zip(axes, PANELS, strict=False):
-                _dots(row[column], grids[name], numbers[name], metric, proposed, limits)
+                _dots(row[column], grids[name], numbers[name], metric, proposed, ends)
             axes[-2][column].tick_params(labelbottom=True)
             shown = shown_column(grids[GUIDANCE].grid, metric)
             axes[0][column].set_title(shown.axis, fontsize=8)
@@ -73,48 +73,21 @@ def draw(grids: Mapping[str, Results], split: str) -> Figure:
     return figure
 
 
-def _limits(found: list[Summary]) -> tuple[float, float]:
-    """An axis for most of the values: what lies further than three interquartile ranges out is drawn at its border."""
-    if not found:
-        return 0.0, 1.0
-    means = np.array([s.mean for s in found])
-    low, high = np.quantile(means, [0.25, 0.75])
-    reach = 3 * (high - low) + 1e-9
-    ends = []
-    for one in found:
-        if low - reach <= one.mean <= high + reach:
-            spread = one.sd if one.n > 1 else 0.0
-            ends += [one.mean - spread, one.mean + spread]
-    margin = 0.06 * (max(ends) - min(ends)) + 1e-9
-    return min(ends) - margin, max(ends) + margin
-
-
 def _dots(
     ax: Axes,
     of: Results,
     numbers: Mapping[tuple[str, str], Summary],
     metric: str,
     proposed: str,
-    limits: tuple[float, float],
+    ends: tuple[float, float],
 ) -> None:
-    for y, row in enumerate(of.grid.rows):
-        found, ours = numbers.get((row.id, metric)), row.id == proposed
-        colour, face = (OURS, OURS) if ours else (OTHERS, PAPER)
-        if found is None:
-            ax.text(0.5, y, "no run", transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=6)
-        elif not limits[0] <= found.mean <= limits[1]:
-            right = found.mean > limits[1]
-            ax.plot(limits[right], y, ">" if right else "<", color=colour, clip_on=False)
-            ax.annotate(number(found, DIGITS[metric]), (limits[right], y), (-6 if right else 6, 0), fontsize=6,
-                        textcoords="offset points", ha="right" if right else "left", va="center")  # fmt: skip
-        else:
-            ax.errorbar(found.mean, y, xerr=found.sd if found.n > 1 else None, fmt="D" if ours else "o",
-                        color=colour, markerfacecolor=face, elinewidth=0.9)  # fmt: skip
-    ax.set_xlim(limits)
-    ax.set_ylim(len(of.grid.rows) - 0.4, -0.6)
+    dots = []
+    for row in of.grid.rows:
+        ours = row.id == proposed
+        marks = {"color": OURS, "fmt": "D"} if ours else {"color": OTHERS, "fmt": "o", "markerfacecolor": PAPER}
+        dots.append(Dot(numbers.get((row.id, metric)), marks | {"elinewidth": 0.9}))
+    draw_dots(ax, dots, ends, DIGITS[metric])
     ax.set_yticks([])
-    ax.grid(axis="y", visible=False)
-    ax.xaxis.set_major_locator(MaxNLocator(3))
     ax.tick_params(labelbottom=False)
 
 
@@ -124,7 +97,7 @@ def _curve(ax: Axes, of: Results, numbers: Mapping[tuple[str, str], Summary], me
     points = sorted((method.guidance_min, row) for row, method in methods.items() if row != RANGE)
     known = [(w, numbers[row, metric]) for w, row in points if (row, metric) in numbers]
     ax.errorbar(
-        [w for w, _ in known], [s.mean for _, s in known], yerr=[s.sd if s.n > 1 else 0 for _, s in known],
+        [w for w, _ in known], [s.mean for _, s in known], yerr=[spread(s) for _, s in known],
         fmt="o-", color=OTHERS, markerfacecolor=PAPER, markersize=3.2, elinewidth=0.9, capsize=2, label="fixed",
         zorder=3,
     )  # fmt: skip
@@ -134,7 +107,7 @@ def _curve(ax: Axes, of: Results, numbers: Mapping[tuple[str, str], Summary], me
         # wider and below: a fixed value in the middle of the range lies on it
         ax.plot([middle - half, middle + half], [found.mean] * 2, color=OURS, linewidth=3.5, alpha=0.4, zorder=1)
         ax.errorbar(
-            middle, found.mean, yerr=found.sd if found.n > 1 else None, fmt="D", color=OURS, markersize=6.5,
+            middle, found.mean, yerr=spread(found), fmt="D", color=OURS, markersize=6.5,
             elinewidth=0.9, capsize=2, label="from a range", zorder=2,
         )  # fmt: skip
     ax.set_xlabel(r"$\omega$")
@@ -155,7 +128,7 @@ def caption(grids: Mapping[str, Results], split: str) -> str:
     own = first.frame[first.frame["split"] == split]
     return " ".join(
         [
-            f"Six ablations of Flash Diffusion (after its Figure 5), students at 2 NFE, {TITLES[split].lower()}.",
+            f"Six ablations of Flash Diffusion (after its Figure 5), students at 2 NFE, {captions(split)}.",
             "Left: kernel distance (the paper: FID), lower is better; right: CLIP score, higher is better. Filled",
             "diamonds: what the paper proposes and finds best (in a it finds that the adversarial term lowers FID and",
             "that the DMD term raises the CLIP score; in d that twice as many timesteps are about as good and half as",

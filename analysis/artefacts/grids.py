@@ -8,7 +8,8 @@ from ablations.grid import load
 from analysis.artefacts.context import BUDGET, Context, File, figure_files
 from analysis.claims import Judgement
 from analysis.collect import Results, results
-from analysis.figures import caption, grid_figure, training_curves
+from analysis.figures import caption, grid_figure
+from analysis.log_curves import training_curves
 from analysis.render import FORMATS, claims_markdown, render
 from analysis.tables import Table, build_table
 
@@ -28,7 +29,7 @@ def build(context: Context) -> Iterator[File]:
         if not has_students(of):  # the table names the runs that are missing; a figure of nothing says nothing
             continue
         yield from figure_files(name, grid_figure(of.grid, of.frame), caption(of.grid, of.frame))
-        curves = training_curves(of.items)
+        curves = training_curves(of.grid, of.items)
         if curves is not None:
             text = f"{of.grid.title}: losses and gradient norms in training, first seed of each row."
             yield from figure_files(f"{name}{TRAINING}", curves, text)

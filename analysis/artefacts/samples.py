@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.artefacts.context import Context, File, figure_files
-from analysis.figures import style
+from analysis.looks import style
 
 PICTURES = Path(__file__).parents[1] / "records" / "pictures"
 TEXTS = {

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.artefacts.context import Context, File, figure_files
-from analysis.figures import style
+from analysis.looks import style
 from core.config import compose
 from core.diffusion.timesteps import timestep_pmf
 

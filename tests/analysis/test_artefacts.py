@@ -89,10 +89,10 @@ def test_a_row_without_runs_says_so(grids: dict[str, Results]) -> None:
 
 def test_the_caption_says_what_the_numbers_are(grids: dict[str, Results]) -> None:
     text = figure_5.caption(grids, "heldout")
-    numbers = ("3 training seeds", "N = 1,000", "protocol heldout abc", "8,960", "K = 8")
+    numbers = ("3 training seeds", "N = 1,000", "protocol abc (held-out captions)", "8,960", "K = 8")
     for part in ("at 2 NFE, held-out captions", "effnet_lite1", *numbers):
         assert part in text
-    assert "protocol train" not in text
+    assert "training captions" not in text
 
 
 def test_timesteps_are_the_papers(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_the_index_shows_every_file_and_nothing_else(tmp_path: Path) -> None:
     written = {
         "claims.md": "none", f"{name}.html": table, f"{name}.csv": "", f"{name}.png": png.tobytes(),
         f"{name}.txt": "A figure.", f"{name}-training.png": b"", f"{name}-training.txt": "Losses: all.",
-        "cost.png": b"", "cost.txt": "Distance against cost: KD <and> more. Further.", "table_2-paper.csv": "",
+        "cost.png": b"", "cost.txt": "Distance (Sec. 4.2): KD <and> more. Further.", "table_2-paper.csv": "",
     }  # fmt: skip
     page = index_page(written, context)
     found = Links()
@@ -235,5 +235,6 @@ def test_the_index_shows_every_file_and_nothing_else(tmp_path: Path) -> None:
     assert {target[1:] for target in found.targets if target.startswith("#")} <= found.anchors
     title = without_math(context.grids[name].grid.title)
     assert f"<h2>{title}</h2>" in page and f"<h2>{title}, in training</h2>" in page
-    assert "<h2>Distance against cost</h2>" in page and "<h2>Table 2, at paper scale</h2>" in page
+    assert "<h2>Distance (Sec. 4.2)</h2>" in page and "<h2>Table 2, at paper scale</h2>" in page
+    assert 'srcset="cost.png 2x"' in page  # at a size that fits the text around it
     assert "KD &lt;and&gt; more" in page and table.splitlines()[0] in page

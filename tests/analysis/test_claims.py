@@ -58,7 +58,7 @@ def test_the_paired_difference_stands_in_the_table(full) -> None:
     assert found.difference.mean == pytest.approx(-1.0) and found.difference.n == 3  # kid is shown times 1000
     assert judgement.verdict == "reproduced" and judgement.seeds == 3
     assert (
-        "| The term lowers FID | train | KID of L_distil + L_DMD − L_distil at 2 NFE: −1.00 [−1.25, −0.75]"
+        "| The term lowers FID | training | KID of L_distil + L_DMD − L_distil at 2 NFE: −1.00 [−1.25, −0.75]"
         in render(full.table(), "md")
     )
 

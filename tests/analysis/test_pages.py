@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from ablations.grid import load
 from analysis.artefacts.context import Context
-from analysis.collect import RECORDS
+from analysis.collect import RECORDS, results
 from analysis.facts import Facts
 from analysis.pages import FOLDER, INDEX, PAGES, build_pages
+from analysis.render import render
+from analysis.tables import build_table
+from core.catalogue import METRICS, READINGS, REPORTED
 from core.schema import UserError
 from experiments.cli import main
 
@@ -48,6 +53,15 @@ def test_every_grid_is_shown_on_one_page(context: Context, pages: dict[str, str]
             assert f"### {facts.title(name)}\n" in pages[page.file], name
 
 
+@pytest.mark.parametrize("format", ["md", "tex", "html"])
+def test_readers_get_words_instead_of_ids(context: Context, format: str) -> None:
+    ids = [name for name in (*METRICS, *READINGS, *REPORTED) if "_" in name]
+    words = re.compile("|".join([*ids, r"\bheldout\b", r"protocol train", r"\| train \|", r"\bKD\b", r"\bFD\b"]))
+    tables = [*context.tables.values(), build_table(results(load("few_steps"), "paper", "full", []))]
+    found = {table.name: words.findall(render(table, format).replace("\\_", "_")) for table in tables}
+    assert {name: ids for name, ids in found.items() if ids} == {}
+
+
 def test_prose_shows_a_number_as_the_table_does(facts: Facts) -> None:
     assert facts.value("influence", "full", "kid") == "4.0 ± 0.9"
     assert facts.value("influence", "teacher", "kid") == "3.6"
@@ -82,7 +96,7 @@ def test_logs_count_in_their_second_half(full, facts: Facts) -> None:
 
 def test_a_verdict_stands_with_the_difference_that_decided_it(facts: Facts) -> None:
     line = facts.verdicts(["influence"]).splitlines()[-1]
-    assert line.startswith("| The term lowers FID | reproduced: KID −1.00 [−1.2") and line.endswith("|  |")
+    assert line.startswith("| The term lowers FID | reproduced: KID −1.00 [−1.2") and line.endswith("] |")
     assert facts.tally(["influence"]) == "1 reproduced"
 
 

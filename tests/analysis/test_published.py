@@ -14,7 +14,7 @@ from analysis.tables import build_table
 def test_numbers_of_a_published_table(world) -> None:
     grid = dataclasses.replace(world.grid, published="table_2")
     published = published_numbers(dataclasses.replace(grid, source="Flash Diffusion, Table 2"), "paper")
-    column = published.headings.index("published fid (sd15)")
+    column = published.headings.index("published FID (sd15)")
     assert published.of("Flash Diffusion", 2)[column] == "12.27"
     assert published.of("LCM-LoRA", 4)[column] == "23.62"
     assert published.of("unknown row", 4) == ("",) * len(published.headings)
@@ -23,7 +23,7 @@ def test_numbers_of_a_published_table(world) -> None:
 def test_tables_of_two_papers_with_one_name_are_kept_apart(world) -> None:
     grid = dataclasses.replace(world.grid, published="table_1")
     flash = published_numbers(dataclasses.replace(grid, source="Flash Diffusion, Table 1"), "paper")
-    assert flash.of("Flash Diffusion", 4)[flash.headings.index("published fid (sd15)")] == "22.5"
+    assert flash.of("Flash Diffusion", 4)[flash.headings.index("published FID (sd15)")] == "22.5"
     assert all("sdxl" not in heading for heading in flash.headings)
 
 
@@ -41,6 +41,8 @@ def test_published_rows_and_holes_stand_together_at_paper_scale(world) -> None:
     assert f"| Flash Diffusion | 2 | {hole} | {hole} | {hole} | {hole} | 0 | 22.6 | 0.306 | 26.4 | 26 |" in text
     assert "| InstaFlow | 1 |  |  |  |  |  | 23.4 | 0.304 | 900 |  |" in text
     assert "flash/sd15 (row flash, seed 1): data.path is not set; give data.path=FOLDER" in text
+    assert "| published FID (sd15) | published CLIP score (sd15) | published Trainable parameters (M) (sd15) |" in text
+    assert "| published GPU-hours (H100) (sd15) |" in text
     assert table.entries and not any(entry.best for entry in table.entries)
 
 

@@ -7,9 +7,11 @@ import dataclasses
 import io
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 
 from analysis.collect import results
+from analysis.columns import column
 from analysis.render import FORMATS, render
 from analysis.tables import REFERENCE, Entry, Table, build_table
 
@@ -136,6 +138,24 @@ def _best_rows(world) -> dict[str, bool]:
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_same_frame_gives_the_same_text(full, format) -> None:
     assert render(full.table(), format) == render(full.table(), format)
+
+
+def test_evaluations_rise_from_block_to_block_and_within_the_references(full) -> None:
+    layout = dataclasses.replace(full.grid.layout, nfe=[2, 1])
+    references = (full.grid.references[0], dataclasses.replace(full.grid.references[0], id="short", label="Short"))
+    grid = dataclasses.replace(full.grid, layout=layout, references=references)
+    frame = full.frame()
+    short = frame[frame["row"] == "teacher"].assign(row="short", nfe=4, steps=2)
+    of = dataclasses.replace(full.results(), grid=grid, frame=pd.concat([frame, short], ignore_index=True))
+    lines = [(line.label, line.nfe) for block in build_table(of).panels[0].blocks for line in block.lines]
+    assert [nfe for _, nfe in lines] == [4, 100, 1, 1, 2, 2] and lines[0][0] == "Short"
+
+
+def test_a_long_heading_stands_on_two_lines_in_latex() -> None:
+    assert column("kd_teacher").tex_heading == (
+        r"\shortstack[r]{Kernel distance\\(teacher) $\times$10$^3$ $\downarrow$}"
+    )
+    assert column("fid").tex_heading == r"FID $\downarrow$"
 
 
 def test_costs_stand_beside_the_rows_and_not_beside_the_teacher(full) -> None:

@@ -70,6 +70,7 @@ ROWS = "rows: [{id: a, set: {data.path: 'random:x'}}]\n"
         ("rows: [{id: off}]", ("g.yaml", "rows[0].id=False", "YAML reads on, off, yes and no")),
         ("rows: [{id: a}]\nevaluate: {at: [0.5]}", ("g.yaml", "evaluate.at lacks 1.0")),
         ("rows: [{id: a}, {id: a}]", ("g.yaml", "row id 'a' is used 2 times")),
+        ("rows: [{id: a, curve: b}]", ("g.yaml: row a: curve=b", "joins references")),
         ("rows: [{id: a, parent: b}]", ("g.yaml: row a: parent=b", "allowed: a")),
         ("rows: [{id: a, parent: b}, {id: b, parent: a}]", ("g.yaml", "a -> b -> a")),
         ("rows: [{id: a, experiment: {tiny: flash/big}}]", ("row a", "unknown experiment 'flash/big'")),

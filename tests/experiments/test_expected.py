@@ -18,7 +18,6 @@ from experiments.verify import FAILED, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "analysis" / "records" / "runs"
-OURS = {"clip": "clip_score"}  # where published.csv has another name
 EXPECTED = [(name, row) for name in experiments() for row in compose(name).expected]
 MEASURED = [(name, row) for name, row in EXPECTED if row.source == "measured"]
 PUBLISHED = [(name, row) for name, row in EXPECTED if row.source != "measured"]
@@ -53,7 +52,7 @@ def test_published_values_are_those_of_the_file(experiment: str, expected: Expec
     table = pd.read_csv(ROOT / "analysis" / "published.csv", dtype={"value": str})
     source, artefact, row = expected.source.split(", ")
     found = table[(table["source"] == source) & (table["artefact"] == artefact) & (table["row"] == row)]
-    found = found[(found["metric"].replace(OURS) == expected.metric) & (found["nfe"] == expected.steps)]
+    found = found[(found["metric"] == expected.metric) & (found["nfe"] == expected.steps)]
     (line,) = found.to_dict("records")
     assert float(line["value"]) == expected.value and expected.tolerance > 0
     assert line["scale"] == experiment.partition("/")[2]

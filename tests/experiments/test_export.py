@@ -221,7 +221,11 @@ def test_the_card_says_what_it_is_and_what_was_measured(teacher: Path, tmp_path:
     text = (out / "README.md").read_text()
     assert f"(flash, run {run.id}, experiment flash/tiny)" in text and "student itself, not of an average" in text
     assert f"`tiny-sd` (a folder in diffusers' format, weights {config.backbone.weights_hash})" in text
-    assert "| KD | train | 4 | 4 | 1.235 | 32 | 0011aabb |" in text and "9.9" not in text and "2.346" not in text
+    assert (
+        "| Kernel distance | train | 4 | 4 | 1.235 | 32 | 0011aabb |" in text
+        and "9.9" not in text
+        and "2.346" not in text
+    )
     assert "![Teacher and student on fixed prompts](samples.png)" in text and (out / "samples.png").exists()
     assert str(tmp_path) not in text and "{" not in text
     front = yaml.safe_load(text.split("---")[1])

@@ -10,7 +10,7 @@ import pytest
 
 from ablations.grid import load
 from analysis.columns import column, glossary, shown_column
-from analysis.figures import figure_metrics
+from analysis.drawn import figure_metrics
 from core.catalogue import METRICS, STANDARD, Judge, Metric, register_metric
 from core.config import UserError, compose, resolve
 from core.data.requests import Requests
