@@ -37,7 +37,7 @@ def parse(text: str) -> tuple[str, Any]:
 
 
 def _read_as_json(text: str) -> tuple[str, Any] | None:
-    """Key and value of ``seed=1``, ``eval.steps=[1, 2]`` or ``execution.label="a b"``; None for what Hydra must read."""
+    """Key and value of ``seed=1``, ``eval.steps=[1, 2]``, ``execution.label="a b"``; None for what Hydra must read."""
     key, _, value = text.partition("=")
     if not _KEY.fullmatch(key) or not _ALIKE.fullmatch(value):
         return None

@@ -47,8 +47,10 @@ def load_yaml(text: str, noun: str) -> dict[str, Any]:
 
 @functools.cache
 def _loader() -> type:
-    """The C library's safe loader, if it is there, with the rules of OmegaConf's: 1e-5 is a number, a date a text, and a
-    key that comes twice an error. OmegaConf itself takes 60 ms for a configuration."""
+    """The C library's safe loader, if it is there, with OmegaConf's rules; OmegaConf takes 60 ms for a configuration.
+
+    1e-5 is a number, a date a text, and a key that comes twice an error.
+    """
     import yaml
     from omegaconf._utils import get_yaml_loader
 
