@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
+from core.backbones.base import Backbone
 from core.backbones.pipeline import PipelineBackbone
 from core.backbones.roles import Sharing, keyed_init
 from core.backbones.tiny import write_tiny_flux2, write_tiny_pixart, write_tiny_sd, write_tiny_sd3, write_tiny_sdxl
@@ -51,6 +52,13 @@ CONDS: dict[str, dict[str, tuple[int, ...]]] = {
 }  # fmt: skip
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 SMALL_VISION = {"hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def copy_role(backbone: Backbone, source: str, target: str) -> None:
+    """Give ``target`` the parameters of ``source``, in memory of its own."""
+    theirs = backbone.role_parameters(source)
+    for name, parameter in backbone.role_parameters(target).items():
+        parameter.data = theirs[name].detach().to(parameter.dtype, copy=True)
 
 
 def backbone(

@@ -184,13 +184,6 @@ class Backbone(ABC):
         finally:
             self.evaluations = counted
 
-    def copy_role(self, source: str, target: str) -> None:
-        """Give ``target`` the parameters of ``source``, in memory of its own."""
-        theirs = self.role_parameters(source)
-        with torch.no_grad():
-            for name, parameter in self.role_parameters(target).items():
-                parameter.data = theirs[name].to(parameter.dtype, copy=True)
-
 
 def freeze(parameters: Iterable[nn.Parameter]) -> None:
     """Exclude parameters from training for good: roles never flip ``requires_grad`` later."""

@@ -16,6 +16,7 @@ from core.backbones.base import TEACHER
 from core.backbones.gaussian import GaussianBackbone, GaussianMixture, kl_divergence
 from core.diffusion.process import FlowProcess, Process, VPProcess
 from core.losses.matching import dmd_gradient, dmd_loss
+from tests import worlds
 
 SHAPE, DIM = (3, 1, 2), 6
 VP = VPProcess.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
@@ -55,7 +56,7 @@ class Game:
 
     def estimates(self) -> tuple[Tensor, Tensor, Tensor]:
         """The student's samples with graph, and the teacher's and the fake score's view of them, noised."""
-        self.backbone.copy_role("student", "fake_score")
+        worlds.copy_role(self.backbone, "student", "fake_score")
         x0 = (self.student["means"] + self.z @ self.student["factors"][0].mT).view(-1, *SHAPE)
         x_t = self.process.add_noise(x0.detach(), self.eps, self.t)
         real = self.backbone.predict(TEACHER, x_t, self.t, self.cond)

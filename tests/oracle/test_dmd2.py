@@ -22,6 +22,7 @@ from core.methods.dmd2 import Dmd2
 from core.run import Run
 from core.training.loop import Trainer
 from experiments.build import build_clock
+from tests import worlds
 
 SHAPE, DIM = (3, 1, 2), 6
 
@@ -42,7 +43,7 @@ class Tracked(Dmd2):
     """The fake score is the generator's own, exactly, whenever it is read."""
 
     def rollout(self, batch, clock):
-        self.backbone.copy_role(STUDENT, FAKE_SCORE)
+        worlds.copy_role(self.backbone, STUDENT, FAKE_SCORE)
         return super().rollout(batch, clock)
 
 

@@ -24,6 +24,7 @@ from core.diffusion.process import KINDS, FlowProcess, Process, VPProcess
 from core.diffusion.solvers import SOLVERS, Denoise, solve
 from core.diffusion.unipc import unipc
 from core.metrics.fid import frechet_from_moments
+from tests import worlds
 
 SHAPE, DIM = (3, 2, 2), 12
 VP = VPProcess.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
@@ -240,7 +241,7 @@ def test_roles_are_copies_with_their_own_parameters() -> None:
     with torch.no_grad():
         student["means"].add_(1)
     assert not torch.equal(student["means"], teacher["means"])
-    backbone.copy_role("student", "fake_score")
+    worlds.copy_role(backbone, "student", "fake_score")
     assert torch.equal(backbone.role_parameters("fake_score")["means"], student["means"])
 
 
