@@ -34,6 +34,7 @@ TYPOS = {
     "evaluate RUN --finishde": "nearest: --finished",
     "export flash/emjoi --out x": "nearest: flash/emoji",
     "export RUN --otu x": "required: --out",
+    "export RUN --out x --fromat kohya": "no option --fromat; nearest: --format",
     "verify 0123456789": "'0123456789' is neither a run folder nor the id of a run in runs/",
     "rerun 0123456789": "'0123456789' is neither a run folder nor the id of a run in runs/",
     "list grid": "unknown KIND 'grid'; nearest: grids",
