@@ -21,7 +21,7 @@ TARGET = "a run's folder or id, or an experiment's name, whose own run is meant"
 
 
 def register(subparsers: _SubParsersAction) -> None:
-    """Add list, train, config, plan-memory, bench, sample, evaluate, export, verify, rerun and completion."""
+    """Add list, train, config, plan-memory, bench, sample, evaluate, export, push, verify, rerun and completion."""
     listing = add_command(subparsers, "list", "what can be named on the command line, with one line each")
     listing.add_argument(
         "kind", nargs="?", choices=KINDS, metavar="KIND", help="one kind alone, e.g. experiments; default: all"
@@ -43,6 +43,7 @@ def register(subparsers: _SubParsersAction) -> None:
     _register_sample(subparsers)
     _register_evaluate(subparsers)
     _register_export(subparsers)
+    _register_push(subparsers)
     verify = _on_a_run(subparsers, "verify", "check a run's identity, inputs, code and numbers from its files", RUN)
     verify.set_defaults(run=_verify)
     _register_rerun(subparsers)
@@ -116,7 +117,7 @@ def _register_export(subparsers: _SubParsersAction) -> None:
 
 
 def _add_export_options(parser: ArgumentParser) -> None:
-    """What an export can be asked for."""
+    """What ``export`` and ``push`` can be asked for."""
     parser.add_argument("--weights", choices=WEIGHTS, help="default: eval.weights")
     parser.add_argument("--steps", type=int, metavar="N", help="most sampling steps; default: of eval.steps")
     keys = "whose keys a LoRA has: diffusers (default), or one file for kohya's scripts or ComfyUI"
@@ -125,6 +126,16 @@ def _add_export_options(parser: ArgumentParser) -> None:
     dtype = "how the weights are stored: {}; fp8: linear layers of whole weights; default: as trained"
     parser.add_argument("--dtype", choices=tuple(LOADED_AS), help=dtype.format(", ".join(LOADED_AS)))
     parser.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="key=value", help=SETTINGS)
+
+
+def _register_push(subparsers: _SubParsersAction) -> None:
+    push = _on_a_run(subparsers, "push", "export the student and upload it to the Hugging Face hub", TARGET)
+    push.add_argument("--to", required=True, metavar="HUB_ID", help="owner/name, made if it does not exist")
+    push.add_argument("--private", action="store_true", help="make it visible to its owner alone")
+    push.add_argument("--revision", metavar="BRANCH", help="made if it does not exist; default: main")
+    push.add_argument("--out", metavar="DIR", help=f"keep what is uploaded: {OUT}")
+    _add_export_options(push)
+    push.set_defaults(run=_push)
 
 
 def _register_rerun(subparsers: _SubParsersAction) -> None:
@@ -237,6 +248,14 @@ def _check_export(arguments: Namespace) -> None:
 
     run = open_target(arguments.target, arguments.overrides, arguments.runs_dir)
     check_export(run.config, arguments, run.id)
+
+
+def _push(arguments: Namespace) -> int:
+    from experiments.push import check_hub, run_command
+
+    check_hub(arguments.to)
+    _check_export(arguments)
+    return run_command(arguments)
 
 
 def _verify(arguments: Namespace) -> int:
