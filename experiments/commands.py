@@ -7,6 +7,7 @@ from argparse import SUPPRESS, ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
 from experiments.completion import SHELLS, completed_by, experiment_names, target_names
+from experiments.formats import KEYS, LOADED_AS
 from experiments.listing import KINDS
 from experiments.parser import add_command
 
@@ -14,12 +15,13 @@ EXPERIMENT = "a name of `fewstep list experiments`, or a YAML file of one's own"
 OVERRIDES = "values in place of the experiment's, e.g. seed=1; the keys: fewstep config EXPERIMENT"
 SETTINGS = "eval.* and execution.* in place of the run's; of an experiment, any value"
 WEIGHTS = ("student", "ema")
+OUT = "a folder, new or of an earlier export"
 RUN = "a run's folder or id"
 TARGET = "a run's folder or id, or an experiment's name, whose own run is meant"
 
 
 def register(subparsers: _SubParsersAction) -> None:
-    """Add list, train, config, plan-memory, bench, sample, evaluate, export, verify, rerun and completion."""
+    """Add list, train, config, plan-memory, bench, sample, evaluate, export, push, verify, rerun and completion."""
     listing = add_command(subparsers, "list", "what can be named on the command line, with one line each")
     listing.add_argument(
         "kind", nargs="?", choices=KINDS, metavar="KIND", help="one kind alone, e.g. experiments; default: all"
@@ -41,6 +43,7 @@ def register(subparsers: _SubParsersAction) -> None:
     _register_sample(subparsers)
     _register_evaluate(subparsers)
     _register_export(subparsers)
+    _register_push(subparsers)
     verify = _on_a_run(subparsers, "verify", "check a run's identity, inputs, code and numbers from its files", RUN)
     verify.set_defaults(run=_verify)
     _register_rerun(subparsers)
@@ -108,11 +111,31 @@ def _register_evaluate(subparsers: _SubParsersAction) -> None:
 
 def _register_export(subparsers: _SubParsersAction) -> None:
     export = _on_a_run(subparsers, "export", "write the student and its sampler for diffusers", TARGET)
-    export.add_argument("--out", required=True, metavar="DIR", help="a folder, new or of an earlier export")
-    export.add_argument("--weights", choices=WEIGHTS, help="default: eval.weights")
-    export.add_argument("--steps", type=int, metavar="N", help="most sampling steps; default: of eval.steps")
-    export.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="key=value", help=SETTINGS)
+    export.add_argument("--out", required=True, metavar="DIR", help=OUT)
+    _add_export_options(export)
     export.set_defaults(run=_export)
+
+
+def _add_export_options(parser: ArgumentParser) -> None:
+    """What ``export`` and ``push`` can be asked for."""
+    parser.add_argument("--weights", choices=WEIGHTS, help="default: eval.weights")
+    parser.add_argument("--steps", type=int, metavar="N", help="most sampling steps; default: of eval.steps")
+    keys = "whose keys a LoRA has: diffusers (default), or one file for kohya's scripts or ComfyUI"
+    parser.add_argument("--format", choices=KEYS, default="diffusers", help=keys)
+    parser.add_argument("--merge", action="store_true", help="a whole pipeline with the student's weights merged in")
+    dtype = "how the weights are stored: {}; fp8: linear layers of whole weights; default: as trained"
+    parser.add_argument("--dtype", choices=tuple(LOADED_AS), help=dtype.format(", ".join(LOADED_AS)))
+    parser.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="key=value", help=SETTINGS)
+
+
+def _register_push(subparsers: _SubParsersAction) -> None:
+    push = _on_a_run(subparsers, "push", "export the student and upload it to the Hugging Face hub", TARGET)
+    push.add_argument("--to", required=True, metavar="HUB_ID", help="owner/name, made if it does not exist")
+    push.add_argument("--private", action="store_true", help="make it visible to its owner alone")
+    push.add_argument("--revision", metavar="BRANCH", help="made if it does not exist; default: main")
+    push.add_argument("--out", metavar="DIR", help=f"keep what is uploaded: {OUT}")
+    _add_export_options(push)
+    push.set_defaults(run=_push)
 
 
 def _register_rerun(subparsers: _SubParsersAction) -> None:
@@ -212,10 +235,26 @@ def _evaluate(arguments: Namespace) -> int:
 
 
 def _export(arguments: Namespace) -> int:
-    _check_target(arguments)
+    _check_export(arguments)
     _quieten()
     from experiments.export import run_command
 
+    return run_command(arguments)
+
+
+def _check_export(arguments: Namespace) -> None:
+    from experiments.formats import check_export
+    from experiments.target import open_target
+
+    run = open_target(arguments.target, arguments.overrides, arguments.runs_dir)
+    check_export(run.config, arguments, run.id)
+
+
+def _push(arguments: Namespace) -> int:
+    from experiments.push import check_hub, run_command
+
+    check_hub(arguments.to)
+    _check_export(arguments)
     return run_command(arguments)
 
 

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from core.backbones.pipeline import PipelineBackbone
 from core.catalogue import METRICS
 from core.diffusion.process import FlowProcess
 from core.run import Run
 from core.sampler import Sampler
+from experiments.formats import LOADED_AS, Form
 from experiments.sheet import newest_sheet
 
 SHEET = "samples.png"
+PROMPT = "red apple"
 
 CARD = """\
 ---
@@ -24,17 +28,10 @@ library_name: diffusers
 
 # A student of {steps} steps
 
-Distilled from {teacher} by fewstep{origin}. The weights are those of the {role}.
+Distilled from {teacher} by fewstep{origin}. The weights are those of the {role}: {files}
 
 ```python
-{locate}from diffusers import {scheduler}, {pipeline}{imports}
-
-base, student = {base}, "{student}"
-pipe = {pipeline}.from_pretrained(base{revision})
-{weights}
-pipe.scheduler = {scheduler}.from_pretrained(student, subfolder="scheduler")
-image = pipe(prompt="{prompt}", num_inference_steps={steps}, guidance_scale={guidance:g}{options}).images[0]
-image.save("image.png")
+{code}
 ```
 
 `student` is this folder, or where it lies on the hub.{note}
@@ -45,14 +42,36 @@ The licence of the base model applies to this student too.
 
 
 @dataclass(frozen=True)
+class Place:
+    """The name of a folder, or a hub id and the branch there."""
+
+    name: str
+    revision: str | None = None
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the name."""
+        return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
 class Student:
-    """An exported network and how it is sampled; ``weights``: student or ema."""
+    """An exported network and how it is sampled; ``weights``: student or ema.
+
+    ``file`` holds it, a LoRA's file or the network's folder, and ``dtype`` is how it is stored.
+    """
 
     backbone: PipelineBackbone
     sampler: Sampler
     weights: str
     scheduler: str
-    is_lora: bool
+    form: Form
+    file: str
+    dtype: torch.dtype
+
+    @property
+    def is_lora(self) -> bool:
+        return self.file.endswith(".safetensors")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -64,38 +83,91 @@ class Student:
         return options | self.backbone.call_options()
 
 
-def model_card(student: Student, name: str, run: Run | None) -> str:
-    """Markdown with a hub's front matter; ``name``: of the exported folder, ``run``: it was trained in, if known.
+def model_card(student: Student, place: Place, run: Run | None) -> str:
+    """Markdown with a hub's front matter; ``place``: of the exported folder, ``run``: it was trained in, if known.
 
     No path of this machine is in it: a base model that is neither on the hub nor in this project is named alone.
     """
-    backbone = student.backbone
-    network, folder = backbone.network_class.__name__, backbone.network_folder
-    lora = "pipe.load_lora_weights(student)"
-    copy = f'pipe.{folder} = {network}.from_pretrained(student, subfolder="{folder}")'
-    path = str(backbone.source) if run is None else run.config.backbone.path
+    path = str(student.backbone.source) if run is None else run.config.backbone.path
     on_hub = run is not None and run.config.backbone.weights_hash.startswith("hub:")
     return CARD.format(
         base_model=f"base_model: {path}\n" if on_hub else "",
         kind="lora" if student.is_lora else "full weights",
+        steps=student.sampler.steps,
         teacher=_teacher(path, run, on_hub),
         origin="" if run is None else f" ({run.config.method.name}, run {run.id}, experiment {run.config.name})",
         role="student's average (EMA)" if student.weights == "ema" else "student itself, not of an average",
-        scheduler=student.scheduler,
-        pipeline=backbone.pipeline,
-        imports="" if student.is_lora else f", {network}",
-        locate="from core.config import locate  # of fewstep, which brings the base model\n" if _is_ours(path) else "",
-        base=_base(path, on_hub),
-        student=name,
-        revision=f', revision="{backbone.revision}"' if backbone.revision else "",
-        weights=lora if student.is_lora else copy,
-        prompt="red apple",
-        steps=student.sampler.steps,
-        guidance=backbone.student_guidance,
-        options="".join(f", {key}={value}" for key, value in student.options.items()),
+        files=_files(student),
+        code="\n".join(_code(student, place, path, on_hub)),
         note=_note(student),
         measured="" if run is None else "\n".join(_measured(student, run)),
     )
+
+
+def _files(student: Student) -> str:
+    """What is in which file, and how it is stored."""
+    stored = f"stored in {str(student.dtype).removeprefix('torch.')}"
+    if student.form.merge:
+        return f"a whole pipeline, the base model's with the student in `{student.file}`, which is {stored}."
+    if not student.is_lora:
+        return f"a whole network in `{student.file}`, {stored}."
+    keys = {
+        "diffusers": "diffusers' keys",
+        "kohya": "Kohya's keys, which kohya's scripts, ComfyUI and diffusers read",
+        "comfyui": "keys that ComfyUI and diffusers read",
+    }
+    return f"a LoRA, `{student.file}`, {stored}, in {keys[student.form.keys]}."
+
+
+def _code(student: Student, place: Place, path: str, on_hub: bool) -> Iterator[str]:
+    """The lines that load the student into diffusers and draw a picture."""
+    backbone, dtype = student.backbone, student.form.dtype
+    loaded_as = f"torch.{LOADED_AS[dtype]}" if dtype else ""
+    own = f', revision="{place.revision}"' if place.revision else ""
+    argument = f", torch_dtype={loaded_as}" if dtype else ""
+    yield from _imports(student, path)
+    if student.form.merge:
+        yield f'student = "{place.name}"'
+        yield f"pipe = {backbone.pipeline}.from_pretrained(student{own}{argument})"
+    else:
+        yield f'base, student = {_base(path, on_hub)}, "{place.name}"'
+        yield from _onto_the_base(student, own, argument)
+    if dtype == "fp8":
+        casting = f"torch.float8_e4m3fn, {loaded_as}, skip_modules_classes=(torch.nn.Conv2d,)"
+        yield f"pipe.{backbone.network_folder}.enable_layerwise_casting({casting})"
+    guidance = f"guidance_scale={backbone.student_guidance:g}"
+    options = "".join(f", {key}={value}" for key, value in student.options.items())
+    call = f'prompt="{PROMPT}", num_inference_steps={student.sampler.steps}, {guidance}{options}'
+    yield f"image = pipe({call}).images[0]"
+    yield 'image.save("image.png")'
+
+
+def _imports(student: Student, path: str) -> Iterator[str]:
+    """What the lines need, and an empty line."""
+    names = [student.backbone.pipeline]
+    if not student.form.merge:
+        names.insert(0, student.scheduler)
+        if _is_ours(path):
+            yield "from core.config import locate  # of fewstep, which brings the base model"
+        if not student.is_lora:
+            names.append(student.backbone.network_class.__name__)
+    if student.form.dtype:
+        yield "import torch"
+    yield f"from diffusers import {', '.join(names)}\n"
+
+
+def _onto_the_base(student: Student, own: str, dtype: str) -> Iterator[str]:
+    """The lines that load the base model and put student and sampler into it; ``own`` and ``dtype``: arguments."""
+    backbone, folder = student.backbone, student.backbone.network_folder
+    revision = f', revision="{backbone.revision}"' if backbone.revision else ""
+    yield f"pipe = {backbone.pipeline}.from_pretrained(base{revision}{dtype})"
+    if student.is_lora:
+        file = f', weight_name="{student.file}"' if student.form.is_one_file else ""
+        yield f"pipe.load_lora_weights(student{file}{own})"
+    else:
+        network = backbone.network_class.__name__
+        yield f'pipe.{folder} = {network}.from_pretrained(student, subfolder="{folder}"{own}{dtype})'
+    yield f'pipe.scheduler = {student.scheduler}.from_pretrained(student, subfolder="scheduler"{own})'
 
 
 def _base(path: str, on_hub: bool) -> str:

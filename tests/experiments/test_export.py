@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from safetensors.torch import load_file
 
 from core.backbones.base import STUDENT
 from core.backbones.flux2 import Flux2Backbone
@@ -31,11 +33,16 @@ from core.identity import locate
 from core.run import Run
 from core.sampler import FEW_STEP_SOLVERS, Sampler
 from experiments.build import FAMILIES, build_backbone
-from experiments.export import export, few_step_scheduler
+from experiments.export import export, few_step_scheduler, lora_state
+from experiments.formats import DEFAULT, LOADED_AS, Form
 from tests import worlds
 
 LORA = Sharing("lora", rank=4, alpha=2, targets=("to_q", "to_k", "to_v", "to_out.0"))
-FOUR_STEPS = Sampler("lcm", 4)
+TWO_STEPS, FOUR_STEPS = Sampler("lcm", 2), Sampler("lcm", 4)
+FORMS = {
+    "lora": [DEFAULT, Form("kohya", dtype="fp16"), Form("comfyui", dtype="bf16"), Form(merge=True, dtype="fp8")],
+    "full": [DEFAULT, Form(dtype="fp8"), Form(merge=True)],
+}
 EVERY_LAYER = Sharing("lora", rank=4, alpha=2, targets=tuple(compose("flash/emoji").backbone.lora_targets))
 EMBEDDED = locate(compose("flash/emoji").backbone.path)  # v-prediction
 PROMPTS = ["red apple", "blue heart", "a dog"]
@@ -162,7 +169,18 @@ def test_the_card_s_snippet_draws_our_picture(
     base, built = write(tmp_path / family), FAMILIES[family.split()[0]]
     settings = LORA if sharing == "lora" else Sharing("full")
     backbone = _perturbed(built.load(str(base), settings, image_size=64), 0.3 if sharing == "lora" else 0.02)
-    _check_snippet(backbone, tmp_path, monkeypatch)
+    for form in FORMS[sharing]:
+        if _is_possible(form, family.split()[0], sharing):
+            _check_snippet(backbone, tmp_path, monkeypatch, form=form)
+
+
+def _is_possible(form: Form, family: str, sharing: str) -> bool:
+    """Whether students take the form; test_formats says which."""
+    try:
+        form.check(family, sharing)
+    except UserError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("experiment", ["flash/emoji", "dmd2/emoji_flux2"])
@@ -175,19 +193,58 @@ def test_the_card_s_snippet_works_on_the_embedded_teachers(
 
 
 def _check_snippet(
-    backbone: PipelineBackbone, folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run | None = None
+    backbone: PipelineBackbone,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run | None = None,
+    form: Form = DEFAULT,
 ) -> None:
-    card = (export(backbone, folder / "out", Sampler("lcm", 2), run=run) / "README.md").read_text()
-    assert str(folder) not in card, "no path of this machine"
+    out = export(backbone, folder / "out", TWO_STEPS, run=run, form=form)
+    for file in out.rglob("*"):
+        assert file.is_dir() or str(folder).encode() not in file.read_bytes(), f"a path of this machine: {file}"
+    card = (out / "README.md").read_text()
     snippet = card.partition("```python\n")[2].partition("```")[0]
     monkeypatch.chdir(folder)
     assert "\nimage = pipe(" in snippet
-    seeded = snippet.replace("image = pipe(", "torch.manual_seed(0)\nimage = pipe(")  # loading may draw numbers, too
-    exec(compile(seeded, "README.md", "exec"), {"torch": torch})
-    theirs = np.asarray(Image.open(folder / "image.png")).astype(int)
+    exec(compile(_seeded(snippet), "README.md", "exec"), {"torch": torch})
+    theirs = np.asarray(Image.open("image.png")).astype(int)
+    if form.dtype:
+        np.testing.assert_array_equal(theirs, _picture_as_stored(backbone, out, form, snippet))
+        return
     ours = _picture(backbone, STUDENT)
     assert np.abs(ours - _picture(backbone, "teacher")).max() > 4, "the student must differ"
     assert theirs.shape == ours.shape and np.abs(theirs - ours).max() <= 1
+
+
+def _seeded(code: str) -> str:
+    return code.replace("image = pipe(", "torch.manual_seed(0)\nimage = pipe(")  # loading may draw numbers, too
+
+
+def _picture_as_stored(backbone: PipelineBackbone, out: Path, form: Form, snippet: str) -> np.ndarray:
+    """The snippet's picture, drawn in its dtype with our weights rounded to those of the files in ``out``."""
+    stored = getattr(torch, LOADED_AS[form.dtype])
+    pipe = getattr(diffusers, backbone.pipeline).from_pretrained(backbone.source, torch_dtype=stored)
+    pipe.scheduler, network = few_step_scheduler(backbone, TWO_STEPS), getattr(pipe, backbone.network_folder)
+    whole = list((out / backbone.network_folder).glob("*.safetensors"))
+    if whole:
+        network.load_state_dict(_rounded(backbone.roles.merged(STUDENT), load_file(*whole), form))
+    else:
+        lora = lora_state(backbone.role_parameters(STUDENT), backbone.roles.sharing)
+        network.load_lora_adapter({name: value.to(stored) for name, value in lora.items()}, prefix=None)
+    found = {"pipe": pipe, "torch": torch}
+    exec(_seeded(next(line for line in snippet.splitlines() if line.startswith("image = "))), found)
+    return np.asarray(found["image"]).astype(int)
+
+
+def _rounded(network: torch.nn.Module, file: dict[str, torch.Tensor], form: Form) -> dict[str, torch.Tensor]:
+    """Our weights rounded to the file's dtypes, which are checked: in 8 bits are most linear layers, and no others."""
+    ours, loaded = network.state_dict(), getattr(torch, LOADED_AS[form.dtype])
+    linear = {name for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)}
+    small = {name for name, value in file.items() if value.dtype == torch.float8_e4m3fn}
+    assert {name.rpartition(".")[0] for name in small} <= linear
+    assert len(small) > len(linear) / 2 if form.dtype == "fp8" else not small
+    assert {value.dtype for name, value in file.items() if name not in small} == {loaded}
+    return {name: value.to(loaded).to(file[name].dtype).to(loaded) for name, value in ours.items()}
 
 
 def _picture(backbone: PipelineBackbone, role: str) -> np.ndarray:
