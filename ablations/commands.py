@@ -1,4 +1,4 @@
-"""Subcommands of the ablations layer: ``fewstep grid list|show|plan|run``; the slurm layer adds submit and status."""
+"""Subcommands of the ablations layer: ``fewstep grid list|show|plan|run|logs``; the slurm layer adds submit, ..."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ablations.grid import Cell, Grid
     from ablations.status import Status
 
+LINES, LINES_OF_ALL = 40, 5
+
 
 def register(subparsers: _SubParsersAction) -> None:
     """Add ``grid`` to the ``fewstep`` command."""
@@ -29,6 +31,11 @@ def register(subparsers: _SubParsersAction) -> None:
     run = _on_a_grid(actions, "run", "train and measure what is missing, on this machine")
     run.add_argument("--slots", type=int, default=1, metavar="N", help="cells that run at a time; default: 1")
     run.set_defaults(run=_run)
+    logs = _on_a_grid(actions, "logs", "the end of the newest log of one cell, or of all")
+    logs.add_argument("cell", nargs="?", metavar="CELL", help="a run id, or ROW-sSEED; default: all cells")
+    few = f"the last of each log; default: {LINES}, of all cells {LINES_OF_ALL}"
+    logs.add_argument("--lines", type=int, metavar="N", help=few)
+    logs.set_defaults(run=_logs)
 
 
 def _on_a_grid(actions: _SubParsersAction, name: str, summary: str) -> ArgumentParser:
@@ -118,15 +125,47 @@ def _plan(arguments: Namespace) -> int:
 
 def _run(arguments: Namespace) -> int:
     from ablations.run_local import LocalRunner
+    from ablations.snapshot import local_code
+    from ablations.work import job_root
     from core.config import UserError
 
     if arguments.slots < 1:
         raise UserError(f"--slots={arguments.slots} is out of range; allowed: at least 1")
     say = functools.partial(print, flush=True)
     runner = LocalRunner(_cells(arguments), arguments.runs_dir, arguments.slots, say)
-    ended = runner.run()
+    # The code as it is now: what is edited while a grid runs changes nothing of its later cells.
+    ended = runner.run(local_code(job_root(arguments.runs_dir))) if runner.waiting else runner.ended
     _print_statuses(ended)
     return 0 if all(item.is_final for item in ended) else 1
+
+
+def _logs(arguments: Namespace) -> int:
+    from ablations.logs import logs_of, newest_attempt
+    from core.schema import check_range
+
+    cells = {cell.key: cell for cell in _chosen(_cells(arguments), arguments.cell)}
+    lines = arguments.lines if arguments.lines is not None else LINES if arguments.cell else LINES_OF_ALL
+    check_range("--lines", lines, 1)
+    for cell in cells.values():
+        found = logs_of(cell, arguments.runs_dir)
+        if not found:
+            print(f"{cell.name} {cell.id}: no log, no job of this cell has started")
+        for log in found:
+            print(f"==> {cell.name}: {log} <==")
+            print("\n".join(newest_attempt(log)[-lines:]))
+    return 0
+
+
+def _chosen(cells: list[Cell], wanted: str | None) -> list[Cell]:
+    """The cells of this name or run id; all without one."""
+    from core.config import UserError
+    from core.schema import nearest
+
+    chosen = [cell for cell in cells if wanted in (None, cell.name, cell.id)]
+    if not chosen:
+        names = [cell.name for cell in cells]
+        raise UserError(f"unknown cell '{wanted}'{nearest(str(wanted), names)}; all: {', '.join(names)}")
+    return chosen
 
 
 def _print_statuses(statuses: list[Status]) -> None:

@@ -1,25 +1,30 @@
-"""Run what a grid lacks on this machine: submitit's local executor with a number of slots. Torch-free.
+"""Run what a grid lacks on this machine, in a number of slots. Torch-free.
 
-A cell's job is the ordinary training command in a process of its own: a failed cell stops nobody else. What
-is done is not started again, and what was interrupted resumes.
+A cell's job is the ordinary training command in a process of its own: a failed cell stops nobody else, and none stops
+because this process was killed. What is done is not started again, what was interrupted resumes, and what another
+process is at (one that an earlier, killed grid has left, or a grid beside this one) is waited for.
 """
 
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ablations.grid import Cell
-from ablations.status import Status, status_of, statuses
-from ablations.work import ALLOCATOR, job_environment, train_command
+from ablations.job import start
+from ablations.logs import last_lines, log_of
+from ablations.snapshot import ROOT, code_environment, held
+from ablations.status import Status, progress_of, status_of, statuses
+from ablations.work import ALLOCATOR, job_environment, next_work, train_command
 from core.run import Run, disk_errors, find_runs
 
 POLL_S = 0.5
 PROGRESS_S = 30.0
-NO_LIMIT_MIN = 60 * 24 * 365
+LEAVE_S = 2.0  # a Ctrl-C at the terminal reaches the trainings too, which need no second signal
 
 
 class LocalRunner:
@@ -29,103 +34,130 @@ class LocalRunner:
         self.runs_dir, self.slots, self.say = runs_dir, slots, say
         self.statuses = {item.cell.key: item for item in statuses(cells, runs_dir)}
         self.total = len(self.statuses)
-        self._jobs: dict[str, tuple[Any, float]] = {}
+        self.waiting = [item.cell for item in self.statuses.values() if not item.is_final]
+        # References first: the teacher's many steps are often the longest cell, which should not run alone at the end.
+        self.waiting.sort(key=lambda cell: cell.config.method.trains)
+        self._jobs: dict[str, tuple[subprocess.Popen, float]] = {}
+        self._others: dict[str, bool] = {}  # runs that another process is at: whether one of this machine
         self._failed: set[str] = set()  # ids of runs
         self._told = time.monotonic()
-        self._executor: Any = None
 
-    def run(self) -> list[Status]:
-        """Run all cells that can run; returns their statuses at the end, in the grid's order."""
-        waiting = [item.cell for item in self.statuses.values() if not item.is_final]
-        for item in self.statuses.values():
-            if item.state == "running":
-                self._tell(item.cell, "is being trained by another process; left to it")
-        waiting = [cell for cell in waiting if self.statuses[cell.key].state != "running"]
-        # References first: the teacher's many steps are often the longest cell, which should not run alone at the end.
-        waiting.sort(key=lambda cell: cell.config.method.trains)
-        try:
-            while waiting or self._jobs:
-                waiting = self._start(waiting)
-                time.sleep(POLL_S if self._jobs else 0)
-                self._finish()
-                self._progress()
-        except KeyboardInterrupt:
-            for job, _ in self._jobs.values():
-                job.cancel()
-            raise
+    def run(self, code: Path = ROOT) -> list[Status]:
+        """Run all cells that can run from ``code``; returns their statuses at the end, in the grid's order."""
+        with held(code) as descriptors:
+            try:
+                for item in [item for item in self.statuses.values() if item.state == "running"]:
+                    self._look(item.cell)
+                while self.waiting or self._jobs:
+                    self._start(code, descriptors)
+                    time.sleep(POLL_S if self._jobs or self._others else 0)
+                    self._finish()
+                    self._look_at_others()
+                    self._progress()
+            except KeyboardInterrupt:
+                self._leave()
+                raise
+        return self.ended
+
+    @property
+    def ended(self) -> list[Status]:
+        """The status of every distinct cell, in the grid's order."""
         return list(self.statuses.values())
 
-    def _start(self, waiting: list[Cell]) -> list[Cell]:
-        """Start what may start; returns what still waits. A child of a failed cell is given up."""
+    def _start(self, code: Path, descriptors: Sequence[int]) -> None:
+        """Start what may start. A child of a failed cell is given up, and what another process has done is done."""
         left = []
-        for cell in waiting:
+        for cell in self.waiting:
             parents = [item for item in self.statuses.values() if item.cell.id in cell.parents]
-            if cell.id in self._failed:
-                self._tell(cell, "not started: its run has failed")
-            elif not self._may_become_final(parents, waiting):
-                self._tell(cell, f"not started: its parent {cell.parents[0]} is not done")
-            elif self._may_start(cell, parents):
-                self._submit(cell)
-            else:
+            if cell.id in self._others:
                 left.append(cell)
-        return left
+            elif cell.id in self._failed:
+                self._tell(cell, "not started: its run has failed")
+            elif not self._may_become_final(parents):
+                self._tell(cell, f"not started: its parent {cell.parents[0]} is not done")
+            elif not self._may_start(cell, parents) or self._look(cell).state == "running":
+                left.append(cell)
+            elif not self.statuses[cell.key].is_final:
+                self._submit(cell, code, descriptors)
+        self.waiting = left
 
-    def _may_become_final(self, parents: Sequence[Status], waiting: Sequence[Cell]) -> bool:
+    def _may_become_final(self, parents: Sequence[Status]) -> bool:
         """Whether all parents are final, or one of them runs or waits."""
         if all(parent.is_final for parent in parents):
             return True
-        return any(parent.cell.key in self._jobs or parent.cell in waiting for parent in parents)
+        return any(parent.cell.key in self._jobs or parent.cell in self.waiting for parent in parents)
 
     def _may_start(self, cell: Cell, parents: Sequence[Status]) -> bool:
-        has_slot = len(self._jobs) < self.slots
+        has_slot = len(self._jobs) + sum(self._others.values()) < self.slots
         return has_slot and all(parent.is_final for parent in parents) and not self._is_running(cell)
 
     def _is_running(self, cell: Cell) -> bool:
         """Whether the cell's run is in a job, perhaps to be measured as another cell asks for."""
         return any(self.statuses[key].cell.id == cell.id for key in self._jobs)
 
-    def _submit(self, cell: Cell) -> None:
-        from submitit.core.utils import CommandFunction
-        from submitit.local.local import LocalExecutor
+    def _look(self, cell: Cell) -> Status:
+        """The cell's status as it is now; a run that is at work is another process's, and noted as such."""
+        now = self.statuses[cell.key] = status_of(cell, self._folder(cell))
+        if now.state == "running" and cell.id not in self._others:
+            assert now.path is not None
+            self._others[cell.id] = Run.open(now.path).noted("host") in (None, socket.gethostname())
+            self._tell(cell, "is being trained by another process; waiting for it")
+        return now
 
-        if self._executor is None:
-            with disk_errors(self.runs_dir):
-                self._executor = LocalExecutor(folder=self.runs_dir / ".jobs" / "%j")
-            self._executor.update_parameters(timeout_min=NO_LIMIT_MIN)
+    def _look_at_others(self) -> None:
+        """Let go of the runs that no other process is at any more; what is still to be done of them waits."""
+        for cell in [item.cell for item in self.statuses.values()]:
+            if cell.id in self._others and (now := self._look(cell)).state != "running":
+                del self._others[cell.id]
+                self._tell(cell, f"the other process has left it {now.state}")
+
+    def _submit(self, cell: Cell, code: Path, descriptors: Sequence[int]) -> None:
         threads = max(1, (os.cpu_count() or 1) // self.slots)
         command = train_command(cell, self.runs_dir, threads)
-        # The executor hides accelerators from its job; the command gets this process's own environment.
-        environment = {**ALLOCATOR, **os.environ, **job_environment(threads)}
-        job = self._executor.submit(CommandFunction(command, verbose=False, env=environment))
-        self._jobs[cell.key] = (job, time.monotonic())
-        self._tell(cell, f"started (log: {job.paths.folder})")
+        environment = {**ALLOCATOR, **os.environ, **job_environment(threads), **code_environment(code)}
+        log = log_of(self.runs_dir, next_work(self.statuses[cell.key]).key)
+        with disk_errors(log):
+            child = start(log, command, environment, descriptors)
+        self._jobs[cell.key] = (child, time.monotonic())
+        self._tell(cell, f"started (log: {log})")
 
     def _finish(self) -> None:
-        for key, (job, started) in list(self._jobs.items()):
-            if not job.done():
+        for key, (child, started) in list(self._jobs.items()):
+            if child.poll() is None:
                 continue
             del self._jobs[key]
-            cell = self.statuses[key].cell
-            error = job.exception()
-            path = self._folder(cell)
-            now = status_of(cell, path)
-            if error is not None and not now.is_final:
-                now = Status(cell, "failed", path, now.reason or _last_line(error))
+            log = log_of(self.runs_dir, next_work(self.statuses[key]).key)
+            now = self._look(self.statuses[key].cell)
+            if now.state == "running":  # another process was faster
+                self.waiting.append(now.cell)
+                continue
+            if child.returncode and not now.is_final:
+                now = Status(now.cell, "failed", now.path, now.reason or last_lines(log, 1))
             if not now.is_final:
-                self._failed.add(cell.id)
+                self._failed.add(now.cell.id)
             self.statuses[key] = now
             text = f"{now.state} after {time.monotonic() - started:.0f} s"
-            self._tell(cell, f"{text}: {now.reason}" if now.reason else text)
+            self._tell(now.cell, f"{text}: {now.reason}" if now.reason else text)
+
+    def _leave(self) -> None:
+        """Tell the trainings to save their state and leave, and wait for them."""
+        end = time.monotonic() + LEAVE_S
+        children = [child for child, _ in self._jobs.values()]
+        while any(child.poll() is None for child in children) and time.monotonic() < end:
+            time.sleep(POLL_S)
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.wait()
 
     def _progress(self) -> None:
         """Tell now and then how far the running cells are, from their heartbeats."""
-        if not self._jobs or time.monotonic() - self._told < PROGRESS_S:
+        if time.monotonic() - self._told < PROGRESS_S:
             return
         self._told = time.monotonic()
-        for key in self._jobs:
-            cell = self.statuses[key].cell
-            path = self._folder(cell)
-            text = Run.open(path).progress() if path else ""
+        others = [cell for cell in self.waiting if cell.id in self._others]
+        for cell in [*(self.statuses[key].cell for key in self._jobs), *others]:
+            text = progress_of(self._folder(cell))
             if text:
                 self._tell(cell, text)
 
@@ -136,10 +168,3 @@ class LocalRunner:
         final = sum(item.is_final for item in self.statuses.values())
         where = f"[{final}/{self.total}]  {cell.name} {cell.id}"
         self.say(f"{time.strftime('%H:%M:%S')}  {where}  {text}")
-
-
-def _last_line(error: BaseException) -> str:
-    """The command's last line on stderr, which submitit puts between its traceback and a ruler."""
-    said = str(error).rpartition("FailedJobError: ")[2].partition("\n------")[0]
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from core.run import Run, find_runs
 from core.sampler import Sampler
 
 FINAL = ("done", "diverged")  # a diverged run is a result
+STALE_S = 90.0  # a heartbeat that is older is told with its age
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,18 @@ def status_of(cell: Cell, path: Path | None) -> Status:
         reason = f"{len(missing)} numbers to measure, first: {' '.join(missing[0])}"
         return Status(cell, "trained", path, reason)
     return Status(cell, state, path, run.reason() if state == "failed" else "")
+
+
+def progress_of(path: Path | None) -> str:
+    """The run's last heartbeat as text, with its age when that is old; empty without one."""
+    if path is None:
+        return ""
+    run = Run.open(path)
+    beat = run.last_heartbeat()
+    if beat is None:
+        return ""
+    age = time.time() - beat["time"]
+    return run.progress() + (f"  ({age:.0f} s ago)" if age > STALE_S else "")
 
 
 def missing_numbers(run: Run, config: ExperimentConfig) -> Iterator[tuple[str, str, str]]:

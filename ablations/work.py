@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ablations.grid import Cell
+from ablations.status import Status
+from core.config import own_file, to_yaml
+from core.overrides import split
+from core.run import atomic_write
 
 TRAIN, EVALUATE = "train", "evaluate"  # kinds of work
 # By default glibc maps and unmaps every large tensor anew; the page faults took half of the processor's time on a
@@ -36,6 +41,17 @@ class Work:
         return f"{self.cell.id}-{hashlib.blake2b(self.cell.key.encode(), digest_size=4).hexdigest()}"
 
 
+def next_work(status: Status) -> Work:
+    """The work that comes next: a training, or a measurement of a run that is trained already or never is."""
+    trains = status.state != "trained" and status.cell.config.method.trains
+    return Work(TRAIN if trains else EVALUATE, status.cell)
+
+
+def job_root(runs_dir: Path) -> Path:
+    """The folder of all that is kept of jobs: their logs, code, and submissions."""
+    return Path(runs_dir).resolve() / ".slurm"
+
+
 def job_environment(threads: int) -> dict[str, str]:
     """Variables of a job's environment that let it use ``threads`` processors and print no progress bars."""
     return {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
@@ -52,5 +68,17 @@ def evaluate_command(cell: Cell, runs_dir: Path, threads: int) -> list[str]:
 
 
 def _command(cell: Cell, module: str, options: list[str], runs_dir: Path, threads: int) -> list[str]:
-    command = [sys.executable, "-m", module, *options, cell.experiment, *cell.overrides]
+    experiment, overrides = _frozen(cell, runs_dir)
+    command = [sys.executable, "-m", module, *options, experiment, *overrides]
     return [*command, f'execution.runs_dir="{runs_dir}"', f"execution.num_threads={threads}"]
+
+
+def _frozen(cell: Cell, runs_dir: Path) -> tuple[str, Sequence[str]]:
+    """Experiment and overrides of a cell's command; a copy of a user's own file, which may change while a job waits."""
+    own = own_file(cell.experiment)
+    if own is None:
+        return cell.experiment, cell.overrides
+    file = job_root(runs_dir) / "experiments" / Work(EVALUATE, cell).key / own.name
+    atomic_write(file, to_yaml(cell.config))
+    groups, _ = split(cell.overrides)  # chosen in the copy
+    return str(file), [text for text in cell.overrides if text not in groups]

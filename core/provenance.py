@@ -46,7 +46,7 @@ def changed_since(commit: str, *folders: str) -> list[str] | None:
 
 
 def _snapshot(name: str) -> str | None:
-    """A file that slurm/snapshot.py leaves in a copy of the code: the commit, and what was not committed."""
+    """A file that ablations/snapshot.py leaves in a copy of the code: the commit, and what was not committed."""
     try:
         return (ROOT / name).read_text(errors="replace").strip()
     except OSError:

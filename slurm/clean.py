@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ablations.estimate import size_text
+from ablations.snapshot import is_held
 from ablations.status import FINAL
 from core.config import ExperimentConfig
 from core.identity import teacher_problem
@@ -45,19 +46,20 @@ def superfluous(runs_dir: Path, cache_dir: Path, *, solutions: bool = False) -> 
 
 
 def _submissions(runs_dir: Path) -> Iterator[tuple[Path, str]]:
-    """Code snapshots and job files that no waiting or running job reads."""
+    """Code snapshots and job files that no waiting or running job reads, on a cluster or on this machine."""
     ledger = Ledger(runs_dir)
-    submissions = [submission for submission in ledger.submissions() if submission.jobs]
-    if not submissions:
-        return
-    alive = _alive(submissions)
+    alive = _alive([submission for submission in ledger.submissions() if submission.jobs])
+    yield from _snapshots(ledger, alive)
+    if not alive:
+        for file in sorted(ledger.job_folder.glob("*")):
+            yield file, "its job has ended"
+
+
+def _snapshots(ledger: Ledger, alive: list[Submission]) -> Iterator[tuple[Path, str]]:
     used = {json.loads((submission.folder / "intent.json").read_text()).get("code") for submission in alive}
     for folder in sorted((ledger.root / "code").glob("*")):
-        if str(folder) not in used:
+        if str(folder) not in used and not is_held(folder):
             yield folder, "no job runs from this code"
-    if not alive:
-        for folder in sorted(ledger.job_folder.glob("*")):
-            yield folder, "its job has ended"
 
 
 def _alive(submissions: list[Submission]) -> list[Submission]:

@@ -1,8 +1,9 @@
-"""``fewstep grid submit|retry|status|cancel|logs``, ``fewstep doctor`` and ``fewstep clean``."""
+"""``fewstep grid submit|retry|status|cancel``, ``fewstep doctor`` and ``fewstep clean``."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import subprocess
 import time
@@ -39,9 +40,6 @@ def register(subparsers: Any) -> None:
     status.add_argument("--watch", type=float, nargs="?", const=10.0, metavar="S", help="again every S seconds (10)")
     cancel = _on_a_grid(actions, "cancel", "cancel the grid's jobs", run_cancel)
     cancel.add_argument("--dry-run", action="store_true", help="print the jobs and cancel nothing")
-    logs = _on_a_grid(actions, "logs", "the end of a cell's log", run_logs)
-    logs.add_argument("cell", metavar="CELL", help="a run id, or ROW-sSEED")
-    logs.add_argument("--lines", type=int, default=40, metavar="N", help="the last of each log; default: 40")
 
 
 def _register_site(subparsers: Any) -> None:
@@ -66,9 +64,9 @@ def _clean(arguments: argparse.Namespace) -> int:
 
 def run_doctor(arguments: argparse.Namespace) -> int:
     """Print every finding; exit code 0 when jobs can be submitted, 1 when something must change first."""
+    from ablations.snapshot import snapshot
     from slurm.doctor import examine
     from slurm.profile import load
-    from slurm.snapshot import snapshot
 
     profile, good = load(arguments.cluster), True
     code = snapshot(profile.shared(arguments.runs_dir), allow_dirty=True)
@@ -85,8 +83,8 @@ def _on_a_grid(actions: Any, name: str, summary: str, run: Any) -> argparse.Argu
 
 
 def run_submit(arguments: argparse.Namespace) -> int:
+    from ablations.snapshot import snapshot
     from slurm.profile import load
-    from slurm.snapshot import snapshot
 
     profile, grid = load(arguments.cluster), load_grid(arguments)
     cells = grid.expand(arguments.scale, arguments.budget)
@@ -100,65 +98,80 @@ def run_submit(arguments: argparse.Namespace) -> int:
 def _submit(arguments: argparse.Namespace, profile: Any, name: str, cells: list[Any], code: Path) -> int:
     from ablations.estimate import estimate
     from ablations.work import TRAIN
+    from slurm.queue import NoQueue, Queue
+    from slurm.status import grid_status
     from slurm.submit import Submitter
 
-    submitter = Submitter(name, profile, arguments.runs_dir, code, print)
+    queue = NoQueue() if arguments.dry_run and not Queue().answers() else Queue()
+    submitter = Submitter(name, profile, arguments.runs_dir, code, print, queue)
     if arguments.write is not None:
         for file in submitter.write_job_files(cells, arguments.write):
             print(file)
         return 0
-    with submitter.ledger.lock():
+    with contextlib.nullcontext() if arguments.dry_run else submitter.ledger.lock():
         again = _named(arguments.again, cells) if arguments.action == "retry" else ()
-        missing = submitter.missing(cells, again)
+        missing = submitter.missing(cells, again, adopt=not arguments.dry_run)
         if arguments.action == "retry":
             known = submitter.ledger.jobs()
             missing = [work for work in missing if known.get(work.key) or known.get(work.cell.id)]
         arrays = list(submitter.arrays(missing, cells_per_job=arguments.cells_per_job))
         training = [work.cell for work in missing if work.kind == TRAIN]
-        _print_counts(cells, missing, arguments.runs_dir, code)
+        _print_counts(grid_status(cells, arguments.runs_dir, queue), missing, code)
         if training:
             print(f"training them: {estimate(training, arguments.runs_dir)}")
+        if arguments.dry_run:
+            _print_arrays(submitter, arrays)
+            return 0
         for array in arrays:
-            if arguments.dry_run:
-                print(submitter.sbatch_text(array))
-                continue
             submission = submitter.submit(array)
-            what = f"{array.kind} {len(array.work)} cells in {len(array.tasks)} tasks"
-            print(f"{submission.name}: {what}, job {submission.jobs[0].partition('_')[0]}")
+            print(f"{submission.name}: {array}, job {submission.jobs[0].partition('_')[0]}")
     return 0
 
 
-def _print_counts(cells: list[Any], missing: list[Any], runs_dir: Path, code: Path) -> None:
-    """Print how many cells are in each state, and how many finished runs were made by other code than ``code``."""
-    from slurm.queue import Queue
-    from slurm.snapshot import stale_runs
-    from slurm.status import grid_status
+def _print_arrays(submitter: Any, arrays: list[Any]) -> None:
+    """Print what would be submitted: each array's size, resources, time limit and file."""
+    from slurm.queue import NoQueue
 
-    found = grid_status(cells, runs_dir, Queue())
-    new = {work.cell.id for work in missing}
+    for number, array in enumerate(arrays, 1):
+        print(f"array {number}: {array}, each {array.resources} time_min={submitter.profile.time_min}")
+        print(submitter.sbatch_text(array))
+    jobs = sum(len(array.tasks) for array in arrays)
+    print(f"{len(arrays)} arrays with {jobs} jobs would be submitted")
+    if isinstance(submitter.queue, NoQueue):
+        print("no SLURM answers here: what was submitted before, and the cluster's limits, are not known")
+
+
+def _print_counts(found: list[Any], missing: list[Any], code: Path) -> None:
+    """Print how many cells are in each state, and how many finished runs were made by other code than ``code``."""
+    from ablations.snapshot import stale_runs
+
+    counts = _counts(found, {work.cell.id for work in missing})
+    stale = stale_runs([status.path for status in found if status.state == "done"], code)
+    if stale:
+        counts["done"] += f" ({stale} of them with other code)"
+    print(f"{len(found)} cells: {', '.join(counts.values())}")
+
+
+def _counts(found: list[Any], new: set[str]) -> dict[str, str]:
+    """``3 done`` by state; the runs of ``new`` are still to be done."""
     counts = Counter("to run" if status.cell.id in new else status.state for status in found)
-    stale = stale_runs([status.path for status in found if status.state == "done" and status.path], code)
-    texts = []
-    for state, count in counts.items():
-        other = f" ({stale} of them with other code)" if stale and state == "done" else ""
-        texts.append(f"{count} {state}{other}")
-    print(f"{len(found)} cells: {', '.join(texts)}")
+    return {state: f"{count} {state}" for state, count in counts.items()}
 
 
 def _submit_here(arguments: argparse.Namespace, profile: Any, code: Path) -> int:
     """On this machine, from the same snapshot: in the background (local), or in this process (debug)."""
     from slurm.local import run_in_background, run_in_process
-    from slurm.submit import absolute
 
     words = ["grid", "run", arguments.name, "--scale", arguments.scale, "--budget", arguments.budget]
-    words += ["--runs-dir", str(arguments.runs_dir.resolve())]
-    words += ["--set", *map(absolute, arguments.machine)] if arguments.machine else []
+    words += ["--runs-dir", str(arguments.runs_dir)]
+    words += ["--set", *arguments.machine] if arguments.machine else []
+    words += ["--slots", str(profile.max_parallel)]
     if arguments.dry_run:
-        print(f"fewstep {shlex.join(words)} --slots {profile.max_parallel}")
+        print(f"fewstep {shlex.join(words)}")
         return 0
     if profile.executor == "debug":
         return run_in_process(load_grid(arguments).expand(arguments.scale, arguments.budget), arguments.runs_dir)
-    return run_in_background([*words, "--slots", str(profile.max_parallel)], arguments.runs_dir, code)
+    return run_in_background(words, arguments.runs_dir, code)
 
 
 def _named(words: list[str], cells: list[Any]) -> list[str]:
@@ -222,24 +235,4 @@ def run_cancel(arguments: argparse.Namespace) -> int:
     stop = background_pid if arguments.dry_run else cancel_background
     if stop(arguments.runs_dir):
         print(f"the grid that runs on this machine: {what}")
-    return 0
-
-
-def run_logs(arguments: argparse.Namespace) -> int:
-    from core.schema import UserError, nearest
-    from slurm.ledger import Ledger
-
-    cells = load_grid(arguments).expand(arguments.scale, arguments.budget)
-    names = {cell.name: cell.id for cell in cells}
-    run = names.get(arguments.cell, arguments.cell)
-    if run not in names.values():
-        close = nearest(arguments.cell, names)
-        raise UserError(f"unknown cell '{arguments.cell}'{close}; all: {', '.join(names)}")
-    folder = Ledger(arguments.runs_dir).root / "logs"
-    logs = sorted(folder.glob(f"{run}*.log"))  # of the training, then of what measures it
-    if not logs:
-        raise UserError(f"{folder}: no job of this cell has started")
-    for log in logs:
-        print(f"==> {log} <==")
-        print("\n".join(log.read_text(errors="replace").splitlines()[-arguments.lines :]))
     return 0

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ablations.work import job_root
 from core.run import atomic_write, disk_errors
 from core.schema import UserError
 
@@ -41,7 +42,7 @@ class Ledger:
     """All submissions of a folder of runs, in ``<runs>/.slurm/``."""
 
     def __init__(self, runs_dir: Path) -> None:
-        self.root = Path(runs_dir).resolve() / ".slurm"
+        self.root = job_root(runs_dir)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -98,10 +99,6 @@ class Ledger:
                 for key in keys:
                     out.setdefault(key, []).append((submission, job))
         return out
-
-    def log_of(self, key: str) -> Path:
-        """The log of the work with this key, whatever job does it."""
-        return self.root / "logs" / f"{key}.log"
 
 
 def _read(folder: Path) -> Submission:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ablations.grid import Cell
+from ablations.snapshot import code_environment, held
 from ablations.status import statuses
 from ablations.work import train_command
 from core.schema import UserError
@@ -27,13 +28,13 @@ def run_in_background(words: Sequence[str], runs_dir: Path, code: Path) -> int:
     if pid is not None:
         raise UserError(f"pid {pid} is running a grid in {runs_dir} already; wait for it, or: fewstep grid cancel NAME")
     root.mkdir(parents=True, exist_ok=True)
-    with (root / LOG_FILE).open("a") as log:
+    with (root / LOG_FILE).open("a") as log, held(code) as descriptors:
         log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} fewstep {' '.join(words)}\n")
         log.flush()
         started = subprocess.Popen(
             [sys.executable, "-m", "experiments.cli", *words],
-            cwd=code,
-            env={**os.environ, "PYTHONPATH": str(code)},
+            env={**os.environ, **code_environment(code)},
+            pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -24,7 +24,7 @@ class Report:
 
     def __call__(self) -> dict[str, Any]:
         """The host's name and (ok, text) of each finding."""
-        from slurm.job import launcher
+        from ablations.job import launcher
 
         os.environ |= launcher(os.environ)
         findings = [self._folder(), self._python()]

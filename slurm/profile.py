@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ablations.work import job_root
 from core.config import read_yaml
 from core.schema import UserError, check_choice, check_range, nearest
 
@@ -71,7 +72,7 @@ class Profile:
 
     def shared(self, runs_dir: Path) -> Path:
         """The folder that every node sees; beside the runs where the site names none."""
-        return Path(self.shared_dir or runs_dir / ".slurm").resolve()
+        return Path(self.shared_dir or job_root(runs_dir)).resolve()
 
     @property
     def save_s(self) -> float:

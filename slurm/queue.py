@@ -40,6 +40,13 @@ class Queue:
     def __init__(self, timeout_s: float = 30.0) -> None:
         self.timeout_s = timeout_s
 
+    def answers(self) -> bool:
+        """Whether SLURM is on this machine, and its controller is up."""
+        try:
+            return self._ask(["scontrol", "ping"]) is not None
+        except UserError:
+            return False
+
     def statuses(self, jobs: Iterable[str]) -> dict[str, JobStatus]:
         """Statuses by task id, the controller's before those of others; a task that nobody knows any more is absent."""
         asked = set(jobs)
@@ -119,6 +126,19 @@ class Queue:
         except subprocess.TimeoutExpired:
             return None
         return done.stdout if done.returncode == 0 else None
+
+
+class NoQueue(Queue):
+    """A queue where no SLURM answers, for dry runs: nothing is known of any job, and arrays are as long as usual."""
+
+    def statuses(self, jobs: Iterable[str]) -> dict[str, JobStatus]:
+        return {}
+
+    def by_name(self, name: str) -> str | None:
+        return None
+
+    def max_array_size(self) -> int:
+        return 1001  # SLURM's own default
 
 
 def _rest(task: str, found: Mapping[str, JobStatus]) -> JobStatus | None:

@@ -36,6 +36,10 @@ class Resources:
     def gpus_per_node(self) -> int:
         return self.processes_per_node * self.gpus_per_process
 
+    def __str__(self) -> str:
+        keys = ("nodes", "processes_per_node", "gpus_per_process", "cpus_per_process", "mem_gb", "cells_per_job")
+        return " ".join(f"{key}={getattr(self, key)}" for key in keys)
+
     def check(self, profile: Profile, experiment: str) -> None:
         """Raise UserError when a node of the cluster does not hold this."""
         asked = {

@@ -6,16 +6,15 @@ does not know the job any more and nothing beats).
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ablations.grid import Cell
-from ablations.status import FINAL, Status, statuses
-from ablations.work import EVALUATE, TRAIN, Work
-from core.run import Run
+from ablations.logs import last_lines, log_of
+from ablations.status import FINAL, progress_of, statuses
+from ablations.work import Work, next_work
 from slurm.ledger import Ledger
 from slurm.queue import JobStatus, Queue
 
@@ -25,8 +24,6 @@ ENDED_BADLY = ("FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "
 TAKEN = (*FINAL, "running", "queued", "preempted")  # nothing to submit
 BROKEN = ("failed", "cancelled", "lost")  # submitted again only when asked to
 NODE_TO_BLAME = ("FAILED", "NODE_FAIL", "BOOT_FAIL")
-LOG_LINES = 5
-STALE_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -56,23 +53,18 @@ def grid_status(cells: Sequence[Cell], runs_dir: Path, queue: Queue) -> list[Cel
     ledger = Ledger(runs_dir)
     newest = ledger.newest({cell.id for cell in cells})
     known = queue.statuses(newest.values()) if newest else {}
-    found = [(Work(_kind_of_work(item), item.cell), item) for item in statuses(cells, runs_dir)]
+    found = [(next_work(item), item) for item in statuses(cells, runs_dir)]
     out = []
     for work, item in found:
         job = newest.get(work.key, "")
         said = known.get(job)
         state, reason = decide(item.state, item.reason, job, said)
         if state == "failed" and reason in ("", "failed"):
-            reason = last_lines(ledger.log_of(work.key))
+            reason = last_lines(log_of(runs_dir, work.key))
         where = (said.node, said.restarts) if said else ("", 0)
-        progress = _progress(item.path) if state == "running" else ""
+        progress = progress_of(item.path) if state == "running" else ""
         out.append(CellStatus(work, state, job, *where, reason, progress, item.path))
     return out
-
-
-def _kind_of_work(item: Status) -> str:
-    """TRAIN, or EVALUATE for a run that is trained already or never is."""
-    return EVALUATE if item.state == "trained" or not item.cell.config.method.trains else TRAIN
 
 
 def decide(run: str, reason: str, job: str, said: JobStatus | None) -> tuple[str, str]:
@@ -106,27 +98,6 @@ def _decide_ended(run: str, reason: str, said: JobStatus) -> tuple[str, str]:
     if run == "running":
         return run, reason
     return "failed", own_reason  # COMPLETED, but other cells of the job: this one has no result
-
-
-def _progress(path: Path | None) -> str:
-    """The run's last heartbeat as text, with its age when that is old."""
-    if path is None:
-        return ""
-    run = Run.open(path)
-    beat = run.last_heartbeat()
-    if beat is None:
-        return ""
-    age = time.time() - beat["time"]
-    return run.progress() + (f"  ({age:.0f} s ago)" if age > STALE_S else "")
-
-
-def last_lines(log: Path, count: int = LOG_LINES) -> str:
-    """The end of a cell's log in one line."""
-    try:
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    except OSError:
-        return ""
-    return " | ".join(lines[-count:])
 
 
 def bad_nodes(tasks: Iterable[JobStatus], most: int) -> list[str]:

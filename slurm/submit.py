@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ablations.grid import Cell
+from ablations.job import CellsJob
+from ablations.logs import log_of
 from ablations.status import FINAL
 from ablations.work import (
     ALLOCATOR,
@@ -26,7 +28,6 @@ from ablations.work import (
 from core.run import atomic_write
 from core.schema import UserError
 from core.training.preemption import EXIT_CODE
-from slurm.job import CellsJob
 from slurm.ledger import Ledger, Submission
 from slurm.profile import Profile, check_shell_safe
 from slurm.queue import Queue
@@ -57,6 +58,9 @@ class Array:
     def kind(self) -> str:
         return self.tasks[0][0].kind
 
+    def __str__(self) -> str:
+        return f"{self.kind} {len(self.work)} cells in {len(self.tasks)} tasks"
+
     @property
     def runs_needed(self) -> list[str]:
         """Ids of the runs that must be done first: parents, then what an earlier submission trains."""
@@ -68,22 +72,32 @@ class Array:
 class Submitter:
     """Finds what one grid lacks and submits it to one cluster."""
 
-    def __init__(self, grid: str, profile: Profile, runs_dir: Path, code: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        grid: str,
+        profile: Profile,
+        runs_dir: Path,
+        code: Path,
+        say: Callable[[str], None],
+        queue: Queue | None = None,
+    ) -> None:
         check_shell_safe("grid", grid)
         for folder in (runs_dir.resolve(), code):
             if set(str(folder)) & set("\"'`$\\\n"):
                 raise UserError(f"{str(folder)!r} has quotes, $, \\ or line breaks, which a job file cannot hold")
         self.grid, self.profile, self.runs_dir, self.code, self.say = grid, profile, runs_dir.resolve(), code, say
         self.ledger = Ledger(runs_dir)
-        self.queue = Queue()
+        self.queue = queue or Queue()
         self._ids: dict[Array, str] = {}  # of what this object has submitted
 
-    def missing(self, cells: Sequence[Cell], retry: Sequence[str] = ()) -> list[Work]:
+    def missing(self, cells: Sequence[Cell], retry: Sequence[str] = (), *, adopt: bool = True) -> list[Work]:
         """Work that is neither done, nor running, nor queued; parents first, a run before its measurement.
 
         What has failed, was cancelled, or is lost is submitted again only if ``retry`` names its state or its run.
+        Not ``adopt``: nothing is written, as a dry run wants it.
         """
-        self.adopt_orphans()
+        if adopt:
+            self.adopt_orphans()
         submitted = self.ledger.jobs()
         out: list[Work] = []
         for found in grid_status(cells, self.runs_dir, self.queue):
@@ -209,7 +223,7 @@ class Submitter:
         return f"afterok:{':'.join(alive)}" if alive else ""
 
     def _job(self, task: Sequence[Work], resources: Resources) -> CellsJob:
-        commands = [(str(self.ledger.log_of(work.key)), self.command(work, resources)) for work in task]
+        commands = [(str(log_of(self.runs_dir, work.key)), self.command(work, resources)) for work in task]
         environment = {**ALLOCATOR, **job_environment(resources.cpus_per_process), "PYTHONPATH": str(self.code)}
         return CellsJob(commands, environment, self.profile.save_s)
 
@@ -258,7 +272,7 @@ class Submitter:
         return out
 
     def _job_file(self, work: Work, resources: Resources, file: Path) -> str:
-        log, command = self.ledger.log_of(work.key), self.command(work, resources, whole=True)
+        log, command = log_of(self.runs_dir, work.key), self.command(work, resources, whole=True)
         parameters = slurm_parameters(self.profile, resources, f"fewstep-{work.cell.name}", self.code)
         setup, srun = parameters.pop("setup"), parameters.pop("srun_args", [])
         options = [
@@ -276,7 +290,7 @@ class Submitter:
                 f"#SBATCH --output={file.with_suffix('.out')}",
                 *setup,
                 *(f"export {key}={value}" for key, value in environment.items()),
-                f"srun {shlex.join([*srun, self.python, '-m', 'slurm.job', str(log), *command])}",
+                f"srun {shlex.join([*srun, self.python, '-m', 'ablations.job', str(log), *command])}",
                 "code=$?",
                 "# Told to leave, its state saved: back into the queue.",
                 f"if [ $code -eq {EXIT_CODE} ]; then scontrol requeue $SLURM_JOB_ID; fi",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from core.config import ExecutionConfig, ExperimentConfig, UserError
 
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun and by slurm/job.py
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun and by ablations/job.py
 TIMEOUT = timedelta(hours=2)  # the others wait while rank 0 measures or builds a cache
 
 

@@ -1,6 +1,9 @@
-"""Running a grid: real processes under submitit; a short job in the place of the training command."""
+"""Running a grid: real processes; a short job in the place of the training command."""
 
+import contextlib
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,22 +14,30 @@ from ablations.grid import Cell, load
 from ablations.run_local import LocalRunner
 from ablations.status import statuses
 from ablations.work import train_command
-from core.run import Run
+from core.run import Run, find_runs
 from experiments.cli import build_parser
 from experiments.parser import parse
+from tests.slurm.waiting import wait
 
 RUNS = Path("runs")
-# What `fewstep train ... --evaluate` leaves behind, without networks: parents must be there, row `bad` fails.
+# What `fewstep train ... --evaluate` leaves behind, without networks: parents must be there, row `bad` fails. It ends
+# when there is no file `hold`.
 JOB = """
 import sys
+import time
+from pathlib import Path
 from core.config import compose, resolve
 from core.run import Run
-config = resolve(compose(sys.argv[1], [a for a in sys.argv[2:] if "=" in a]))
+experiment, *overrides = [word for word in sys.argv[1:] if word != "--evaluate"]
+config = resolve(compose(experiment, overrides))
 if config.train.init_from:
     assert Run.open(config.train.init_from, config.execution.runs_dir).state() == "done"
 run = Run.create(config)
 with run.lock():
     run.begin_attempt()
+    print("at work", flush=True)
+    while Path("hold").exists():
+        time.sleep(0.1)
     if config.execution.label.startswith("bad"):
         run.end_attempt("failed", "out of luck")
         sys.exit("error: out of luck")
@@ -91,12 +102,79 @@ def test_run_shares_resumes_and_survives_a_failure(file: str) -> None:
     assert larger[0].reason == "2 numbers to measure, first: kid train 1 steps"
 
 
-def test_a_run_at_work_elsewhere_is_left_alone(file: str) -> None:
-    cells = [cell for cell in load(file).expand("tiny") if cell.row == "good"]
-    run, said = Run.create(cells[0].config), []
+DRIVER = """
+from pathlib import Path
+from ablations import run_local
+from ablations.grid import load
+from tests.ablations.test_run_local import job, of_rows
+run_local.train_command = job
+run_local.LocalRunner(of_rows("g.yaml", "good", "child"), Path("runs"), 1, print).run()
+"""
+
+
+def of_rows(file: str, *rows: str) -> list[Cell]:
+    return [cell for cell in load(file).expand("tiny") if cell.row in rows]
+
+
+def test_a_training_that_outlives_a_killed_grid_is_waited_for(file: str) -> None:
+    Path("hold").touch()
+    killed = subprocess.Popen([sys.executable, "-c", DRIVER], start_new_session=True)
+    try:
+        wait(lambda: [Run.open(path).state() for path in find_runs(RUNS)] == ["running"])
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+        said: list[str] = []
+
+        def say(text: str) -> None:
+            said.append(text)
+            Path("hold").unlink(missing_ok=True)
+
+        ended = LocalRunner(of_rows(file, "good", "child", "twin", "ddim"), RUNS, 1, say).run()
+    finally:
+        Path("hold").unlink(missing_ok=True)
+    assert "good-s0" in said[0] and said[0].endswith("is being trained by another process; waiting for it")
+    assert "good-s0" in said[1] and said[1].endswith("the other process has left it done")
+    assert {item.cell.row: item.state for item in ended} == {"good": "done", "child": "done", "ddim": "done"}
+    (good,) = (Run.open(path) for path in find_runs(RUNS) if path.name.startswith("good"))
+    assert good.noted("attempt") == 2, "the orphan trained it; a second job measured it as row ddim asks for"
+
+
+def test_a_run_that_another_process_takes_first_is_waited_for(file: str) -> None:
+    """Two grids start the same cell; the job of the slower one fails at the lock, and the cell has not failed."""
+    (cell,) = of_rows(file, "good")
+    run, said = Run.create(cell.config), []
+
+    with contextlib.ExitStack() as lock:
+
+        def say(text: str) -> None:
+            said.append(text.partition(f"{cell.id}  ")[2].partition(" ")[0])
+            if said == ["started"]:
+                lock.enter_context(run.lock())
+            if said[-1] == "is":
+                lock.close()
+
+        (ended,) = LocalRunner([cell], RUNS, 1, say).run()
+    assert said == ["started", "is", "the", "started", "done"] and ended.state == "done"
+
+
+def test_what_another_machine_is_at_takes_no_slot(file: str) -> None:
+    """Several machines on one file system share a grid; none waits for another before all of its own is done."""
+    cells, said = of_rows(file, "good", "bad"), []
+    run = Run.create(cells[0].config)
     with run.lock():
-        ended = LocalRunner(cells, RUNS, 1, said.append).run()
-    assert [s.state for s in ended] == ["running"] and "another process" in said[0]
+        run.begin_attempt()
+    run.note(host="elsewhere")
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(run.lock())
+
+        def say(text: str) -> None:
+            said.append(text)
+            if " failed after " in text:
+                lock.close()
+
+        LocalRunner(cells, RUNS, 1, say).run()
+    rows = [text.split()[2] for text in said]
+    assert rows == ["good-s0", "bad-s0", "bad-s0", "good-s0", "good-s0", "good-s0"]
 
 
 def test_the_command_line_takes_the_job_s_command(file: str, monkeypatch: pytest.MonkeyPatch) -> None:

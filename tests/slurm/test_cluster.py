@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ablations.grid import Cell, load
+from ablations.logs import log_of
 from ablations.work import EVALUATE, TRAIN, Work
 from core.run import atomic_write
 from slurm.doctor import examine
@@ -295,7 +296,7 @@ def test_cells_that_share_a_job_fail_alone(submitter: Counters, cells: list[Cell
     wait(lambda: not any(found.alive for found in Queue().statuses(jobs).values()))
     found = state(submitter, cells[1])
     assert found.state == "failed" and "ValueError" in found.reason
-    assert "ValueError" not in submitter.ledger.log_of(cells[0].id).read_text()
+    assert "ValueError" not in log_of(submitter.runs_dir, cells[0].id).read_text()
 
 
 def test_a_node_on_which_cells_only_fail_is_left_out(

@@ -1,18 +1,16 @@
-"""Submissions in files, code snapshots, and what SLURM's words mean; no cluster is needed."""
+"""Submissions in files, and what SLURM's words mean; no cluster is needed."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from ablations.job import launcher
 from core.schema import UserError
-from slurm.job import launcher
 from slurm.ledger import Ledger
 from slurm.queue import JobStatus, Queue, _of_controller
-from slurm.snapshot import snapshot
-from slurm.status import decide, last_lines
+from slurm.status import decide
 from slurm.submit import absolute
 
 
@@ -43,60 +41,11 @@ def test_one_submitter_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    root = tmp_path / "checkout"
-    root.mkdir()
-    (root / "a.py").write_text("a = 1\n")
-    (root / ".gitignore").write_text("runs\n")
-    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "one"]):
-        subprocess.run(["git", "-C", root, *words], check=True)
-    return root
-
-
-def test_a_snapshot_is_the_commit_and_stays_when_the_code_changes(checkout: Path, tmp_path: Path) -> None:
-    code = snapshot(tmp_path / "shared", root=checkout)
-    assert (code / "a.py").read_text() == "a = 1\n" and len((code / "COMMIT").read_text().strip()) == 40
-    assert snapshot(tmp_path / "shared", root=checkout) == code
-    (checkout / "a.py").write_text("a = 2\n")
-    (checkout / "new.py").write_text("b = 1\n")
-    with pytest.raises(UserError, match=r"uncommitted changes in a.py, new.py; commit them, or give --allow-dirty"):
-        snapshot(tmp_path / "shared", root=checkout)
-    dirty = snapshot(tmp_path / "shared", allow_dirty=True, root=checkout)
-    assert dirty != code and (dirty / "a.py").read_text() == "a = 2\n" and (dirty / "new.py").exists()
-    assert "+a = 2" in (dirty / "PATCH").read_text() and not (code / "PATCH").exists()
-    status = subprocess.run(["git", "-C", checkout, "status", "--porcelain"], capture_output=True, text=True).stdout
-    assert status == " M a.py\n?? new.py\n", "the user's index is as it was"
-
-
-def test_a_dry_run_writes_nothing(checkout: Path, tmp_path: Path) -> None:
-    code = snapshot(tmp_path / "shared", root=checkout, write=False)
-    assert not (tmp_path / "shared").exists() and snapshot(tmp_path / "shared", root=checkout) == code
-
-
 def test_relative_paths_are_those_of_the_submitting_folder(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()  # tests run in tmp_path
     assert absolute("data.path=shards") == f'data.path="{tmp_path}/shards"'
     for same in ("data.path=random:x", "data.path=/data", "method.name=shards", "data.path=none"):
         assert absolute(same) == same
-
-
-def test_a_snapshot_that_cannot_be_read_is_one_line(checkout: Path, tmp_path: Path) -> None:
-    code = snapshot(tmp_path / "shared", root=checkout)
-    (code / "COMMIT").unlink()
-    with pytest.raises(UserError, match=f"{code} is not a snapshot that can be read; remove it"):
-        snapshot(tmp_path / "shared", root=checkout)
-
-
-def test_what_git_ignores_is_no_change(checkout: Path, tmp_path: Path) -> None:
-    (checkout / "runs").mkdir()
-    (checkout / "runs" / "big").write_text("x")
-    assert not (snapshot(tmp_path / "shared", root=checkout) / "runs").exists()
-
-
-def test_no_checkout_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a git checkout"):
-        snapshot(tmp_path / "shared", root=tmp_path)
 
 
 LINE = (
@@ -186,12 +135,6 @@ def test_the_state_of_a_cell(run: str, job: str, said: str | None, state: str) -
 
 def test_a_requeued_job_waits_as_preempted() -> None:
     assert decide("planned", "", "6_0", JobStatus("6_0", "n", "PENDING", restarts=1))[0] == "preempted"
-
-
-def test_the_end_of_a_log_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "log").write_text("one\n\ntwo\nerror: three\n")
-    assert last_lines(tmp_path / "log", 2) == "two | error: three"
-    assert last_lines(tmp_path / "none") == ""
 
 
 def test_torch_s_variables_come_from_srun_s() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,11 +18,12 @@ import pytest
 
 from ablations.estimate import Estimate, estimate, size_text
 from ablations.grid import load
+from ablations.job import CellsJob
+from ablations.snapshot import held
 from ablations.work import EVALUATE, TRAIN, Work
 from core.run import Run, find_runs
 from experiments.cli import main
 from slurm.clean import superfluous
-from slurm.job import CellsJob
 from slurm.ledger import Ledger
 from slurm.local import background_pid
 from slurm.profile import Profile
@@ -101,14 +103,43 @@ def test_more_processes_than_the_batch_can_be_shared_by(grid: str, tmp_path: Pat
         list(submitter.arrays(works, nodes=3))
 
 
-def test_a_machine_without_slurm(
-    grid: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A laptop: git, and no command of SLURM's."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/git").symlink_to(str(shutil.which("git")))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin")
+
+
+def test_a_machine_without_slurm_submits_nothing(
+    grid: str, without_slurm: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent) + ":/nowhere")
-    monkeypatch.setattr("slurm.snapshot._git", lambda *a, **k: b"tree")
-    monkeypatch.setattr("slurm.snapshot._tree", lambda root: ("0" * 40, b""))
-    said = told(capsys, *submit(grid, "--cluster", "test", "--dry-run"))
+    said = told(capsys, *submit(grid, "--cluster", "test"))
     assert "is not on this machine; submit from a login node of the cluster" in said
+
+
+def test_a_dry_run_needs_no_slurm_and_changes_nothing(
+    grid: str, without_slurm: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = "{partition: gpu, cpus_per_node: 8, mem_gb_per_node: 64, time_min: 90, max_parallel: 2}"
+    words = submit(grid, "--cluster", profile(tmp_path, site), "--dry-run", "--cells-per-job", "3")
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert not Path("runs").exists()
+    size = (
+        "each nodes=1 processes_per_node=1 gpus_per_process=0 cpus_per_process=2 mem_gb=4 cells_per_job=3 time_min=90"
+    )
+    assert f"array 1: train 4 cells in 2 tasks, {size}\n" in said
+    assert f"array 2: evaluate 4 cells in 2 tasks, {size}\n" in said
+    assert said.count("#SBATCH --array=0-1%2") == 2 and said.count("#SBATCH --partition=gpu") == 2
+    assert "2 arrays with 4 jobs would be submitted\nno SLURM answers here: what was submitted before" in said
+
+    ledger = Ledger(Path("runs"))  # an intent whose submitter died; a machine without SLURM cannot say whether it came
+    intent = ledger.intend("cells", TRAIN, [["a"]], {})
+    record = json.loads((intent.folder / "intent.json").read_text()) | {"created": 0.0}
+    (intent.folder / "intent.json").write_text(json.dumps(record))
+    assert main(words) == 0
+    assert [one.abandoned for one in ledger.submissions()] == [False] and not (ledger.root / "lock").exists()
 
 
 def test_a_full_disk_is_one_line_and_submits_nothing(grid: str, tmp_path: Path) -> None:
@@ -119,7 +150,7 @@ def test_a_full_disk_is_one_line_and_submits_nothing(grid: str, tmp_path: Path) 
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.startswith("error: cannot write") and done.stderr.count("\n") == 1
-    assert "File too large" in done.stderr and not list(tmp_path.rglob("intent.json"))
+    assert "File size limit exceeded" in done.stderr and not list(tmp_path.rglob("intent.json"))
     assert not list((tmp_path / "runs/.slurm/code").glob("[!.]*")), "a half-written snapshot is not used"
 
 
@@ -201,6 +232,19 @@ def test_clean_keeps_what_resumes_and_what_is_used(grid: str, tmp_path: Path) ->
     assert main(["clean", *places]) == 0
     assert not (done.path / "state").exists() and not old.exists() and (going_on.path / "state").exists()
     assert (done.path / "snapshots").exists() and Run.open(done.path).state() == "done"
+
+
+def test_clean_keeps_the_code_of_a_grid_on_this_machine(tmp_path: Path) -> None:
+    code = Ledger(tmp_path / "runs").root / "code/0123"
+    code.mkdir(parents=True)
+    (code / "COMMIT").write_text("0\n")
+
+    def found() -> list[tuple[Path, str]]:
+        return list(superfluous(tmp_path / "runs", tmp_path / "cache"))
+
+    with held(code):
+        assert found() == []
+    assert found() == [(code, "no job runs from this code")]
 
 
 def test_what_a_grid_will_take_is_told_from_finished_runs(grid: str, tmp_path: Path) -> None:
@@ -308,4 +352,3 @@ def test_a_cell_s_measurement_is_known_by_what_is_measured(grid: str, tmp_path: 
     assert Work(TRAIN, first).key == Work(TRAIN, second).key == first.id
     keys = {Work(EVALUATE, first).key, Work(EVALUATE, second).key}
     assert len(keys) == 2 and all(key.startswith(f"{first.id}-") for key in keys)
-    assert Ledger(tmp_path).log_of("a").parent.name == "logs"

@@ -1,4 +1,4 @@
-"""The inside of a job: the command of each of its cells, started as the cluster wants it. Torch-free.
+"""A cell's command with its log, as every job starts it; and the inside of a job on a cluster. Torch-free.
 
 submitit owns requeueing. When the job is told to leave (preemption, time limit), the trainings save their state and end
 with EXIT_CODE; then submitit requeues the job, once, and the same commands go on where they were.
@@ -7,6 +7,7 @@ with EXIT_CODE; then submitit requeues the job, once, and the same commands go o
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from core.training.preemption import EXIT_CODE
 
 POLL_S = 0.2
+HEADING = re.compile(r"^--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d job ", re.MULTILINE)  # of each attempt in a log
 
 
 @dataclass
@@ -40,7 +42,7 @@ class CellsJob:
         """
         environment = {**os.environ, **self.environment, **launcher(os.environ)}
         for log, command in self.commands:
-            self._children.append(_start(Path(log), command, environment))
+            self._children.append(start(Path(log), command, environment))
         while any(child.poll() is None for child in self._children):
             time.sleep(POLL_S)  # not wait(): it holds a lock that the signal's handler would need
         codes = [child.returncode for child in self._children]
@@ -76,15 +78,32 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _start(log: Path, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
-    """Start a command; rank 0 writes the cell's log, the others' output is in the job's own."""
+def start(
+    log: Path, command: Sequence[str], environment: Mapping[str, str], inherited: Sequence[int] = ()
+) -> subprocess.Popen:
+    """Start a command; rank 0 writes the cell's log, the others' output is in the job's own.
+
+    ``inherited``: descriptors that the process keeps open.
+    """
     if int(environment.get("RANK", "0")):
         return subprocess.Popen(command, env=dict(environment))
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as stream:
-        stream.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} job {environment.get('SLURM_JOB_ID', os.getpid())}\n")
+        stream.write(heading(environment.get("SLURM_JOB_ID", os.getpid())))
         stream.flush()
-        return subprocess.Popen(command, env=dict(environment), stdout=stream, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            pass_fds=inherited,
+        )
+
+
+def heading(job: object) -> str:
+    """The first line of an attempt in a log; ``job`` is its number in SLURM, or the process that starts it."""
+    return f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} job {job}\n"
 
 
 def launcher(environment: Mapping[str, str]) -> dict[str, str]:
@@ -106,10 +125,10 @@ def launcher(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """``python -m slurm.job LOG COMMAND...``: one cell, from an sbatch file without submitit."""
+    """``python -m ablations.job LOG COMMAND...``: one cell, from an sbatch file without submitit."""
     log, *command = argv
     environment = {**os.environ, **launcher(os.environ)}
-    child = _start(Path(log), command, environment)
+    child = start(Path(log), command, environment)
     signal.signal(signal.SIGUSR2, lambda *_: child.send_signal(signal.SIGUSR2))
     return child.wait()
 
