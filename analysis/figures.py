@@ -15,6 +15,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ablations.grid import Grid
 from analysis.captions import notes
@@ -27,6 +28,7 @@ from core.catalogue import METRICS
 STYLE = Path(__file__).parent / "style.mplstyle"
 # A figure that is part of a page takes the page's colours, so that it follows its light or dark theme.
 INK, FAINT, PAPER = "#010203", "#dcdddf", "#fffffe"
+WIDE = 5  # ratio of the largest value to the smallest from which a logarithmic axis helps
 THREE_COLUMNS = 24  # characters of the longest label, of which three stand side by side
 _PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--rule)", PAPER: "var(--card)"}
 # Okabe and Ito's colours for all kinds of sight; marker and dash repeat the distinction for greyscale.
@@ -184,35 +186,67 @@ def _references(ax: Axes, grid: Grid, frame: pd.DataFrame, column: Column, wides
 
 
 def training_curves(items: Sequence[CellRun]) -> Figure | None:
-    """Losses and gradient norms of every player against training images, first seed of each row; None without
-    logs."""
-    runs = {}
+    """``log_curves`` of the first seed of each row; None without logs."""
+    logs = {}
     for item in items:
-        if item.first is not None and item.cell.config.method.trains and item.cell.row not in runs:
-            runs[item.cell.row] = (item.cell.label, pd.DataFrame(item.first.run.metrics()))
-    runs = {row: (label, log) for row, (label, log) in runs.items() if len(log)}
-    keys = list(dict.fromkeys(key for _, log in runs.values() for key in log if "/" in key))
-    if not keys:
+        if item.first is not None and item.cell.config.method.trains and item.cell.row not in logs:
+            logs[item.cell.row] = (item.cell.label, pd.DataFrame(item.first.run.metrics()))
+    return log_curves([(label, log) for label, log in logs.values() if len(log)])
+
+
+def log_curves(
+    logs: Sequence[tuple[str, pd.DataFrame]], keys: Sequence[str] = (), *, log_axis: bool = False
+) -> Figure | None:
+    """Losses and gradient norms of every player against training images, one curve for each label; None without any.
+
+    ``keys``: further numbers of the logs. ``log_axis``: for losses and norms that range over orders of magnitude.
+    """
+    terms = list(dict.fromkeys(key for _, log in logs for key in log if "/" in key))
+    if not terms:
         return None
-    keys.sort(key=lambda key: (key.endswith("grad_norm"), "latent" in key))
-    last = max(log["images"].max() for _, log in runs.values())
+    terms.sort(key=lambda key: (key.endswith("grad_norm"), "latent" in key))
+    last = max(log["images"].max() for _, log in logs)
     unit, name = (1000, "Training images (thousands)") if last >= 10_000 else (1, "Training images")
     with style():
-        rows = -(-len(keys) // 3)
+        shown = [*terms, *keys]
+        rows = -(-len(shown) // 3)
         figure = Figure(figsize=(7.0, 0.5 + 1.35 * rows))
         axes = figure.subplots(rows, 3, sharex=True, squeeze=False)
-        for ax, key in zip(axes.flat, keys, strict=False):
-            for index, (label, log) in enumerate(runs.values()):
-                if key in log:
-                    marks = look(index) | {"marker": ""}
-                    marks.pop("elinewidth"), marks.pop("markerfacecolor")
-                    known = log[log[key].notna()]
-                    ax.plot(known["images"] / unit, known[key], label=mathtext(label), **marks)
-            ax.set_title(key)
-            ax.locator_params(nbins=4)
-        for ax in axes.flat[len(keys) :]:
+        for ax, key in zip(axes.flat, shown, strict=False):
+            _curves(ax, key, logs, unit)
+            if log_axis and key in terms and _is_wide(key, logs):
+                _make_logarithmic(ax)
+            else:
+                ax.locator_params(nbins=4)
+        for ax in axes.flat[len(shown) :]:
             ax.set_visible(False)
         figure.supxlabel(name, fontsize=8)
         handles = {name: h for ax in axes.flat for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
+        if handles:
+            figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
     return figure
+
+
+def _is_wide(key: str, logs: Sequence[tuple[str, pd.DataFrame]]) -> bool:
+    """Whether a loss or a norm is positive everywhere and ranges over a factor that a logarithm makes readable."""
+    values = pd.concat([log[key].dropna() for _, log in logs if key in log])
+    return "latent" not in key and values.min() > 0 and values.max() >= WIDE * values.min()
+
+
+def _make_logarithmic(ax: Axes) -> None:
+    """A logarithmic axis with plain numbers, of which one at least is in a range of a factor of WIDE."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _curves(ax: Axes, key: str, logs: Sequence[tuple[str, pd.DataFrame]], unit: int) -> None:
+    """One panel: ``key`` of every log that has it; one without a label is not in the legend."""
+    for index, (label, log) in enumerate(logs):
+        if key in log:
+            marks = look(index) | {"marker": ""}
+            marks.pop("elinewidth"), marks.pop("markerfacecolor")
+            known = log[log[key].notna()]
+            ax.plot(known["images"] / unit, known[key], label=mathtext(label), **marks)
+    ax.set_title(key)
