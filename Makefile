@@ -93,8 +93,10 @@ lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/lint-imports --no-logo
 
+LOCKED_EXTRAS := --extra tensorboard --extra lpips --extra dev
+
 lock: $(STAMP)
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes \
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 $(LOCKED_EXTRAS) --generate-hashes \
 	  --no-annotate --no-header pyproject.toml --output-file requirements.lock
 
 clean:

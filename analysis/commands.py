@@ -1,13 +1,16 @@
-"""``fewstep table|figure|report|records NAME``, ``fewstep claims`` and ``fewstep results``."""
+"""``fewstep table|figure|report|records NAME``, ``fewstep report RUN``, ``fewstep claims`` and ``fewstep results``."""
 
 from __future__ import annotations
 
 import argparse
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.commands import add_grid_arguments, add_place_arguments, load_grid
+from experiments.completion import completed_by, run_ids
 from experiments.parser import add_command
 
 if TYPE_CHECKING:
@@ -22,8 +25,7 @@ def register(subparsers: Any) -> None:
     table.add_argument("--out", type=Path, help="file to write instead of printing")
     figure = _command(subparsers, "figure", run_figure, "draw a grid's figure (PNG, PDF and its caption)")
     figure.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: out)")
-    report = _command(subparsers, "report", run_report, "print a grid's table, draw its figure, write its HTML page")
-    report.add_argument("--out", type=Path, default=Path("out"), help="folder or .html file (default: out)")
+    _register_report(subparsers)
     records = _command(subparsers, "records", run_records, "keep the small files of a grid's runs for committing")
     records.add_argument("--out", type=Path, help="folder to write to (default: analysis/records/runs)")
     claims = add_command(subparsers, "claims", "judge the papers' claims from the runs of their grids")
@@ -37,6 +39,22 @@ def register(subparsers: Any) -> None:
     everything.add_argument("--out", type=Path, default=Path("out/results"), help="folder; default: out/results")
     everything.add_argument("--pages", action="store_true", help="only the pages of analysis/ (RESULTS.md, papers/)")
     everything.set_defaults(run=run_results)
+
+
+def _register_report(subparsers: Any) -> None:
+    summary = "write the HTML page of a run, or of a grid with its table and figure"
+    report = add_command(subparsers, "report", summary)
+    name = report.add_argument("name", metavar="NAME|RUN", help="a grid's name or YAML file; a run's folder or id")
+    completed_by(name, _grids_and_runs, "yaml")
+    add_place_arguments(report).set_defaults(run=run_report)
+    report.add_argument("--out", type=Path, default=Path("out"), help="folder or .html file (default: out)")
+    report.add_argument("--follow", action="store_true", help="write a run's page again and again while it trains")
+
+
+def _grids_and_runs(arguments: argparse.Namespace) -> list[str]:
+    from ablations.grid import names
+
+    return [*names(), *run_ids(arguments)]
 
 
 def _command(subparsers: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -100,19 +118,49 @@ def _draw(of: Results, folder: Path) -> None:
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    """Table, figure and page in one process: most of each command's time is imports and expanding the grid."""
+    """The page of a run; of a grid also its table and figure, in one process: most of each command's time is imports
+    and expanding the grid."""
+    if _is_run(arguments.name):
+        return _report_run(arguments)
     budgets = list(_results(arguments))
     from analysis.report import build_report
     from core.run import atomic_write
 
-    folder, path = arguments.out, arguments.out / f"{_stem(budgets[0])}.html"
-    if arguments.out.suffix == ".html":
-        folder, path = arguments.out.parent, arguments.out
+    folder, path = _places(arguments.out, _stem(budgets[0]))
     print(_table(budgets[0], "md"))
     _draw(budgets[0], folder)
     atomic_write(path, build_report(budgets))
-    print(f"{path}  (open it in a browser: {path.resolve().as_uri()})")
+    _tell(path)
     return 0
+
+
+def _is_run(name: str) -> bool:
+    """Whether ``name`` is a run's folder, or looks like a run's id."""
+    return (Path(name) / "config.yaml").is_file() or re.fullmatch("[0-9a-f]{10}", name) is not None
+
+
+def _report_run(arguments: argparse.Namespace) -> int:
+    from core.run import Run
+
+    run = Run.open(arguments.name, arguments.runs_dir)
+    from analysis.run_report import REFRESH_S, write_report
+
+    _, path = _places(arguments.out, f"run-{run.id}")
+    is_training = write_report(run, path)
+    _tell(path)
+    while arguments.follow and is_training:
+        time.sleep(REFRESH_S)
+        is_training = write_report(run, path)
+    return 0
+
+
+def _places(out: Path, stem: str) -> tuple[Path, Path]:
+    """The folder, and the page's file in it, that ``--out`` means."""
+    return (out.parent, out) if out.suffix == ".html" else (out, out / f"{stem}.html")
+
+
+def _tell(path: Path) -> None:
+    print(f"{path}  (open it in a browser: {path.resolve().as_uri()})", flush=True)
 
 
 def run_claims(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,9 @@ def _section(of: Results) -> Section:
     )
 
 
-def _data_uri(webp: bytes) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
+def sheet_uri(sheet: Path) -> str:
+    """A sheet of pictures as the address of an image that is part of the page, small enough for a page of many."""
+    return f"data:image/webp;base64,{base64.b64encode(small_webp(sheet, SHEET_BYTES)).decode()}"
 
 
 def _samples(items: Sequence[CellRun]) -> Iterator[dict[str, str]]:
@@ -114,7 +115,7 @@ def _samples(items: Sequence[CellRun]) -> Iterator[dict[str, str]]:
             "label": label_html(item.cell.label),
             "alt": f"Sample sheet of {without_math(item.cell.label)}: teacher and student on fixed prompts",
             "after": f"seed {item.cell.seed}, after {int(sheet.stem):,} images" if sheet.stem.isdigit() else "",
-            "uri": _data_uri(small_webp(sheet, SHEET_BYTES)),
+            "uri": sheet_uri(sheet),
         }
 
 
@@ -134,20 +135,22 @@ def _cost(item: CellRun) -> dict[str, Any]:
 
 def _provenance(item: CellRun) -> dict[str, str]:
     assert item.first is not None
-    facts = item.first.provenance
+    run = {"run": item.cell.id, "experiment": item.cell.config.name}
+    return run | origin(item.first.provenance) | {"settings": " ".join(item.cell.overrides)}
+
+
+def origin(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Code, inputs and machine of a run, in words, from what was noted when it was made."""
     packages = ", ".join(f"{name} {version}" for name, version in facts.get("packages", {}).items() if version)
+    changed = " + uncommitted changes" if facts.get("dirty_patch") else ""
     return {
-        "run": item.cell.id,
-        "experiment": item.cell.config.name,
-        "commit": (facts.get("commit") or "not from a checkout")[:12]
-        + (" + uncommitted changes" if item.first.dirty else ""),
+        "commit": (facts.get("commit") or "not from a checkout")[:12] + changed,
         "weights": str(facts.get("weights_hash", ""))[:16],
         "data": str(facts.get("data_hash", ""))[:16],
         "created": str(facts.get("created", "")),
         "machine": f"{facts.get('platform', '')}, {facts.get('num_cpus', '?')} CPUs",
         "python": str(facts.get("python", "")),
         "packages": packages,
-        "settings": " ".join(item.cell.overrides),
     }
 
 

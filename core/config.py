@@ -249,11 +249,19 @@ def from_yaml(text: str, where: str = "config.yaml") -> ExperimentConfig:
     try:
         stored = load_yaml(text, "a configuration")
         discover_schemas()
+        _forget(stored.get("execution"), ExecutionConfig.gone)
         for group in _SCHEMA_KEY:
             stored[group] = _old_values(_schema_of(stored, group)) | stored[group]
         return _config(_merged(_old_values(ExperimentConfig), stored))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _forget(values: Any, names: Collection[str]) -> None:
+    """Leave out the settings that are no longer there."""
+    if isinstance(values, dict):
+        for name in names:
+            values.pop(name, None)
 
 
 def _old_values(schema: type) -> dict[str, Any]:

@@ -199,7 +199,7 @@ class Run:
 
     def begin_attempt(self, **facts: Any) -> int:
         """Start the next attempt (1, 2, ...); ``facts`` (device, world size, job id) are stored with it."""
-        attempt = len(self._attempts()) + 1
+        attempt = len(self.attempts()) + 1
         record = {"attempt": attempt, "started": _now(), "pid": os.getpid(), "host": socket.gethostname()}
         atomic_write(self._attempt_file(attempt), json.dumps(record | facts, indent=1) + "\n")
         return attempt
@@ -211,17 +211,18 @@ class Run:
 
     def note(self, **facts: Any) -> None:
         """Add to the latest attempt what becomes known while it runs."""
-        record = self._attempts()[-1] | facts
+        record = self.attempts()[-1] | facts
         atomic_write(self._attempt_file(record["attempt"]), json.dumps(record, indent=1) + "\n")
 
     def noted(self, key: str) -> Any:
         """The value that an attempt has noted under ``key``, the latest one that did; None when none has."""
-        return next((record[key] for record in reversed(self._attempts()) if key in record), None)
+        return next((record[key] for record in reversed(self.attempts()) if key in record), None)
 
     def _attempt_file(self, attempt: int) -> Path:
         return self.path / "attempts" / f"{attempt:04d}.json"
 
-    def _attempts(self) -> list[dict[str, Any]]:
+    def attempts(self) -> list[dict[str, Any]]:
+        """All that was noted of each attempt: attempt, started, host; once it is over also ended, state, reason."""
         return [_read_json(p) for p in sorted((self.path / "attempts").glob("*.json"))]
 
     def heartbeat(self, facts: Mapping[str, Any]) -> None:
@@ -246,7 +247,7 @@ class Run:
         """
         if not self._holds_lock and self._is_locked():
             return "running"
-        attempts = self._attempts()  # after the lock was asked for: who lets it go has closed its attempt
+        attempts = self.attempts()  # after the lock was asked for: who lets it go has closed its attempt
         if not self._holds_lock and self._beats_elsewhere(attempts):
             return "running"
         if not attempts or attempts[-1].get("state") == "stopped":
@@ -255,7 +256,7 @@ class Run:
 
     def reason(self) -> str:
         """Why the latest attempt ended as it did."""
-        attempts = self._attempts()
+        attempts = self.attempts()
         if not attempts:
             return ""
         return attempts[-1].get("reason", "") if "state" in attempts[-1] else KILLED

@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from core.catalogue import METRICS, STANDARD
 from core.sampler import FEW_STEP_SOLVERS, Sampler, Setting
@@ -21,6 +21,7 @@ MISSING: Any = "???"  # the default of a mandatory value, and OmegaConf's marker
 
 BUDGET_UNITS = ("images", "iterations", "evaluations")
 SCALES = ("emoji", "paper", "tiny")
+TRACKERS = ("tensorboard", "wandb", "trackio")  # each is named as the package that it needs
 STATE_DTYPES = ("fp32", "bf16", "bf16_stochastic")
 
 
@@ -182,6 +183,8 @@ class EvalConfig:
     sampler: str = "lcm"  # of the student: lcm (new noise at each step) [P] | ddim (the noise that it predicts)
     eta: float = 0.0  # of ddim: share of new noise, 0 (none) to 1 (as DDPM)
     at: list[float] = listing(1.0)  # fractions of the budget
+    # What sheets of pictures show, in place of captions of the last split: a prompt, or @FILE as of fewstep sample
+    prompts: str | None = None
     batch_size: int = 50
     num_diversity_prompts: int = 50
     images_per_prompt: int = 8
@@ -237,6 +240,8 @@ class ExpectedConfig:
 class ExecutionConfig:
     """Settings of where and how a run is executed; nothing here changes what it computes."""
 
+    gone: ClassVar[tuple[str, ...]] = ("tensorboard",)  # settings that stored configurations have, and nobody reads
+
     device: str = "auto"  # auto | cpu | cuda
     micro_batch: int | None = None  # samples per forward on one device; null: all at once
     sharding: str = "none"  # of several processes: none: each holds everything | fsdp: each holds a part (FSDP2)
@@ -251,7 +256,7 @@ class ExecutionConfig:
     sample_every_images: int = 10_000  # and at the end
     log_every_images: int = 500
     heartbeat_s: float = 30.0
-    tensorboard: bool = False
+    report_to: list[str] = listing()  # trackers that show the run beside others: tensorboard | wandb | trackio
     use_solution_store: bool = True
     solve_batch: int | None = None  # samples for which the teacher is solved at once, also ahead; null: a micro-batch
     num_threads: int | None = None
@@ -265,6 +270,8 @@ class ExecutionConfig:
             check_range("execution.solve_batch", self.solve_batch, 1)
         for key in ("checkpoint_every_images", "keep_checkpoints", "sample_every_images", "log_every_images"):
             check_range(f"execution.{key}", getattr(self, key), 1)
+        for tracker in self.report_to:
+            check_choice("execution.report_to", tracker, TRACKERS)
         check_range("execution.max_bad_examples", self.max_bad_examples, 0.0, 1.0)
         check_choice("execution.sharding", self.sharding, ("none", "fsdp"))
         check_choice("execution.compile", self.compile, ("off", "inductor", "aot_eager"))

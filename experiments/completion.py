@@ -42,12 +42,17 @@ def experiment_names(arguments: Namespace) -> list[str]:
     return experiments()
 
 
-def target_names(arguments: Namespace) -> list[str]:
-    """Ids of the runs that are there, and names of experiments."""
+def run_ids(arguments: Namespace) -> list[str]:
+    """Ids of the runs that are there."""
     from core.run import find_runs
 
     runs = find_runs(getattr(arguments, "runs_dir", None) or "runs")
-    return [*(path.name.rpartition("-")[2] for path in runs), *experiment_names(arguments)]
+    return [path.name.rpartition("-")[2] for path in runs]
+
+
+def target_names(arguments: Namespace) -> list[str]:
+    """Ids of the runs that are there, and names of experiments."""
+    return [*run_ids(arguments), *experiment_names(arguments)]
 
 
 def run_command(arguments: Namespace) -> int:

@@ -22,7 +22,8 @@ def check_needs(config: ExperimentConfig, *, evaluate: bool) -> None:
 
 def missing_needs(config: ExperimentConfig, *, evaluate: bool = True) -> list[str]:
     """A line for each thing that is missing to train, and with ``evaluate`` to measure."""
-    found = [*_weight_files(config), *_splits(config, evaluate), *_size(config)]
+    found = [*_weight_files(config), *_splits(config, evaluate), *_size(config), *_prompts(config)]
+    found += _trackers(config)
     if evaluate:
         found += [*_judges(config), *lacking_images(config)]
     return found
@@ -53,7 +54,7 @@ def _weight_files(config: ExperimentConfig) -> Iterator[str]:
             yield wanted.needed
         elif not _holds(Path(path).expanduser(), wanted.file):
             yield f"method.{wanted.path}={path}: no file {wanted.file} there"
-        if wanted.package and importlib.util.find_spec(wanted.package) is None:
+        if wanted.package and not _is_installed(wanted.package):
             yield f"the package {wanted.package} is not installed: pip install 'fewstep[{wanted.package}]'"
 
 
@@ -71,8 +72,10 @@ def _splits(config: ExperimentConfig, evaluate: bool) -> Iterator[str]:
     wanted = {}
     if evaluate:
         wanted |= dict.fromkeys(eval_splits, "eval.splits")
+    if config.method.trains and config.eval.prompts is None:
+        wanted[eval_splits[-1]] = "eval.splits"  # its captions are drawn
     if config.method.trains:
-        wanted |= {eval_splits[-1]: "eval.splits", data.split: "data.split"}  # the last one's prompts are drawn
+        wanted[data.split] = "data.split"
     known = splits_of(folder)
     for split, key in wanted.items():
         if known and split not in known:
@@ -86,6 +89,26 @@ def _size(config: ExperimentConfig) -> Iterator[str]:
         yield wrong_size(config, f"it draws {side}x{side} pixels; give data.image_size={side}")
     elif size % multiple:
         yield wrong_size(config, f"give a multiple of {multiple}")
+
+
+def _prompts(config: ExperimentConfig) -> Iterator[str]:
+    """The list of prompts that sheets show."""
+    prompts = config.eval.prompts or ""
+    if prompts.startswith("@") and not Path(prompts[1:]).is_file():
+        yield f"eval.prompts={prompts}: no such file"
+
+
+def _trackers(config: ExperimentConfig) -> Iterator[str]:
+    """The libraries of the places where the run is to be shown."""
+    for name in config.execution.report_to:
+        if not _is_installed(name):
+            yield f"execution.report_to={name}: the package {name} is not installed: pip install 'fewstep[{name}]'"
+
+
+def _is_installed(package: str) -> bool:
+    """Whether it can be imported; a folder of that name, as wandb leaves where it was used, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def _judges(config: ExperimentConfig) -> Iterator[str]:

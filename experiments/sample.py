@@ -21,12 +21,9 @@ from core.run import Run, atomic_folder
 from core.sampler import Setting, teacher_setting
 from core.tasks.given import given_requests
 from experiments.build import build_task
-from experiments.evaluate import Split
-from experiments.session import Session, load_snapshot
+from experiments.session import Session, load_snapshot, sheet_requests
 from experiments.sheet import contact_sheet
 from experiments.target import load_target, open_target
-
-NUM_DEFAULT_PROMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -65,12 +62,6 @@ class Sheet:
     def rows(self) -> list[tuple[str, int]]:
         """The prompt and the seed of each row of the sheet."""
         return list(itertools.product(self.requests.texts, self.seeds))
-
-
-def default_requests(session: Session) -> Requests:
-    """Requests of the last split that is evaluated (held out where there is one)."""
-    split = Split(session.config, session.config.eval.splits[-1])
-    return split.requests.distinct(NUM_DEFAULT_PROMPTS)
 
 
 def default_columns(
@@ -153,7 +144,7 @@ def run_command(arguments: Namespace) -> int:
     run = open_target(arguments.target, arguments.overrides, arguments.runs_dir)
     requests = given_requests(arguments.prompts, build_task(run.config)) if arguments.prompts else None
     session = load_target(run, first)
-    requests = requests or default_requests(session)
+    requests = requests or sheet_requests(session.config, session.task)
     guidance = arguments.teacher_guidance
     teachers = [teacher_setting(steps, guidance) for steps in arguments.teacher_steps if steps]
     chosen = default_columns(session, arguments.steps, arguments.weights, teachers, moments)

@@ -13,17 +13,21 @@ from torch import Tensor
 
 from core.backbones.base import STUDENT, STUDENT_EMA, Cond
 from core.config import ExperimentConfig, UserError, resolve
-from core.data.requests import Requests
+from core.data.requests import Requests, dataset_requests
 from core.methods.base import Method
 from core.methods.teacher import teacher_sample
 from core.metrics.cost import SamplingCost
 from core.randomness import Stream
 from core.run import Run
 from core.sampler import Setting
+from core.tasks.base import Task
+from core.tasks.given import given_requests
 from core.training.checkpoint import latest_snapshot
 from experiments.build import build_backbone, build_method, build_task, load_role
+from experiments.dataset import open_split
 
 WEIGHTS = {"student": STUDENT, "ema": STUDENT_EMA}
+SHEET_PROMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,25 @@ class Session:
             )
         noises = self.noises(self.method.num_noises(sampler.steps), positions, seed)
         return self.method.sample(role, noises, cond, self.null, sampler)
+
+
+def sheet_requests(config: ExperimentConfig, task: Task) -> Requests:
+    """The requests that sheets show: the run's own, or some of the last split (held out where there is one)."""
+    own = own_requests(config, task)
+    if own is not None:
+        return own
+    dataset = open_split(config, config.eval.splits[-1])
+    return dataset_requests(dataset, task.item, 4 * SHEET_PROMPTS).distinct(SHEET_PROMPTS)
+
+
+def own_requests(config: ExperimentConfig, task: Task) -> Requests | None:
+    """The requests that ``eval.prompts`` names, read as on the command line; UserError for a mistake in them."""
+    if config.eval.prompts is None:
+        return None
+    try:
+        return given_requests([config.eval.prompts], task)
+    except UserError as error:
+        raise UserError(f"eval.prompts: {error}") from None
 
 
 def load_run(

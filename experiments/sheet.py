@@ -49,6 +49,12 @@ def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     return "\n".join(textwrap.wrap(text, characters)) or text
 
 
+def sheets(path: Path) -> list[Path]:
+    """The sample sheets of a run folder or record, the oldest first; they are named by training images."""
+    files = (path / "samples").glob("*")
+    return sorted(file for file in files if file.suffix in (".png", ".webp") and file.stem.isdigit())
+
+
 def newest_sheet(path: Path) -> Path | None:
-    """The last sample sheet of a run folder or record; names sort by training images."""
-    return max((p for p in (path / "samples").glob("*") if p.suffix in (".png", ".webp")), default=None)
+    """The last sample sheet of a run folder or record."""
+    return max(sheets(path), default=None)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +15,30 @@ import numpy as np
 import torch
 
 from core.config import ExperimentConfig, compose, resolve
-from core.data.requests import dataset_requests
 from core.methods.base import Method
-from core.run import Run
+from core.run import Run, atomic_write
 from core.sampler import Setting, teacher_setting
 from core.training.loop import Diverged, Trainer
 from core.training.monitor import AboveBar
 from core.training.preemption import EXIT_CODE as PREEMPTED
 from core.training.preemption import Preempted
+from core.training.trackers import Trackers
 from core.training.world import ALONE, World, check_processes, is_sharded
 from experiments.build import (
     build_backbone,
     build_clock,
     build_data,
     build_method,
+    build_task,
     device_of,
 )
-from experiments.dataset import open_split, shown_view
+from experiments.dataset import shown_view
 from experiments.needs import check_needs
-from experiments.session import Session
+from experiments.session import Session, own_requests, sheet_requests
 from experiments.sheet import contact_sheet
 
 log = logging.getLogger("fewstep")
-SHEET_PROMPTS, TEACHER_STEPS = 8, 20
+TEACHER_STEPS = 20
 DONE, FAILED = 0, 1  # exit codes, beside that of a preempted training
 STATES = {DONE: "done", FAILED: "diverged", PREEMPTED: "stopped"}
 
@@ -51,6 +53,7 @@ def train_config(config: ExperimentConfig, *, evaluate: bool = False) -> int:
     if config.execution.num_threads:
         torch.set_num_threads(config.execution.num_threads)
     check_needs(config, evaluate=evaluate)
+    own_requests(config, build_task(config))
     world = World.join(device_of(config))
     check_processes(config, world.size)
     with world.main_first():
@@ -99,7 +102,7 @@ def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, wor
     if not config.method.trains:
         session = Session(config, build_method(config, backbone), 0)
         if evaluate:
-            _measure(session, run)
+            _measure_afterwards(session, run)
         return
     if world.is_main:
         run.heartbeat({"reading": "latents, computed once"})
@@ -113,17 +116,23 @@ def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, wor
     trainer = Trainer(config, method, data, run, clock, attempt, _sheet(session, run, world), world)
     backbone.release_text_encoders()
     log.info("%s  %s -> %s", run.id, config.name, run.path)
+    with closing(trainer.monitor):
+        _train_and_measure(trainer, session, evaluate)
+    counters = clock.counters(world.total)
+    if world.is_main:
+        _report_cost(counters)
+
+
+def _train_and_measure(trainer: Trainer, session: Session, evaluate: bool) -> None:
+    """Train to each fraction at which a snapshot is kept, and with ``evaluate`` measure there."""
+    config = trainer.config
     for until in sorted({*config.eval.at, 1.0}):
         trainer.train(until)
         trainer.snapshot()
         if evaluate and until in config.eval.at and not trainer.sharded:
-            session.images = clock.images
-            _measure(session, run)
-            backbone.release_text_encoders()
-    trainer.monitor.close()
-    counters = clock.counters(world.total)
-    if world.is_main:
-        _report_cost(counters)
+            session.images = trainer.clock.images
+            trainer.monitor.measured(_measure(session, trainer.run))
+            trainer.method.backbone.release_text_encoders()
 
 
 def _is_sharded(config: ExperimentConfig, world: World) -> bool:
@@ -141,28 +150,37 @@ def _evaluate(config: ExperimentConfig, run: Run) -> int:
 
     session, _ = load_run(run.path)
     session.config.eval, session.config.execution = config.eval, config.execution
-    _measure(session, run)
+    _measure_afterwards(session, run)
     if session.config.method.trains and not _sheet_path(run, session.images).exists():
         _sheet(session, run, ALONE)(session.images)
     return 0
 
 
-def _measure(session: Session, run: Run) -> None:
+def _measure_afterwards(session: Session, run: Run) -> None:
+    """Measure when the training is over, or where there was none."""
+    iteration = max((line["iteration"] for line in run.metrics()), default=0)
+    with closing(Trackers(run, session.config.execution.report_to, iteration)) as trackers:
+        trackers.scalars(_measure(session, run), iteration)
+
+
+def _measure(session: Session, run: Run) -> dict[str, float]:
+    """Measure what is missing; the values of all wanted metrics by the names that trackers show them under."""
     from experiments.evaluate import evaluate
 
     def say(text: str) -> None:
         log.info("measuring %s", text)
         run.heartbeat({"measuring": text})
 
-    evaluate(session, run, say)
+    return {
+        f"{line['split']}/{line['weights']} {line['steps']} steps/{line['metric']}": line["value"]
+        for line in evaluate(session, run, say)
+    }
 
 
-def _sheet(session: Session, run: Run, world: World) -> Callable[[int], None]:
+def _sheet(session: Session, run: Run, world: World) -> Callable[[int], Path | None]:
     """Draws teacher, student and EMA on fixed prompts and fixed noise, to samples/<images>.png of the main process."""
     config = session.config
-    split = config.eval.splits[-1]
-    dataset = open_split(config, split)
-    requests = dataset_requests(dataset, session.task.item, 4 * SHEET_PROMPTS).distinct(SHEET_PROMPTS)
+    requests = sheet_requests(config, session.task)
     session.encode_now(requests)
     teacher = teacher_setting(TEACHER_STEPS, config.method.teacher_guidance)
     own = [
@@ -172,16 +190,17 @@ def _sheet(session: Session, run: Run, world: World) -> Callable[[int], None]:
     ]
     drawn: list[np.ndarray] = []  # the teacher's pictures never change
 
-    def draw(images_seen: int) -> None:
+    def draw(images_seen: int) -> Path | None:
         if not drawn:
             drawn.append(session.sample(requests, teacher).images)
         images = [*drawn, *(session.sample(requests, setting).images for setting in own)]
         if not world.is_main:
-            return
-        path = _sheet_path(run, images_seen)
-        path.parent.mkdir(exist_ok=True)
+            return None
+        path, encoded = _sheet_path(run, images_seen), io.BytesIO()
         sheet = contact_sheet(requests.texts, [setting.label for setting in (teacher, *own)], np.stack(images, axis=1))
-        sheet.save(path)
+        sheet.save(encoded, "png")
+        atomic_write(path, encoded.getvalue())  # a report reads it while the run trains
+        return path
 
     return draw
 

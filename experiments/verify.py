@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.config import UserError, resolve, run_id
+from core.metrics.cost import amount
 from core.metrics.protocol import Protocol
 from core.provenance import changed_since, package_versions
 from core.run import Run
@@ -84,12 +85,8 @@ def _training(run: Run) -> Check:
         return Check("training", PASSED, f"diverged: {run.reason()}")
     if not run.config.method.trains or state != "done":
         return _check("training", state == "done", state)
-    done = run.metrics()[-1] if run.metrics() else {}
-    reached = {
-        "images": done.get("student_images", done.get("images", 0)),
-        "iterations": done.get("iteration", 0),
-        "evaluations": sum(done.get("evaluations", {}).values()),
-    }[budget.unit]
+    lines = run.metrics()
+    reached = amount(lines[-1], budget.unit) if lines else 0
     return _check("training", reached >= budget.amount, f"{reached:,} of {budget.amount:,} {budget.unit}")
 
 

@@ -47,3 +47,10 @@ def training_cost(metrics: Sequence[dict[str, Any]]) -> TrainingCost:
     last = max(metrics, key=lambda line: line["images"])
     stored = int(last.get("stored_evaluations", 0))
     return TrainingCost(int(last["images"]), float(last["device_hours"]), dict(last["evaluations"]), stored)
+
+
+def amount(line: Mapping[str, Any], unit: str) -> int:
+    """Progress at a line of metrics.jsonl in the unit of a budget: images, iterations or evaluations."""
+    if unit == "evaluations":
+        return sum(line["evaluations"].values()) + line.get("stored_evaluations", 0)
+    return line["iteration"] if unit == "iterations" else line.get("student_images", line["images"])

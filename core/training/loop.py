@@ -32,7 +32,10 @@ class Diverged(Exception):  # noqa: N818  a result, not a crash
 
 
 class Trainer:
-    """Trains one run; ``sheet(images seen)`` (optional) draws the fixed-prompt sample sheet at the current weights."""
+    """Trains one run; ``sheet(images seen)`` (optional) draws the fixed prompts at the current weights.
+
+    It returns the file that it has written, None in the processes that write none.
+    """
 
     def __init__(
         self,
@@ -42,7 +45,7 @@ class Trainer:
         run: Run,
         clock: Clock,
         attempt: int,
-        sheet: Callable[[int], None] | None = None,
+        sheet: Callable[[int], Path | None] | None = None,
         world: World = ALONE,
     ) -> None:
         self.config, self.method, self.data, self.run, self.clock, self.sheet = config, method, data, run, clock, sheet
@@ -58,7 +61,7 @@ class Trainer:
         self.checkpoints = Checkpoints(run.path / "state", config.execution.keep_checkpoints, world)
         self.flag = PreemptionFlag()
         self._resume()
-        self.monitor = Monitor(run, clock, attempt, config.execution.heartbeat_s, config.execution.tensorboard, world)
+        self.monitor = Monitor(run, clock, attempt, config.execution.heartbeat_s, config.execution.report_to, world)
 
     def train(self, until: float = 1.0) -> None:
         """Train to the fraction ``until`` of the budget; raises Preempted (state saved) or Diverged."""
@@ -136,7 +139,9 @@ class Trainer:
     def _draw_sheet(self) -> None:
         """By the main process; a sharded network is sampled by all its processes."""
         if self.world.is_main or self.sharded:
-            self.sheet(self.clock.images)
+            file = self.sheet(self.clock.images)
+            if file is not None:
+                self.monitor.sheet(file)
 
     def _must_stop(self) -> bool:
         """Whether a signal came to any process, or the attempt was to end here."""

@@ -1,10 +1,12 @@
-"""A run tells how it goes: metrics, a progress bar on a terminal or else a heartbeat line, optional TensorBoard."""
+"""A run tells how it goes: metrics, pictures, a progress bar on a terminal or else a heartbeat line, and trackers."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from tqdm import tqdm
 
 from core.methods.clock import Clock
 from core.run import Run
+from core.training.trackers import Trackers
 from core.training.world import ALONE, World
 
 log = logging.getLogger("fewstep")
@@ -33,7 +36,13 @@ class Monitor:
     """Averages device scalars between log points; reads them on the host once per log point. Rank 0 alone tells."""
 
     def __init__(
-        self, run: Run, clock: Clock, attempt: int, heartbeat_s: float, tensorboard: bool = False, world: World = ALONE
+        self,
+        run: Run,
+        clock: Clock,
+        attempt: int,
+        heartbeat_s: float,
+        report_to: Sequence[str] = (),
+        world: World = ALONE,
     ) -> None:
         self.run, self.clock, self.attempt, self.heartbeat_s, self.world = run, clock, attempt, heartbeat_s, world
         self._sums: dict[str, Tensor] = {}
@@ -43,7 +52,7 @@ class Monitor:
         self._started = time.monotonic()
         shows = world.is_main and sys.stderr.isatty()
         self._bar = _bar(clock) if shows else None
-        self._tensorboard = _open_tensorboard(run) if tensorboard and world.is_main else None
+        self._trackers = Trackers(run, report_to if world.is_main else (), clock.iteration)
 
     def add(self, name: str, value: Tensor) -> None:
         """Accumulate one detached scalar."""
@@ -76,7 +85,7 @@ class Monitor:
         self._last_log, self._last_images = now, clock.images
         if self.world.is_main:
             self.run.append_metrics(line)
-            self._to_tensorboard(means)
+            self._trackers.log_line(line)
         return means
 
     def tick(self, means: dict[str, float] | None = None) -> None:
@@ -96,32 +105,20 @@ class Monitor:
             text = f"{self.run.id}  {self.clock.fraction:4.0%}  {self.clock.images} images  {speed:.1f} images/s"
             log.info("%s  ETA %d s", text, remaining)
 
+    def sheet(self, file: Path) -> None:
+        """Tell that a sheet of pictures has been written."""
+        log.info("sheet after %s images: %s", f"{self.clock.images:,}", file)
+        self._trackers.image("sheet", file, self.clock.iteration)
+
+    def measured(self, values: Mapping[str, float]) -> None:
+        """Show the values of metrics by name, measured now."""
+        self._trackers.scalars(values, self.clock.iteration)
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-
-    def _to_tensorboard(self, means: dict[str, float]) -> None:
-        if self._tensorboard is None:
-            return
-        try:
-            for name, value in means.items():
-                self._tensorboard.add_scalar(name, value, self.clock.images)
-        except Exception as error:  # a logging sink must never stop a training
-            log.warning("TensorBoard sink failed and is off: %s", error)
-            self._tensorboard = None
+        self._trackers.close()
 
 
 def _bar(clock: Clock) -> tqdm:
     return tqdm(total=clock.budget, initial=clock.amount, unit=f" {clock.unit}", dynamic_ncols=True)
-
-
-def _open_tensorboard(run: Run) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(run.path / "tensorboard"))
-    except Exception as error:
-        log.warning("TensorBoard sink is off: %s", error)
-        return None

@@ -95,7 +95,8 @@ def test_what_is_damaged_or_of_other_sources_is_composed_again(monkeypatch: pyte
     [
         "seed=7", "method.guidance_min=2", "method.guidance_min=1e1", "train.ema_decay=.5",
         "eval.steps=[3]", "eval.metrics=[]",
-        'execution.label="a b"', "execution.label='1e3'", "execution.label=12", "execution.tensorboard=true",
+        'execution.label="a b"', "execution.label='1e3'", "execution.label=12",
+        "execution.report_to=[tensorboard]", "eval.prompts=@a/b.txt",
         "backbone.lora_targets=[a,b.c]", "train.budget={amount: 64, unit: images}",
         "execution.micro_batch=2", "execution.micro_batch=null", 'method.distill_loss="l1"', "train.max_grad_norm=5",
         "backbone.revision=null-1", "backbone.path=4", "backbone.revision=7", "execution.label=",

@@ -1,10 +1,13 @@
 """What a run lacks is told in one line before anything is built, and shown beside its configuration."""
 
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
+import tensorboard
 
-from core.config import compose
+from core.config import UserError, compose
 from experiments.cli import main
 from experiments.needs import missing_needs
 from tests import worlds
@@ -38,6 +41,7 @@ def test_embedded_experiments_lack_nothing(experiment: str) -> None:
         ("flash/emoji", ["eval.extractor_path=gone"], "eval.extractor_path=gone: no such file or folder"),
         ("flash/emoji", ["eval.images_per_prompt=1"], "eval.images_per_prompt=1 has no diversity; give at least 2"),
         ("flash/emoji", ["eval.splits=[test]"], "eval.splits=test: data.path="),
+        ("flash/emoji", ["eval.prompts=@gone.txt"], "eval.prompts=@gone.txt: no such file"),
         ("flash/emoji", ["data.split=val"], "has no split 'val'; it has: heldout, train"),
         ("flash/emoji", ["data.image_size=512"], "it draws 64x64 pixels; give data.image_size=64"),
         ("dmd2/emoji_flux2", ["data.image_size=50"], "give a multiple of "),
@@ -58,6 +62,26 @@ def test_a_training_that_is_not_measured_needs_no_judge() -> None:
     assert missing("flash/emoji", "eval.metrics=[fid]", evaluate=False) == []
     assert missing("flash/emoji", "eval.splits=[test]", evaluate=False), "its prompts are drawn"
     assert missing("teacher/emoji", "eval.splits=[test]", evaluate=False) == []
+
+
+def test_a_tracker_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of that name, as wandb leaves in the working directory, is no library."""
+    Path("wandb").mkdir()
+    monkeypatch.syspath_prepend(".")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(sys, "path", [".", str(Path(tensorboard.__file__).parents[1] / "nowhere")])
+    importlib.invalidate_caches()
+    (line,) = missing("flash/emoji", "execution.report_to=[wandb]", evaluate=False)
+    assert line == "execution.report_to=wandb: the package wandb is not installed: pip install 'fewstep[wandb]'"
+    monkeypatch.undo()
+    assert missing("flash/emoji", "execution.report_to=[tensorboard]") == []
+    with pytest.raises(UserError, match="report_to=wanbd is unknown; allowed: tensorboard, wandb, trackio; nearest"):
+        compose("flash/emoji", ["execution.report_to=[wanbd]"])
+
+
+def test_own_prompts_need_no_split_to_draw_captions_of() -> None:
+    Path("mine.txt").write_text("a boat\n")
+    assert missing("flash/emoji", "eval.splits=[test]", "eval.prompts=@mine.txt", evaluate=False) == []
 
 
 def test_a_training_is_refused_before_it_has_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from core.training.player import TrainedPlayer
 from core.training.world import World
 from experiments import train
 from experiments.build import build_backbone, build_method
+from experiments.cli import main
 from experiments.sheet import contact_sheet
 from experiments.train import train_config
 from tests import worlds
@@ -83,6 +85,51 @@ def test_the_sheet_shows_the_steps_that_are_measured(monkeypatch: pytest.MonkeyP
     assert len(shown) == 4  # each training draws two
     own = [[label.partition(" steps")[0] for label in labels if label.startswith("student")] for labels in shown[::2]]
     assert own == [["student 8"], ["student 4", "student 1 step"]]
+
+
+def test_own_prompts_are_what_sheets_show_and_nothing_else_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = []
+
+    def sheet(prompts: list[str], labels: list[str], images: np.ndarray) -> Image.Image:
+        shown.append(list(prompts))
+        return contact_sheet(prompts, labels, images)
+
+    monkeypatch.setattr("experiments.train.contact_sheet", sheet)
+    Path("mine.txt").write_text("a red apple\n\na boat\n")
+    small = ["eval.metrics=[diversity]", "eval.splits=[train]", "eval.steps=[1]", "execution.sample_every_images=16"]
+    own = resolve(compose("flash/tiny", [*small, "eval.prompts=@mine.txt"]))
+    assert train_config(own, evaluate=True) == 0
+    assert shown == [["a red apple", "a boat"]] * 2
+    run, protocols = Run.create(own), {line["protocol"] for line in Run.create(own).evals()}
+    told = [line for line in (run.path / "log.txt").read_text().splitlines() if "  sheet after " in line]
+    assert [line.partition("sheet ")[2] for line in told] == [
+        f"after {images} images: {run.path / 'samples' / f'{images:010d}.png'}" for images in (16, 32)
+    ]
+    assert main(["sample", str(run.path), "--steps", "1", "--teacher-steps", "0", "--out", "drawn"]) == 0
+    assert {entry["prompt"] for entry in json.loads(Path("drawn/samples.json").read_text())["files"]} == set(shown[0])
+    other = resolve(compose("flash/tiny", small))
+    assert Run.create(other).id == run.id, "what sheets show is no part of a run"
+    assert train_config(other, evaluate=True) == 0
+    assert {line["protocol"] for line in run.evals()} == protocols, "nor of a number"
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("@gone.txt", "eval.prompts=@gone.txt: no such file"),
+        ("@empty.txt", "eval.prompts: prompts file empty.txt has no prompt; write one a line"),
+        ("@list.jsonl", "eval.prompts: list.jsonl, line 1: not an object with the keys text"),
+    ],
+)
+def test_wrong_prompts_are_told_before_a_run_has_a_folder(
+    given: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty.txt").write_text("\n")
+    Path("list.jsonl").write_text('{"prompt": "x"}\n')
+    assert main(["train", "flash/tiny", f"eval.prompts={given}"]) == 2
+    assert capsys.readouterr().err == f"error: {line}\n" and not Path("runs").exists()
 
 
 @pytest.mark.parametrize("family", ["tiny_sd", "tiny_sd3", "tiny_flux2"])

@@ -80,7 +80,7 @@ def check_fewstep(words: list[str]) -> None:
     arguments = parse(build_parser(), words)
     compose_words(words)
     grid = getattr(arguments, "name", "")
-    if grid and not grid.endswith(".yaml"):
+    if grid and grid != "RUN" and not grid.endswith(".yaml"):
         load(grid, getattr(arguments, "local", ())).expand(arguments.scale, arguments.budget, strict=False)
 
 
