@@ -146,7 +146,10 @@ def _source_hash(key: str, path: str, cache: Path, ignored: set[str], known: dic
     folder = locate(path)
     if not folder.is_dir():
         raise UserError(f"{key}={path}: no such folder ({folder.absolute()})")
-    known[f"{key}={path}"] = folder_hash(folder, cache, ignored)
+    try:
+        known[f"{key}={path}"] = folder_hash(folder, cache, ignored)
+    except UserError as error:
+        raise UserError(f"{key}={path}: {error}") from None
     return known[f"{key}={path}"]
 
 

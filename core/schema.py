@@ -22,6 +22,7 @@ MISSING: Any = "???"  # the default of a mandatory value, and OmegaConf's marker
 BUDGET_UNITS = ("images", "iterations", "evaluations")
 SCALES = ("emoji", "paper", "tiny")
 TRACKERS = ("tensorboard", "wandb", "trackio")  # each is named as the package that it needs
+DEVICES = ("auto", "cpu", "cuda")
 STATE_DTYPES = ("fp32", "bf16", "bf16_stochastic")
 
 
@@ -242,7 +243,7 @@ class ExecutionConfig:
 
     gone: ClassVar[tuple[str, ...]] = ("tensorboard",)  # settings that stored configurations have, and nobody reads
 
-    device: str = "auto"  # auto | cpu | cuda
+    device: str = "auto"  # one of DEVICES
     micro_batch: int | None = None  # samples per forward on one device; null: all at once
     sharding: str = "none"  # of several processes: none: each holds everything | fsdp: each holds a part (FSDP2)
     activation_checkpointing: bool = False  # compute again in the backward pass what was not kept
@@ -270,6 +271,7 @@ class ExecutionConfig:
             check_range("execution.solve_batch", self.solve_batch, 1)
         for key in ("checkpoint_every_images", "keep_checkpoints", "sample_every_images", "log_every_images"):
             check_range(f"execution.{key}", getattr(self, key), 1)
+        check_choice("execution.device", self.device, DEVICES)
         for tracker in self.report_to:
             check_choice("execution.report_to", tracker, TRACKERS)
         check_range("execution.max_bad_examples", self.max_bad_examples, 0.0, 1.0)

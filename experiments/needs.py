@@ -8,6 +8,7 @@ from pathlib import Path
 
 from core.catalogue import CLIP, INCEPTION, INCEPTION_FILE, METRICS, Judge
 from core.config import ExperimentConfig, UserError, locate
+from core.run import Run
 from core.splits import splits_of
 from experiments.architectures import image_sizes
 from experiments.emoji.views import SIZE
@@ -22,8 +23,8 @@ def check_needs(config: ExperimentConfig, *, evaluate: bool) -> None:
 
 def missing_needs(config: ExperimentConfig, *, evaluate: bool = True) -> list[str]:
     """A line for each thing that is missing to train, and with ``evaluate`` to measure."""
-    found = [*_weight_files(config), *_splits(config, evaluate), *_size(config), *_prompts(config)]
-    found += _trackers(config)
+    found = [*_weight_files(config), *_parent(config), *_splits(config, evaluate), *_size(config)]
+    found += [*_prompts(config), *_trackers(config)]
     if evaluate:
         found += [*_judges(config), *lacking_images(config)]
     return found
@@ -56,6 +57,20 @@ def _weight_files(config: ExperimentConfig) -> Iterator[str]:
             yield f"method.{wanted.path}={path}: no file {wanted.file} there"
         if wanted.package and not _is_installed(wanted.package):
             yield f"the package {wanted.package} is not installed: pip install 'fewstep[{wanted.package}]'"
+
+
+def _parent(config: ExperimentConfig) -> Iterator[str]:
+    """The run whose student ``train.init_from`` names; a file of weights was read when it was hashed."""
+    source = config.train.init_from
+    if source is None or Path(source).is_file():
+        return
+    try:
+        run = Run.open(source, config.execution.runs_dir)
+    except UserError as error:
+        yield f"train.init_from: {error}"
+        return
+    if not list(run.path.glob("snapshots/[0-9]*")):
+        yield f"train.init_from={source}: run {run.id} has no snapshot yet; train it first"
 
 
 def _holds(path: Path, name: str) -> bool:
