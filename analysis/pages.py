@@ -50,6 +50,7 @@ PAGES = (
             "flash_stages",
             "flash_lora_rank",
             "flash_table_2",
+            "flash_table_3",
         ),
     ),
     Page(
