@@ -63,6 +63,17 @@ def caption(grid: Grid, frame: pd.DataFrame) -> str:
     return " ".join([*sentences, *notes(frame, columns)])
 
 
+def _panels(axes: np.ndarray, shown: Drawn) -> Iterator[tuple[Axes, Column, pd.DataFrame]]:
+    """Every panel with its column and its part of the frame; those of which nothing was measured are left out."""
+    for panels, column in zip(axes, shown.columns, strict=True):
+        for ax, split in zip(panels, shown.splits, strict=True):
+            part = shown.panel(column, split)
+            if part.empty:
+                _leave_out(ax)
+            else:
+                yield ax, column, part
+
+
 # --- several numbers of evaluations -----------------------------------------------------------------------------
 
 
@@ -70,15 +81,11 @@ def _curves(shown: Drawn) -> Figure:
     figure = Figure(figsize=(WIDTH, 0.35 + 1.15 * len(shown.columns)))
     axes = figure.subplots(len(shown.columns), len(shown.splits), sharex=True, sharey="row", squeeze=False)
     handles: dict[str, Any] = {}
+    for ax, column, part in _panels(axes, shown):
+        handles |= _students(ax, shown, part, column)
+        handles |= _reference_curves(ax, shown, part, column)
+        handles |= _reference_lines(ax, shown, part, column)
     for panels, column in zip(axes, shown.columns, strict=True):
-        for ax, split in zip(panels, shown.splits, strict=True):
-            part = shown.panel(column, split)
-            if part.empty:
-                _leave_out(ax)
-                continue
-            handles |= _students(ax, shown, part, column)
-            handles |= _reference_curves(ax, shown, part, column)
-            handles |= _reference_lines(ax, shown, part, column)
         panels[0].set_ylabel(wrapped(figure, column.axis, 1.1, LABEL_SIZE))
     _titles(axes, shown)
     ticks = shown.ticks
@@ -168,14 +175,9 @@ def _dots(shown: Drawn) -> Figure:
     figure.set_size_inches(WIDTH, 0.4 + (0.45 + height * len(lines)) * len(shown.columns))
     axes = figure.subplots(len(shown.columns), len(shown.splits), sharey=True, squeeze=False)
     room = (WIDTH - DOT_LABELS) / len(shown.splits) - 0.1
-    for panels, column in zip(axes, shown.columns, strict=True):
-        for ax, split in zip(panels, shown.splits, strict=True):
-            part = shown.panel(column, split)
-            if part.empty:
-                _leave_out(ax)
-                continue
-            _dot_panel(ax, [shown.points(part, column, line.row).get(line.nfe) for line in lines], lines)
-            ax.set_xlabel(wrapped(figure, column.axis, room, LABEL_SIZE))
+    for ax, column, part in _panels(axes, shown):
+        _dot_panel(ax, [shown.points(part, column, line.row).get(line.nfe) for line in lines], lines)
+        ax.set_xlabel(wrapped(figure, column.axis, room, LABEL_SIZE))
     axes[0][0].set_yticks(range(len(lines)), labels)
     _titles(axes, shown)
     label_outer(axes)

@@ -136,13 +136,15 @@ def build_table(of: Results) -> Table:
     )
 
 
+_READ = ("split", "row", "nfe", "metric", "run", "seed", "state", "dirty", "value")  # columns that a table reads
 # Numbers and holes, one for each planned seed, by (split, row, nfe, metric).
 Numbers = Mapping[tuple[str, str, int | None, str], Sequence[Mapping[str, Any]]]
 
 
 def _index(frame: pd.DataFrame) -> Numbers:
     out: dict[tuple[str, str, int | None, str], list[dict[str, Any]]] = {}
-    for line in frame.to_dict("records"):
+    for values in zip(*(frame[name].tolist() for name in _READ), strict=True):
+        line = dict(zip(_READ, values, strict=True))
         nfe = None if pd.isna(line["nfe"]) else int(line["nfe"])
         out.setdefault((line["split"], line["row"], nfe, line["metric"]), []).append(line)
     return out
