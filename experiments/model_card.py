@@ -14,6 +14,7 @@ from core.catalogue import METRICS
 from core.diffusion.process import FlowProcess
 from core.run import Run
 from core.sampler import Sampler
+from core.splits import captions
 from experiments.formats import LOADED_AS, Form
 from experiments.sheet import newest_sheet
 
@@ -201,11 +202,11 @@ def _measured(student: Student, run: Run) -> Iterator[str]:
         if line["weights"] == student.weights:
             last[line["metric"], line["split"], line["steps"]] = line
     if last:
-        yield "| metric | split | steps | NFE | value | images | protocol |"
+        yield "| metric | prompts | steps | NFE | value | images | protocol |"
         yield "| --- | --- | --- | --- | --- | --- | --- |"
     for (metric, split, steps), line in sorted(last.items()):
         label = METRICS[metric].label if metric in METRICS else metric
-        facts = (label, split, steps, f"{line['nfe']:g}", f"{line['value']:.4g}", line["n"], line["protocol"])
+        facts = (label, captions(split), steps, f"{line['nfe']:g}", f"{line['value']:.4g}", line["n"], line["protocol"])
         yield f"| {' | '.join(map(str, facts))} |"
     if newest_sheet(run.path) is not None:
         yield f"\n![Teacher and student on fixed prompts]({SHEET})"

@@ -279,7 +279,7 @@ def test_the_card_says_what_it_is_and_what_was_measured(teacher: Path, tmp_path:
     assert f"(flash, run {run.id}, experiment flash/tiny)" in text and "student itself, not of an average" in text
     assert f"`tiny-sd` (a folder in diffusers' format, weights {config.backbone.weights_hash})" in text
     assert (
-        "| Kernel distance | train | 4 | 4 | 1.235 | 32 | 0011aabb |" in text
+        "| Kernel distance | training captions | 4 | 4 | 1.235 | 32 | 0011aabb |" in text
         and "9.9" not in text
         and "2.346" not in text
     )
