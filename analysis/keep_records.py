@@ -1,7 +1,8 @@
 """Committed records: the small files of a grid's runs; tables and figures rebuild from them without training.
 
 ``analysis/records/runs/<run id>/``, one for all grids that have the run: config.yaml, provenance.json, attempts/,
-evals.jsonl, metrics.jsonl thinned to MAX_LINES, and one sample sheet of at most MAX_SHEET_BYTES. No weights.
+evals.jsonl, metrics.jsonl thinned to MAX_LINES, and of a row's first seed, which reports show, one sample sheet of at
+most MAX_SHEET_BYTES. No weights.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ MAX_SHEET_BYTES = 36_000
 
 def save_records(items: Sequence[CellRun], folder: Path) -> list[Path]:
     """Copy the finished runs of ``items`` to ``folder/<run id>/``, replacing older ones; returns them."""
-    out = []
+    out, shown = [], set()
     for item in items:
         if item.first is None or item.state not in FINAL:
             continue
         with atomic_folder(folder / item.cell.id) as target:
             _copy(item.first.run, target)
+            if item.cell.row not in shown:
+                _copy_sheet(item.first.run, target)
+        shown.add(item.cell.row)
         out.append(folder / item.cell.id)
     return out
 
@@ -44,6 +48,9 @@ def _copy(run: Run, target: Path) -> None:
         shutil.copytree(run.path / "attempts", target / "attempts")
     lines = (json.dumps(line, separators=(",", ":")) for line in thin(run.metrics()))
     (target / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def _copy_sheet(run: Run, target: Path) -> None:
     sheet = newest_sheet(run.path)
     if sheet is not None:
         (target / "samples").mkdir()

@@ -26,6 +26,7 @@ def test_tables_rebuild_from_records_alone(full, sheet, tmp_path: Path) -> None:
     (run.path / "snapshots").mkdir()
     (run.path / "snapshots" / "student.safetensors").write_bytes(b"weights")
     sheet(run, 16), sheet(run, 32)
+    sheet(full.run(cells["full", 1]), 32)  # reports show each row's first seed
     before = render(full.table(), "md")
 
     saved = save_records(cell_runs(full.grid, "tiny", "full", [full.runs]), tmp_path / "records")
@@ -36,6 +37,7 @@ def test_tables_rebuild_from_records_alone(full, sheet, tmp_path: Path) -> None:
     small = ["config.yaml", "evals.jsonl", "metrics.jsonl", "provenance.json"]
     assert names == ["attempts/0001.json", "attempts/0002.json", *small, sheets]
     assert (record / sheets).stat().st_size <= MAX_SHEET_BYTES
+    assert [path.parts[-3] for path in record.parent.glob("*/samples/*")] == [record.name]
     lines = (record / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == MAX_LINES and json.loads(lines[-1])["images"] == 999
 
