@@ -19,6 +19,8 @@ from PIL import Image
 from ablations.status import FINAL
 from analysis.collect import CellRun
 from core.run import Run, atomic_folder
+from core.schema import ExecutionConfig
+from core.typed import dump_yaml, load_yaml
 from experiments.sheet import newest_sheet
 
 MAX_LINES = 200
@@ -41,13 +43,27 @@ def save_records(items: Sequence[CellRun], folder: Path) -> list[Path]:
 
 
 def _copy(run: Run, target: Path) -> None:
-    for name in ("config.yaml", "provenance.json", "evals.jsonl"):
+    (target / "config.yaml").write_text(_without_places((run.path / "config.yaml").read_text()))
+    for name in ("provenance.json", "evals.jsonl"):
         if (run.path / name).exists():  # a diverged run may never have been evaluated
             shutil.copyfile(run.path / name, target / name)
     if (run.path / "attempts").exists():
         shutil.copytree(run.path / "attempts", target / "attempts")
     lines = (json.dumps(line, separators=(",", ":")) for line in thin(run.metrics()))
     (target / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def _without_places(text: str) -> str:
+    """A stored configuration without the folders of the machine that it ran on; they are no part of its identity."""
+    values = load_yaml(text, "a configuration")
+    usual = vars(ExecutionConfig())
+    places = [
+        name for name, value in values["execution"].items() if name.endswith("_dir") and Path(value or "").is_absolute()
+    ]
+    if not places:
+        return text
+    values["execution"] |= {name: usual[name] for name in places}
+    return dump_yaml(values)
 
 
 def _copy_sheet(run: Run, target: Path) -> None:

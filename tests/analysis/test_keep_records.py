@@ -8,6 +8,8 @@ from pathlib import Path
 from analysis.collect import cell_runs
 from analysis.keep_records import MAX_LINES, MAX_SHEET_BYTES, save_records, thin
 from analysis.render import render
+from core.config import run_id
+from core.run import Run
 
 
 def test_thinning_keeps_both_ends_and_the_order() -> None:
@@ -37,6 +39,8 @@ def test_tables_rebuild_from_records_alone(full, sheet, tmp_path: Path) -> None:
     small = ["config.yaml", "evals.jsonl", "metrics.jsonl", "provenance.json"]
     assert names == ["attempts/0001.json", "attempts/0002.json", *small, sheets]
     assert (record / sheets).stat().st_size <= MAX_SHEET_BYTES
+    assert str(tmp_path) not in (record / "config.yaml").read_text(), "no folder of this machine"
+    assert Run.open(record).config.execution.runs_dir == "runs" and run_id(Run.open(record).config) == record.name
     assert [path.parts[-3] for path in record.parent.glob("*/samples/*")] == [record.name]
     lines = (record / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == MAX_LINES and json.loads(lines[-1])["images"] == 999
