@@ -178,7 +178,7 @@ def measured_of(evals: Sequence[Mapping[str, Any]]) -> Measured:
         cells = [f"{one.factor * known[one.metric]:.4g}" if one.metric in known else "" for one in shown]
         line = [captions(split), *map(str, rest), *cells]
         moments.setdefault(images, []).append(line)
-    return Measured(["captions", "weights", "steps", "NFE", *(one.heading for one in shown)], moments)
+    return Measured(["prompts", "weights", "steps", "NFE", *(one.heading for one in shown)], moments)
 
 
 def _cost(lines: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analysis.figures import log_curves
+from analysis.log_curves import log_curves
 from analysis.run_report import build_run_report, duration, write_report
 from core.run import Run
 from experiments.cli import main
@@ -79,16 +79,16 @@ def test_pictures_stand_beside_what_was_measured_at_their_moment(run: Run) -> No
     assert "<table" not in moments[0] and "4.25" in moments[1].partition("<section>")[0]
     assert page.count("data:image/webp;base64,") == 2
     said = texts(page)
-    assert "images captions weights steps NFE KID" in said and " 8 train student 2 2 4.25" in said
+    assert "images prompts weights steps NFE KID" in said and " 8 training captions student 2 2 4.25" in said
     assert "1,234" in said and "last &lt;line&gt;" in said and "abc123" in said
 
 
 def test_curves_are_the_runs_own_log_and_large_ranges_have_a_logarithmic_axis(run: Run) -> None:
-    figure = log_curves([("", pd.DataFrame(run.metrics()))], keys=["images_per_s"], log_axis=True)
+    figure = log_curves([("", 0, pd.DataFrame(run.metrics()))], ["images_per_s"], log_axis=True)
     loss, speed = figure.axes[:2]
-    assert (loss.get_title(), loss.get_yscale()) == ("student/distill", "log")
+    assert (loss.get_title(), loss.get_yscale()) == ("student: distill", "log")
     assert loss.lines[0].get_xydata().tolist() == [[4, 1.0], [8, 0.1], [16, 0.001]]
-    assert (speed.get_title(), speed.get_yscale()) == ("images_per_s", "linear")
+    assert (speed.get_title(), speed.get_yscale()) == ("images per s", "linear")
     assert build_run_report(run).count("<svg") == 1
 
 

@@ -98,7 +98,7 @@ def test_grid(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, wor
         (["show", "g.yaml", "--scale", "papr"], ("base has no scale 'papr'", "allowed: tiny")),
         (["plan", "g.yaml", "--scale", "tiny", "--budget", "dem"], ("budget=dem", "allowed: full")),
         (["run", "g.yaml", "--scale", "tiny", "--slots", "0"], ("--slots=0", "at least 1")),
-        (["run", "g.yaml", "--scale", "tiny", "--runs-dir", "g.yaml/runs"], ("cannot write g.yaml/runs",)),
+        (["run", "g.yaml", "--scale", "tiny", "--runs-dir", "g.yaml/runs"], ("cannot write", "g.yaml/runs")),
     ],
 )
 def test_grid_command(
