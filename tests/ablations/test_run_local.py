@@ -23,6 +23,7 @@ RUNS = Path("runs")
 # What `fewstep train ... --evaluate` leaves behind, without networks: parents must be there, row `bad` fails. It ends
 # when there is no file `hold`.
 JOB = """
+import signal
 import sys
 import time
 from pathlib import Path
@@ -33,8 +34,14 @@ config = resolve(compose(experiment, overrides))
 if config.train.init_from:
     assert Run.open(config.train.init_from, config.execution.runs_dir).state() == "done"
 run = Run.create(config)
+
+def leave(*_):
+    time.sleep(1)  # a large state takes its time
+    sys.exit(run.end_attempt("stopped"))
+
 with run.lock():
     run.begin_attempt()
+    signal.signal(signal.SIGTERM, leave)
     print("at work", flush=True)
     while Path("hold").exists():
         time.sleep(0.1)
@@ -137,6 +144,19 @@ def test_a_training_that_outlives_a_killed_grid_is_waited_for(file: str) -> None
     assert {item.cell.row: item.state for item in ended} == {"good": "done", "child": "done", "ddim": "done"}
     (good,) = (Run.open(path) for path in find_runs(RUNS) if path.name.startswith("good"))
     assert good.noted("attempt") == 2, "the orphan trained it; a second job measured it as row ddim asks for"
+
+
+def test_a_grid_that_is_interrupted_waits_for_its_trainings_to_save(file: str) -> None:
+    Path("hold").touch()
+    grid = subprocess.Popen([sys.executable, "-c", DRIVER], start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        wait(lambda: any("at work" in path.read_text() for path in RUNS.rglob("*.log")), 60)
+        os.kill(grid.pid, signal.SIGINT)
+        assert grid.wait() != 0
+    finally:
+        Path("hold").unlink(missing_ok=True)
+    (run,) = map(Run.open, find_runs(RUNS))
+    assert run.noted("state") == "stopped" and run.state() == "planned"
 
 
 def test_a_run_that_another_process_takes_first_is_waited_for(file: str) -> None:
