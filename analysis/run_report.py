@@ -182,7 +182,7 @@ def measured_of(evals: Sequence[Mapping[str, Any]]) -> Measured:
 
 
 def _cost(lines: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What the training has cost so far, by role."""
+    """The cost of the training so far: images, device-hours, and network evaluations by role."""
     cost = training_cost(lines)
     evaluations = cost.evaluations | ({STORED: cost.stored} if cost.stored else {})
     roles = {role: f"{count:,}" for role, count in evaluations.items()}

@@ -117,7 +117,7 @@ def _register_export(subparsers: _SubParsersAction) -> None:
 
 
 def _add_export_options(parser: ArgumentParser) -> None:
-    """What ``export`` and ``push`` can be asked for."""
+    """Add the options that ``export`` and ``push`` share."""
     parser.add_argument("--weights", choices=WEIGHTS, help="default: eval.weights")
     parser.add_argument("--steps", type=int, metavar="N", help="most sampling steps; default: of eval.steps")
     keys = "whose keys a LoRA has: diffusers (default), or one file for kohya's scripts or ComfyUI"

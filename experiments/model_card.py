@@ -106,7 +106,7 @@ def model_card(student: Student, place: Place, run: Run | None) -> str:
 
 
 def _files(student: Student) -> str:
-    """What is in which file, and how it is stored."""
+    """Say which file holds the student, in which keys and in which dtype."""
     stored = f"stored in {str(student.dtype).removeprefix('torch.')}"
     if student.form.merge:
         return f"a whole pipeline, the base model's with the student in `{student.file}`, which is {stored}."
@@ -144,7 +144,7 @@ def _code(student: Student, place: Place, path: str, on_hub: bool) -> Iterator[s
 
 
 def _imports(student: Student, path: str) -> Iterator[str]:
-    """What the lines need, and an empty line."""
+    """The imports that the lines of ``_code`` need, and an empty line."""
     names = [student.backbone.pipeline]
     if not student.form.merge:
         names.insert(0, student.scheduler)

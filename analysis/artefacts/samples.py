@@ -66,7 +66,7 @@ def _pixels(path: Path) -> np.ndarray:
 
 
 def _title(entry: Mapping[str, Any]) -> str:
-    """Whose pictures, in how many steps, after how many training images: two or three lines, as columns are narrow."""
+    """The heading of a column: weights, steps, training images, on two or three lines, as columns are narrow."""
     steps, guidance, images = entry["steps"], entry["guidance"], entry.get("images")
     how = f"{steps} step{'s' if steps > 1 else ''}"
     if guidance != 1.0:
