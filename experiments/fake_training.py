@@ -108,8 +108,10 @@ def iteration(config: ExperimentConfig, num_devices: int, checkpointing: bool, s
         _materialise(beside, None)
         backbone.device = torch.device("cpu")
         modules = (*backbone.networks(), *beside)
-        live = LiveBytes(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+        held = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        live = LiveBytes([*held, *_merged(method, sharded)])
         trained = {player.name: list(player.parameters.values()) for player in method.players()}
+        roles = {player.name: player.role for player in method.players()}
         every = [parameter for parameters in trained.values() for parameter in parameters]
         for parameter in every:
             parameter.register_post_accumulate_grad_hook(lambda p: live.forget(p.grad))  # has a row of its own
@@ -118,14 +120,26 @@ def iteration(config: ExperimentConfig, num_devices: int, checkpointing: bool, s
             batch = _fake_batch(backbone, _architecture(config)["tokens"], config.train.batch_size // num_devices)
             rollout = method.rollout(batch.split(micro_batch(config, num_devices))[0], clock)
             for turn in method.turns(clock):
-                loss = total(method.losses(turn.name, rollout, clock), method.weights(turn.name, clock))
+                with backbone.stepping(roles[turn.player]):
+                    terms = method.losses(turn.name, rollout, clock)
+                loss = total(terms, method.weights(turn.name, clock))
                 loss.backward(inputs=None if sharded else trained[turn.player])  # as the trainer
-                del loss
+                del loss, terms
                 networks = [parameter for network in backbone.networks() for parameter in network.parameters()]
                 reached[turn.name] = [parameter for parameter in networks if parameter.grad is not None]
                 for parameter in every:
                     parameter.grad = None
     return Lived(live.peak, reached)
+
+
+def _merged(method: Method, sharded: bool) -> list[nn.Parameter]:
+    """Weights that hold adapters, which have rows of their own; none where parameters lie in parts."""
+    backbone = method.backbone
+    if sharded:
+        backbone.keep_adapters_apart()
+    if not backbone.merged_bytes:
+        return []
+    return [weight for role in method.roles() for weight in backbone.roles.merged_network(role.name).parameters()]
 
 
 class SolvedBefore:

@@ -44,6 +44,8 @@ def plan_memory(config: ExperimentConfig, num_devices: int) -> list[Row]:
     sharded = is_sharded(config.execution, num_devices)
     rows = list(_states(method, num_devices if sharded else 1, num_devices))
     found = {checkpointing: iteration(config, num_devices, checkpointing, sharded) for checkpointing in (False, True)}
+    if not sharded:
+        rows += _merged(method, num_devices)
     for name, network in frozen_beside(method).items():
         rows.append(_on_each(name, "parameters", _bytes(network.parameters(), None), num_devices))
     if sharded:
@@ -58,6 +60,15 @@ def plan_memory(config: ExperimentConfig, num_devices: int) -> list[Row]:
 
 def _on_each(role: str, what: str, each: int, num_devices: int) -> Row:
     return Row(role, what, each * num_devices, each)
+
+
+def _merged(method: Method, num_devices: int) -> Iterator[Row]:
+    """Rows of the weights that hold an adapter, for forwards without its gradients; no forward of a training reads an
+    average, but the sheets of its pictures do."""
+    size = method.backbone.merged_bytes
+    for role in method.roles():
+        if size:
+            yield _on_each(role.name, "weights with the adapter in them", size, num_devices)
 
 
 def _gathered(method: Method, lived: Lived, accumulates: bool, num_devices: int) -> Iterator[Row]:

@@ -71,6 +71,7 @@ class Session:
     def sample(self, requests: Requests, setting: Setting, seed: int = 0, *, first: int = 0) -> Pictures:
         """Draw one picture of each request. Request i is at position ``first`` + i, which alone decides its noise."""
         images = []
+        self.backbone.merge_again()
         with self.backbone.uncounted() as evaluations:
             for part in self._batches(requests):
                 positions = np.arange(first, first + len(part))

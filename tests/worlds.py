@@ -62,9 +62,15 @@ def copy_role(backbone: Backbone, source: str, target: str) -> None:
 
 
 def backbone(
-    folder: Path, sharing: str = "lora", family: str = "unet", device: str = "cpu", *, to_be_sharded: bool = False
+    folder: Path,
+    sharing: str = "lora",
+    family: str = "unet",
+    device: str = "cpu",
+    *,
+    targets: tuple[str, ...] = TARGETS,
+    to_be_sharded: bool = False,
 ) -> PipelineBackbone:
-    settings, options = Sharing(sharing, 4, 4, TARGETS), {"device": device, "to_be_sharded": to_be_sharded}
+    settings, options = Sharing(sharing, 4, 4, targets), {"device": device, "to_be_sharded": to_be_sharded}
     write = WRITERS[family]
     return FAMILIES[family].load(str(write(folder / f"tiny-{family}")), settings, image_size=64, **options)
 
@@ -142,12 +148,13 @@ def trainer(
     return Trainer(settings, method, latents, run, build_clock(settings), attempt, world=world)
 
 
+@torch.no_grad()
 def move_apart(backbone: PipelineBackbone) -> None:
     """Roles that start as the teacher, sharded or not: alike, they would hide whose forward was computed."""
     for role in ("student", "fake_score"):
         for name, parameter in backbone.role_parameters(role).items():
             full = 0.05 * torch.from_numpy(Stream(0, role, name).normal([0], whole(parameter.detach()).shape)[0])
-            own_part(parameter).data.add_(part_of(full, parameter))
+            own_part(parameter).add_(part_of(full, parameter))
 
 
 def parameters(trained: Trainer) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,6 +122,26 @@ class Backbone(ABC):
         """Compute activations again in the backward pass instead of keeping them; after the last ``add_role``."""
         raise UserError(f"execution.activation_checkpointing is not for {type(self).__name__}")
 
+    def compile_blocks(self, backend: str | None) -> None:
+        """Compile each block by torch.compile when it is next called; None: run plain from now on."""
+        for unit in self.shard_units():
+            compile_block(unit, backend)
+
+    def keep_adapters_apart(self) -> None:  # noqa: B027  not every backbone has adapters
+        """Never compute with merged weights: where parameters lie in parts, or must not change their number."""
+
+    def merge_again(self) -> None:  # noqa: B027
+        """Look at every parameter anew: one may have been written to uncounted by torch (``parameter.data += ...``)."""
+
+    @property
+    def merged_bytes(self) -> int:
+        """Memory that each role beside the teacher takes for merged weights, once it is called without gradients."""
+        return 0
+
+    def stepping(self, role: str | None) -> AbstractContextManager:
+        """A context in which no other role's parameters get gradients (None: nobody's): theirs need no graph."""
+        return nullcontext()
+
     @property
     @abstractmethod
     def feature_shape(self) -> tuple[int, int, int]:
@@ -183,6 +203,13 @@ class Backbone(ABC):
             yield self.evaluations
         finally:
             self.evaluations = counted
+
+
+def compile_block(block: nn.Module, backend: str | None) -> None:
+    """Compile a block at its next call; None: call it as it is again."""
+    block._compiled_call_impl = None
+    if backend is not None:
+        block.compile(backend=backend)
 
 
 def freeze(parameters: Iterable[nn.Parameter]) -> None:

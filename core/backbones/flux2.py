@@ -176,10 +176,9 @@ class Flux2Backbone(PipelineBackbone):
     def feature_shape(self) -> tuple[int, int, int]:
         return self.roles.base.inner_dim, self.side, self.side
 
-    def shard_units(self) -> list[nn.Module]:
-        return [
-            block for net in self.roles.modules() for block in (*net.transformer_blocks, *net.single_transformer_blocks)
-        ]
+    @staticmethod
+    def blocks(network: nn.Module) -> list[nn.Module]:
+        return [*network.transformer_blocks, *network.single_transformer_blocks]
 
     @cached_property
     def text_encoder(self) -> nn.Module:

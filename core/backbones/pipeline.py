@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from types import MethodType
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from core.backbones.base import Backbone, Cond
+from core.backbones.base import Backbone, Cond, compile_block
+from core.backbones.merged import merged_bytes
 from core.backbones.roles import Roles, Sharing
 from core.config import UserError
 from core.diffusion.process import Process
@@ -153,8 +155,38 @@ class PipelineBackbone(Backbone):
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         return self.roles.parameters(role)
 
+    @staticmethod
+    @abstractmethod
+    def blocks(network: nn.Module) -> list[nn.Module]:
+        """The blocks of one network: what is sharded, compiled and recomputed one at a time."""
+
     def networks(self) -> list[nn.Module]:
         return self.roles.modules()
+
+    def shard_units(self) -> list[nn.Module]:
+        return [block for network in self.networks() for block in self.blocks(network)]
+
+    def compile_blocks(self, backend: str | None) -> None:
+        def compile_network(network: nn.Module) -> None:
+            for block in self.blocks(network):
+                compile_block(block, backend)
+
+        for network in self.networks():
+            compile_network(network)
+        self.roles.when_merged(compile_network)
+
+    def keep_adapters_apart(self) -> None:
+        self.roles.merging = False
+
+    def merge_again(self) -> None:
+        self.roles.merge_again()
+
+    @property
+    def merged_bytes(self) -> int:
+        return merged_bytes(self.roles.base) if self.roles.merges else 0
+
+    def stepping(self, role: str | None) -> AbstractContextManager:
+        return self.roles.stepping(role)
 
     def network_features(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         with self.roles.use(role) as network:
@@ -238,8 +270,9 @@ class TransformerBackbone(PipelineBackbone):
         size = self.latent_shape[1] // self.roles.base.config.patch_size
         return self.roles.base.inner_dim, size, size
 
-    def shard_units(self) -> list[nn.Module]:
-        return [block for net in self.roles.modules() for block in net.transformer_blocks]
+    @staticmethod
+    def blocks(network: nn.Module) -> list[nn.Module]:
+        return [*network.transformer_blocks]
 
 
 def as_map(network: nn.Module, tokens: Tensor, x_t: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from core.backbones.base import TEACHER, freeze
+from core.backbones.merged import LIMIT_BYTES, MergedNetwork, merged_bytes
 from core.backbones.precision import computing_as_now
 from core.randomness import torch_seed
 
@@ -52,6 +53,7 @@ class Roles:
 
     ``aliased``: copies read the base's memory until they get their own. Sharding gives each block its own, as part of
     what it does; before that three copies of FLUX.2 dev would fit on few hosts, and on none once for each GPU.
+    ``merging``: forwards that need no gradient of an adapter read weights that hold it, where they are few enough.
     """
 
     def __init__(self, base: nn.Module, sharing: Sharing) -> None:
@@ -63,6 +65,11 @@ class Roles:
         self._trainable: dict[str, bool] = {TEACHER: False}
         self._layers: list[BaseTunerLayer] = []
         self._current = TEACHER
+        self.merging = True
+        self._merged: dict[str, MergedNetwork] = {}
+        self._prepare: Callable[[nn.Module], None] = lambda network: None
+        self._are_few = False  # merged weights of one role
+        self._stepping: tuple[str | None] | None = None  # the role that steps; None: any may
 
     def modules(self) -> list[nn.Module]:
         """The base and every copy of it."""
@@ -90,8 +97,9 @@ class Roles:
                 parameter.requires_grad_(train)
         if like not in (None, TEACHER) and self.sharing.kind == "lora":
             theirs = self.parameters(like)
-            for name, parameter in self.parameters(role).items():
-                parameter.data.copy_(theirs[name].data)
+            with torch.no_grad():
+                for name, parameter in self.parameters(role).items():
+                    parameter.copy_(theirs[name])
 
     def _copy(self, network: nn.Module) -> nn.Module:
         own = {id(p): nn.Parameter(p.data, requires_grad=False) for p in network.parameters()} if self.aliased else {}
@@ -106,10 +114,13 @@ class Roles:
             inject_adapter_in_model(lora, self.base, adapter_name=role)
         freeze(self.base.parameters())  # injection unfreezes; `add` then sets what trains, once
         self._layers = [module for module in self.base.modules() if isinstance(module, BaseTunerLayer)]
+        self._are_few = merged_bytes(self.base) <= LIMIT_BYTES
+        self._merged.clear()  # their layers lack the new adapter's
         for layer in self._layers:
             for parameter in (*layer.lora_A[role].parameters(), *layer.lora_B[role].parameters()):
                 parameter.data = parameter.data.float()
-        self._activate(self._current)
+        current, self._current = self._current, ""
+        self._activate(current)
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
         """The role's own parameters; adapter names are stripped, so that roles of one kind share names."""
@@ -140,17 +151,64 @@ class Roles:
         previous = self._current
         self._activate(role)
         try:
-            yield self._copies.get(role, self.base)
+            yield self._network(role)
         finally:
             self._activate(previous)
 
+    def _network(self, role: str) -> nn.Module:
+        if role in self._copies:
+            return self._copies[role]
+        if role == TEACHER or not self.merges or self._needs_gradients(role):
+            return self.base
+        return self.merged_network(role).current()
+
+    def merged_network(self, role: str) -> MergedNetwork:
+        """The weights that hold ``role``'s adapter, made when they are first asked for."""
+        if role not in self._merged:
+            self._merged[role] = MergedNetwork(self.base, role)
+            self._prepare(self._merged[role].network)
+        return self._merged[role]
+
+    def when_merged(self, prepare: Callable[[nn.Module], None]) -> None:
+        """Have ``prepare`` called with each network that holds an adapter, those that there are and those to come."""
+        self._prepare = prepare
+        for merged in self._merged.values():
+            prepare(merged.network)
+
+    def merge_again(self) -> None:
+        """Make merged weights anew when they are asked for next, also if no version of a parameter tells of a write."""
+        for network in self._merged.values():
+            network.forget()
+
+    @property
+    def merges(self) -> bool:
+        """Whether forwards that need no gradients of an adapter read merged weights."""
+        return self.merging and self._are_few
+
+    def _needs_gradients(self, role: str) -> bool:
+        steps = self._stepping is None or self._stepping == (role,)
+        return torch.is_grad_enabled() and self._trainable[role] and steps
+
+    @contextmanager
+    def stepping(self, role: str | None) -> Iterator[None]:
+        """Inside, no other role's parameters get gradients; None: nobody's."""
+        previous, self._stepping = self._stepping, (role,)
+        try:
+            yield
+        finally:
+            self._stepping = previous
+
     def _activate(self, role: str) -> None:
+        if role == self._current:
+            return
         self._current = role
-        off = role == TEACHER or role in self._copies
-        for layer in self._layers:
-            layer._disable_adapters = off
-            if not off:
-                layer._active_adapter = [role]
+        chosen = {"_disable_adapters": role == TEACHER or role in self._copies}
+        if not chosen["_disable_adapters"]:
+            chosen["_active_adapter"] = [role]
+        for (
+            layer
+        ) in self._layers:  # past ``Module.__setattr__``, which takes ten times as long, a thousand layers a call
+            vars(layer).update(chosen)
 
     @contextmanager
     def _as_now(self, role: str, products: AbstractContextManager) -> Iterator[None]:

@@ -69,8 +69,9 @@ class UNetBackbone(PipelineBackbone):
         size = self.latent_shape[1] // 2 ** (len(channels) - 1)
         return channels[-1], size, size
 
-    def shard_units(self) -> list[nn.Module]:
-        return [unit for unet in self.roles.modules() for unit in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)]
+    @staticmethod
+    def blocks(network: UNet2DConditionModel) -> list[nn.Module]:
+        return [*network.down_blocks, network.mid_block, *network.up_blocks]
 
     @cached_property
     def text_encoder(self) -> CLIPTextModel:

@@ -18,6 +18,7 @@ from core.run import Run
 from core.training.ahead import Ahead
 from core.training.averages import Averages
 from core.training.checkpoint import SINGLE, Checkpoints, names_in, read_parts, save_snapshot
+from core.training.compiling import Compiler
 from core.training.monitor import Monitor
 from core.training.player import TrainedPlayer
 from core.training.preemption import Preempted, PreemptionFlag
@@ -52,6 +53,7 @@ class Trainer:
         self.world = world
         self.micro_batch = micro_batch(config, world.size)
         backbone = method.backbone
+        self.compiler = Compiler(config, backbone, world)
         prepare(backbone, config.execution, world)
         self.sharded = is_sharded(config.execution, world.size)
         settings = (config.train.max_grad_norm, config.train.state_dtype, (config.seed,))
@@ -69,10 +71,13 @@ class Trainer:
             while not self.clock.done and self.clock.fraction < until:
                 started = time.perf_counter()
                 self._iteration()
-                self.clock.seconds += time.perf_counter() - started
+                seconds = time.perf_counter() - started
+                self.clock.seconds += seconds
+                self.compiler.after(seconds, self.clock.fraction)
                 self._after_iteration()
 
     def _iteration(self) -> None:
+        self.method.backbone.merge_again()
         batch = self.data.batch(self.world.share(self.clock.positions()))
         rollouts = [self.ahead.rollout(micro) for micro in batch.split(self.micro_batch)]
         turns = self.method.turns(self.clock)
@@ -95,7 +100,8 @@ class Trainer:
         player.zero_grad()
         weights = self.method.weights(turn.name, self.clock)
         for number, rollout in enumerate(rollouts, 1):
-            terms = self.method.losses(turn.name, rollout, self.clock)
+            with self.method.backbone.stepping(player.role):
+                terms = self.method.losses(turn.name, rollout, self.clock)
             if not terms:
                 continue
             loss = total(terms, weights) / len(rollouts)

@@ -1,4 +1,4 @@
-"""Networks in parts: FSDP2 over the processes of a world, activation checkpointing, compilation.
+"""Networks in parts: FSDP2 over the processes of a world, activation checkpointing.
 
 A sharded parameter is a DTensor; each process updates its own part with plain arithmetic (``own_part``), so that
 optimizers, averages and clipping are the same code with and without sharding.
@@ -19,22 +19,16 @@ from core.backbones.base import Backbone
 from core.config import ExecutionConfig
 from core.training.world import World, is_sharded
 
-# Graphs of one block's code: by role, gradient mode, batch size and call. Beyond torch's own 8 a block runs uncompiled
-VARIANTS = 64
-
 
 def prepare(backbone: Backbone, execution: ExecutionConfig, world: World) -> None:
-    """Checkpoint activations, compile and shard as ``execution`` says; after the last role has been added.
+    """Checkpoint activations and shard as ``execution`` says; after the last role has been added.
 
     Roles are frozen or not by then, once and for all: FSDP2 reads that at its first forward.
     """
     if execution.activation_checkpointing:
         backbone.enable_activation_checkpointing()
-    if execution.compile != "off":
-        torch._dynamo.config.recompile_limit = VARIANTS
-        for unit in backbone.shard_units():
-            unit.compile(backend=execution.compile)
     if is_sharded(execution, world.size):
+        backbone.keep_adapters_apart()
         _shard(backbone, world)
 
 

@@ -52,8 +52,9 @@ def test_backward_simulation_meets_what_sampling_meets(tmp_path: Path) -> None:
     """The student's sample in training is the one that the sampler makes of the same noises with as many steps."""
     trained = dmd2(tmp_path)
     method, rollout = trained.method, one_rollout(trained)
-    for parameter in method.backbone.role_parameters("student").values():
-        parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for parameter in method.backbone.role_parameters("student").values():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     rollout = one_rollout(trained)
     x0, p = method.student_x0(rollout.x_t, rollout.t, rollout.batch.cond), rollout.batch.positions
     noises = [torch.from_numpy(method.stream("student", f"noise {k}").normal(p, (4, 8, 8))) for k in range(4)]
@@ -137,7 +138,8 @@ def test_pairs_teach_the_teachers_solutions_in_one_step(tmp_path: Path) -> None:
     assert set(terms) == {"regression"}
     assert terms["regression"].item() == pytest.approx((x0 - expected).square().mean().item(), rel=1e-4)
     recorded = []
-    trained.method.backbone.roles.base.register_forward_hook(lambda *given: recorded.append(torch.is_grad_enabled()))
+    method.backbone.keep_adapters_apart()  # one network, which is listened to
+    method.backbone.roles.base.register_forward_hook(lambda *given: recorded.append(torch.is_grad_enabled()))
     method.losses("student", early, trained.clock)
     assert recorded == [False, True], "of its sample, which the critics read, nothing is kept for a backward pass"
     trained.clock.iteration, trained.clock.images = 4, 16

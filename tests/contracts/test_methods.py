@@ -173,12 +173,14 @@ def test_a_second_round_reads_its_own_solutions(tmp_path: Path) -> None:
     trained = trainer(tmp_path, "toy_round")
     batch = trained.data.batch(trained.clock.positions())
     of_the_base = trained.method.rollout(batch, trained.clock).target
-    for parameter in trained.method.backbone.role_parameters(PARENT).values():
-        parameter.data += 0.05
+    with torch.no_grad():
+        for parameter in trained.method.backbone.role_parameters(PARENT).values():
+            parameter += 0.05
     of_the_parent = trained.method.rollout(batch, trained.clock)
     assert not torch.equal(of_the_parent.target, of_the_base)
-    for name, parameter in trained.method.backbone.role_parameters("student").items():
-        parameter.data.copy_(trained.method.backbone.role_parameters(PARENT)[name])
+    with torch.no_grad():
+        for name, parameter in trained.method.backbone.role_parameters("student").items():
+            parameter.copy_(trained.method.backbone.role_parameters(PARENT)[name])
 
     def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         return trained.method.backbone.guided("student", x, t, batch.cond[rows], batch.null, 8.0)

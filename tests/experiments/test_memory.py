@@ -65,9 +65,16 @@ def test_a_device_of_several_holds_its_part(tmp_path: Path) -> None:
     for key, row in alone.items():
         if "activations" in key[1]:
             continue
+        if "adapter in them" in key[1]:
+            assert key not in sharded, "adapters of parts are not merged"
+            continue
         assert sharded[key].each >= row.all / 4 and sharded[key].all == row.all
         held = {"all": held["all"] + row.all, "each": held["each"] + sharded[key].each}
     assert held["each"] < 0.35 * held["all"], "first dimensions that four does not divide are rounded up"
+    targets = ("to_q", "to_k", "to_v", "to_qkv_mlp_proj")
+    base = worlds.backbone(tmp_path, "full", "flux2").roles.base
+    adapted = sum(p.nbytes for name, p in base.named_parameters() if name.removesuffix(".weight").endswith(targets))
+    assert alone["student", "weights with the adapter in them"].all == adapted
     replicated = plan("dmd2/tiny", *options, gpus=4)
     assert replicated["teacher", "parameters"].all == 4 * alone["teacher", "parameters"].all
 
