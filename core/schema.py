@@ -247,7 +247,7 @@ class ExecutionConfig:
     micro_batch: int | None = None  # samples per forward on one device; null: all at once
     sharding: str = "none"  # of several processes: none: each holds everything | fsdp: each holds a part (FSDP2)
     activation_checkpointing: bool = False  # compute again in the backward pass what was not kept
-    compile: str = "off"  # torch.compile of each block: off | inductor | aot_eager
+    compile: str = "off"  # torch.compile of each block: off | auto (where it pays) | inductor | aot_eager
     runs_dir: str = "runs"
     cache_dir: str = ".cache"  # latents, embeddings, teacher solutions, hashes
     solutions_dir: str | None = None  # of teacher solutions; null: in cache_dir
@@ -276,7 +276,7 @@ class ExecutionConfig:
             check_choice("execution.report_to", tracker, TRACKERS)
         check_range("execution.max_bad_examples", self.max_bad_examples, 0.0, 1.0)
         check_choice("execution.sharding", self.sharding, ("none", "fsdp"))
-        check_choice("execution.compile", self.compile, ("off", "inductor", "aot_eager"))
+        check_choice("execution.compile", self.compile, ("off", "auto", "inductor", "aot_eager"))
         if "/" in self.label:
             raise UserError(f"execution.label={self.label} contains '/'; it is a part of a folder's name")
 

@@ -7,9 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config import ExecutionConfig
-from core.training.sharding import prepare
-from core.training.world import ALONE
 from tests import worlds
 
 ROLES = ("teacher", "student", "fake_score")
@@ -31,7 +28,7 @@ def test_a_compiled_network_computes_the_role_that_is_asked_for(tmp_path: Path) 
     t = torch.tensor([900.0, 300.0])
     with torch.no_grad():
         plain = {role: backbone.predict(role, batch.x0, t, batch.cond) for role in ROLES}
-        prepare(backbone, ExecutionConfig(compile="aot_eager"), ALONE)
+        backbone.compile_blocks("aot_eager")
         for role in (*ROLES, *ROLES):
             torch.testing.assert_close(backbone.predict(role, batch.x0, t, batch.cond), plain[role])
     for one, other in itertools.combinations(plain.values(), 2):
