@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from core.allocator import keep_freed_memory
 from core.backbones.base import STUDENT, Backbone
 from core.backbones.flux2 import Flux2Backbone
 from core.backbones.mmdit import SD3Backbone
@@ -82,6 +83,8 @@ def build_task(config: ExperimentConfig) -> Task:
 def build_backbone(config: ExperimentConfig, *, to_be_sharded: bool = False) -> Backbone:
     """The teacher's pipeline with its roles still to be added; ``to_be_sharded`` as in ``PipelineBackbone.load``."""
     spec = config.backbone
+    if device_of(config).type == "cpu":
+        keep_freed_memory()
     if spec.family not in FAMILIES:
         raise UserError(f"backbone.family={spec.family} is unknown; allowed: {', '.join(FAMILIES)}")
     backbone = FAMILIES[spec.family].load(
