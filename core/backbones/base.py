@@ -131,7 +131,10 @@ class Backbone(ABC):
         """Never compute with merged weights: where parameters lie in parts, or must not change their number."""
 
     def merge_again(self) -> None:  # noqa: B027
-        """Look at every parameter anew: one may have been written to uncounted by torch (``parameter.data += ...``)."""
+        """Look at every parameter anew: one may have been written to uncounted by torch (``parameter.data += ...``).
+
+        Trainings and samplings begin with it; between their steps parameters are written under ``torch.no_grad()``.
+        """
 
     @property
     def merged_bytes(self) -> int:

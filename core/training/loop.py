@@ -67,6 +67,7 @@ class Trainer:
 
     def train(self, until: float = 1.0) -> None:
         """Train to the fraction ``until`` of the budget; raises Preempted (state saved) or Diverged."""
+        self.method.backbone.merge_again()
         with self.flag.watching():
             while not self.clock.done and self.clock.fraction < until:
                 started = time.perf_counter()
@@ -77,7 +78,6 @@ class Trainer:
                 self._after_iteration()
 
     def _iteration(self) -> None:
-        self.method.backbone.merge_again()
         batch = self.data.batch(self.world.share(self.clock.positions()))
         rollouts = [self.ahead.rollout(micro) for micro in batch.split(self.micro_batch)]
         turns = self.method.turns(self.clock)

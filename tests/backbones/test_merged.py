@@ -65,7 +65,7 @@ def test_merged_weights_follow_the_adapter_without_drift(tmp_path: Path, write: 
     assert torch.equal(both_ways(backbone, STUDENT, "unet")[0], first), "made anew from the base each time"
 
 
-def test_a_write_that_torch_does_not_count_is_seen_by_the_next_iteration(tmp_path: Path) -> None:
+def test_a_write_that_torch_does_not_count_is_seen_when_training_goes_on(tmp_path: Path) -> None:
     backbone = backbone_of(tmp_path, "unet")
     both_ways(backbone, STUDENT, "unet")
     for parameter in backbone.role_parameters(STUDENT).values():
