@@ -21,7 +21,7 @@ def provenance(config: ExperimentConfig) -> dict[str, Any]:
     """Facts to store beside a run when it is created; job ids and devices belong to its attempts."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD") or _snapshot("COMMIT"),
+        "commit": head(),
         "dirty_patch": (_git("diff", "HEAD") or _snapshot("PATCH") or "")[:_MAX_PATCH_CHARS],
         "packages": package_versions(),
         "weights_hash": config.backbone.weights_hash,
@@ -32,6 +32,11 @@ def provenance(config: ExperimentConfig) -> dict[str, Any]:
         "machine": platform.machine(),
         "num_cpus": os.cpu_count(),
     }
+
+
+def head() -> str | None:
+    """The commit of the code; None where it is not known."""
+    return _git("rev-parse", "HEAD") or _snapshot("COMMIT")
 
 
 def package_versions() -> dict[str, str | None]:

@@ -67,7 +67,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def device_of(config: ExperimentConfig) -> torch.device:
-    name = config.execution.device
+    return device_named(config.execution.device)
+
+
+def device_named(name: str) -> torch.device:
+    """The device that ``execution.device`` names; UserError where it is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

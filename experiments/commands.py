@@ -73,13 +73,14 @@ def _register_bench(subparsers: _SubParsersAction) -> None:
     experiment = bench.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help=name)
     completed_by(experiment, experiment_names, files="yaml")
     bench.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
-    bench.add_argument("--repeats", type=int, default=3, metavar="N", help="measured periods; default: 3")
+    bench.add_argument("--repeats", type=int, default=5, metavar="N", help="measured periods; default: 5")
     bench.add_argument("--stage", type=float, default=0.9, metavar="X", help="fraction of the budget; default: 0.9")
     bench.add_argument("--memory", action="store_true", help="compare backbone.sharing=lora and full")
     bench.add_argument("--versus", nargs="+", metavar="key=value", help="compare with this setting")
     bench.add_argument("--sampling", nargs="+", type=int, metavar="STEPS", help="time the student's pictures")
     bench.add_argument("--teacher-steps", type=int, default=20, metavar="N", help="beside --sampling; default: 20")
     bench.add_argument("--peak", action="store_true", help=SUPPRESS)  # of one process, for --memory
+    bench.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows of the table; default: all")
     bench.add_argument("--out", type=Path, metavar="FILE", help="write the numbers as JSON, too")
     bench.set_defaults(run=_bench)
 
@@ -207,7 +208,7 @@ def _bench(arguments: Namespace) -> int:
     if arguments.experiment:
         _check_experiment(arguments)
     _quieten()
-    from experiments.bench import run_command
+    from experiments.bench.command import run_command
 
     return run_command(arguments)
 

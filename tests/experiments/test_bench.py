@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from core.config import UserError, compose, resolve
-from experiments import bench
-from experiments.bench import Recorder
+from experiments.bench import alone, peaks, sampling
+from experiments.bench.step import Recorder
+from experiments.build import build_backbone
 from experiments.cli import main
 from tests import worlds
 
@@ -61,13 +62,13 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture) -> None:
 def test_pictures_are_timed_in_turn(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn, sample = [], bench.Session.sample
+    drawn, sample = [], sampling.Session.sample
 
-    def noting(self: bench.Session, prompts: list[str], setting: bench.Setting) -> object:
+    def noting(self: sampling.Session, prompts: list[str], setting: sampling.Setting) -> object:
         drawn.append((setting.weights, setting.sampler.steps, len(prompts)))
         return sample(self, prompts, setting)
 
-    monkeypatch.setattr(bench.Session, "sample", noting)
+    monkeypatch.setattr(sampling.Session, "sample", noting)
     words = ["dmd2/tiny", f"execution.cache_dir={tmp_path}/cache", "eval.batch_size=3", "--sampling", "1", "4"]
     assert main(["bench", *words, "--teacher-steps", "8", "--repeats", "2", "--out", str(tmp_path / "out.json")]) == 0
     assert drawn == [("teacher", 8, 3), ("student", 1, 3), ("student", 4, 3)] * 3, "the first round warms up"
@@ -93,9 +94,9 @@ def test_a_process_that_fails_is_one_line(
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
-    monkeypatch.setattr(bench.sys, "executable", str(python))
+    monkeypatch.setattr(alone.sys, "executable", str(python))
     with pytest.raises(UserError) as found:
-        bench._alone(["dmd2/tiny", "--peak"])
+        alone.alone(["dmd2/tiny", "--peak"])
     assert str(found.value) == words
 
 
@@ -103,7 +104,7 @@ def test_a_process_that_fails_is_one_line(
 def test_two_settings_are_compared_in_one_run(tmp_path: Path) -> None:
     """Each in processes of its own; the ratio is of their medians."""
     words = ["dmd2/tiny", f"execution.cache_dir={tmp_path}/cache", "train.batch_size=64", "method.gan=off"]
-    found = bench.versus(words, ["execution.activation_checkpointing=true"], 2, 0.9)
+    found = alone.versus(words, ["execution.activation_checkpointing=true"], 2, 0.9)
     assert found["versus"] == "execution.activation_checkpointing=true" and found["experiment"] == "dmd2/tiny"
     for key in ("images_per_s", "peak_gb"):
         assert found["ratio"][key] == pytest.approx(found["second"][key] / found["first"][key])
@@ -112,11 +113,11 @@ def test_two_settings_are_compared_in_one_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_one_shared_backbone_needs_at_most_45_percent_of_three_copies(tmp_path: Path) -> None:
     """DMD2 on a UNet of 50M parameters, 16x16 latents, batch 2, activations checkpointed; peaks in one run."""
-    words = [*bench.MEMORY, f"execution.cache_dir={tmp_path}/cache"]
-    backbone = bench.build_backbone(resolve(compose(words[0], words[1:])))
+    words = [*peaks.MEMORY, f"execution.cache_dir={tmp_path}/cache"]
+    backbone = build_backbone(resolve(compose(words[0], words[1:])))
     assert 45e6 < sum(p.numel() for p in backbone.role_parameters("teacher").values()) < 55e6
     assert backbone.latent_shape == (4, 16, 16)
-    found = bench.compare_memory(words)
+    found = peaks.compare_memory(words)
     assert found["ratio"]["measured_gb"] < 0.45 and found["lora"]["measured_gb"] > 0.2, found
     for sharing in ("lora", "full"):  # beside the plan a process holds buffers of its libraries
         assert found[sharing]["planned_gb"] < found[sharing]["measured_gb"] < 2 * found[sharing]["planned_gb"], found
