@@ -130,10 +130,11 @@ class Backbone(ABC):
     def keep_adapters_apart(self) -> None:  # noqa: B027  not every backbone has adapters
         """Never compute with merged weights: where parameters lie in parts, or must not change their number."""
 
-    def merge_again(self) -> None:  # noqa: B027
-        """Look at every parameter anew: one may have been written to uncounted by torch (``parameter.data += ...``).
+    def merge_again(self, role: str | None = None) -> None:  # noqa: B027
+        """Parameters of ``role`` (None: of any) were written to, and torch may not have counted it.
 
-        Trainings and samplings begin with it; between their steps parameters are written under ``torch.no_grad()``.
+        It counts what happens to a parameter under ``torch.no_grad()``, but neither steps of fused optimizers nor
+        ``parameter.data += ...``.
         """
 
     @property

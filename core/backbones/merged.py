@@ -73,7 +73,7 @@ class MergedNetwork:
 
 
 def _version(tensor: Tensor) -> tuple[int, int]:
-    """What changes when a tensor is written to, or is given other memory."""
+    """What changes when a tensor is given other memory, or is written to by most of torch (fused optimizers do not)."""
     return tensor.untyped_storage()._cdata, tensor._version
 
 

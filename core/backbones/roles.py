@@ -142,7 +142,7 @@ class Roles:
                 layer.merge(adapter_names=[role])
                 owner, _, leaf = name.rpartition(".")
                 setattr(network.get_submodule(owner), leaf, layer.base_layer)
-        return network
+        return network.to(memory_format=torch.contiguous_format)  # as files hold it
 
     @contextmanager
     def use(self, role: str) -> Iterator[nn.Module]:
@@ -175,10 +175,11 @@ class Roles:
         for merged in self._merged.values():
             prepare(merged.network)
 
-    def merge_again(self) -> None:
-        """Make merged weights anew when they are asked for next, also if no version of a parameter tells of a write."""
-        for network in self._merged.values():
-            network.forget()
+    def merge_again(self, role: str | None) -> None:
+        """Make merged weights anew when they are asked for next, whatever versions of parameters say; None: of all."""
+        for name, network in self._merged.items():
+            if role in (None, name):
+                network.forget()
 
     @property
     def merges(self) -> bool:

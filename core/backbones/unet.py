@@ -27,6 +27,7 @@ class UNetBackbone(PipelineBackbone):
     pipeline = "StableDiffusionPipeline"
     network_folder, network_class, vae_class = "unet", UNet2DConditionModel, AutoencoderKL
     parts = "unet/, vae/, text_encoder/, tokenizer/, scheduler/"
+    channels_last = True
 
     def _process(self, scheduler: Mapping[str, Any]) -> tuple[Process, str]:
         return VPProcess.from_config(scheduler), PREDICTIONS[scheduler.get("prediction_type", "epsilon")]

@@ -120,6 +120,8 @@ class Trainer:
         factor = warmup_factor(self.clock.iteration, self.config.train.lr_warmup_iterations)
         factor *= lr_factor(self.clock.fraction, self.config.train.lr_decay)
         self.monitor.add(f"{turn.name}/grad_norm", player.step(factor))
+        if player.role is not None:
+            self.method.backbone.merge_again(player.role)
         self.averages.move(player.role, player.applied)
 
     def _after_iteration(self) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.backbones.base import FAKE_SCORE, STUDENT
+from core.backbones.base import FAKE_SCORE, STUDENT, STUDENT_EMA
 from core.backbones.merged import merged_bytes
 from core.backbones.pipeline import PipelineBackbone
 from tests import worlds
@@ -72,6 +72,17 @@ def test_a_write_that_torch_does_not_count_is_seen_when_training_goes_on(tmp_pat
         parameter.data.mul_(2.0)
     backbone.merge_again()
     torch.testing.assert_close(*both_ways(backbone, STUDENT, "unet"), rtol=1e-4, atol=1e-4)
+
+
+def test_merged_weights_follow_every_update_of_a_training(tmp_path: Path) -> None:
+    """Steps of fused optimizers are not counted by a parameter's version."""
+    trained = worlds.trainer(tmp_path, ["train.ema_decay=0.5", "method.ttur=1"], experiment="dmd2/tiny")
+    for _ in range(3):
+        trained._iteration()
+        for role in (STUDENT, FAKE_SCORE, STUDENT_EMA):
+            merged, adapted = both_ways(trained.method.backbone, role, "unet")
+            torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
+    assert set(trained.method.backbone.roles._merged) == {STUDENT, FAKE_SCORE, STUDENT_EMA}
 
 
 def test_only_forwards_without_gradients_of_the_adapter_are_merged(tmp_path: Path) -> None:

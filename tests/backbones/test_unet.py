@@ -178,3 +178,13 @@ def test_a_missing_pipeline_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"backbone.path=.*nowhere.*needs unet/") as error:
         UNetBackbone.load(str(tmp_path / "nowhere"), Sharing("lora", 4, 4, worlds.TARGETS))
     assert "\n" not in str(error.value)
+
+
+def test_a_frozen_base_is_channels_last_and_what_is_saved_is_not(tmp_path: Path) -> None:
+    backbone = worlds.backbone(tmp_path, targets=("conv1",))
+    backbone.add_role("student", trainable=True)
+    base = backbone.roles.base.conv_in.weight
+    assert base.is_contiguous(memory_format=torch.channels_last) and not base.is_contiguous()
+    assert all(parameter.is_contiguous() for parameter in backbone.role_parameters("student").values())
+    assert all(parameter.is_contiguous() for parameter in backbone.roles.merged("student").parameters())
+    assert worlds.backbone(tmp_path, "full").roles.base.conv_in.weight.is_contiguous(), "as the copies that train"
