@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from core.allocator import keep_freed_memory
 from core.backbones.precision import computing_in
 from core.data.shards import Example, open_dataset
 from core.randomness import Stream, permutation
@@ -169,7 +170,9 @@ class Trainer:
         torch.manual_seed(0)
         self.args, self.recipe, self.vae = args, recipe, vae
         channels = vae.config.latent_channels
-        self.networks, self.ema = recipe.networks(channels), recipe.networks(channels)
+        # Convolutions in channels last: a fifth of a step on a CPU
+        layout = torch.channels_last
+        self.networks, self.ema = (recipe.networks(channels).to(memory_format=layout) for _ in range(2))
         self.ema.load_state_dict(self.networks.state_dict())
         self.ema.requires_grad_(False).eval()
         self.optimizer = MuonAdamW(self.networks, args.lr, 0.01, recipe.outside)
@@ -229,7 +232,7 @@ def export_pipeline(folder: Path, vae: AutoencoderKL, networks: Networks, tokeni
         vae=copy.deepcopy(vae).half(),
         text_encoder=copy.deepcopy(networks.text_encoder).half(),
         tokenizer=tokenizer,
-        unet=copy.deepcopy(networks.unet).half(),
+        unet=copy.deepcopy(networks.unet).half().to(memory_format=torch.contiguous_format),  # as files hold it
         scheduler=DDIMScheduler(**SCHEDULE),
         safety_checker=None,
         feature_extractor=None,
@@ -262,6 +265,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="faster where the processor has units for it")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     examples = list(open_dataset(args.data, "train"))
     recipe = RECIPES[args.family](examples, args.out)
     vae = AutoencoderKL.from_pretrained(args.vae)
