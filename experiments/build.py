@@ -201,6 +201,8 @@ def build_method(
     )
     if training:
         place_players(method, config)
+    else:
+        backbone.lay_out_for_sampling()
     return method
 
 

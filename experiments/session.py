@@ -154,4 +154,5 @@ def load_snapshot(session: Session, run: Run, images: int | None = None) -> None
     for file in snapshot.glob("*.safetensors"):
         if file.stem in session.backbone.roles:
             load_role(session.backbone, file.stem, file)
+    session.backbone.lay_out_for_sampling()
     session.images = int(snapshot.name)

@@ -127,6 +127,9 @@ class Backbone(ABC):
         for unit in self.shard_units():
             compile_block(unit, backend)
 
+    def lay_out_for_sampling(self) -> None:  # noqa: B027  most networks are as fast in any layout
+        """No network of this backbone will train: have their weights lie in memory as forwards read them fastest."""
+
     def keep_adapters_apart(self) -> None:  # noqa: B027  not every backbone has adapters
         """Never compute with merged weights: where parameters lie in parts, or must not change their number."""
 

@@ -181,6 +181,11 @@ class PipelineBackbone(Backbone):
             compile_network(network)
         self.roles.when_merged(compile_network)
 
+    def lay_out_for_sampling(self) -> None:
+        if self.channels_last:
+            for network in self.networks():
+                network.to(memory_format=torch.channels_last)
+
     def keep_adapters_apart(self) -> None:
         self.roles.merging = False
 

@@ -133,16 +133,19 @@ class Roles:
         return own
 
     def merged(self, role: str) -> nn.Module:
-        """A network without adapters and with the role's weights: its copy, or the base's with the adapter added."""
+        """A network without adapters and with the role's weights: its copy, or the base's with the adapter added.
+
+        Its weights are contiguous, as files hold them.
+        """
         if role in self._copies:
-            return self._copies[role]
+            return self._copies[role].to(memory_format=torch.contiguous_format)
         network = copy.deepcopy(self.base)
         for name, layer in list(network.named_modules()):
             if isinstance(layer, BaseTunerLayer):
                 layer.merge(adapter_names=[role])
                 owner, _, leaf = name.rpartition(".")
                 setattr(network.get_submodule(owner), leaf, layer.base_layer)
-        return network.to(memory_format=torch.contiguous_format)  # as files hold it
+        return network.to(memory_format=torch.contiguous_format)
 
     @contextmanager
     def use(self, role: str) -> Iterator[nn.Module]:

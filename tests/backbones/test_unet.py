@@ -188,3 +188,16 @@ def test_a_frozen_base_is_channels_last_and_what_is_saved_is_not(tmp_path: Path)
     assert all(parameter.is_contiguous() for parameter in backbone.role_parameters("student").values())
     assert all(parameter.is_contiguous() for parameter in backbone.roles.merged("student").parameters())
     assert worlds.backbone(tmp_path, "full").roles.base.conv_in.weight.is_contiguous(), "as the copies that train"
+
+
+def test_networks_that_only_sample_are_channels_last_until_they_are_saved(tmp_path: Path) -> None:
+    backbone = worlds.backbone(tmp_path, "full")
+    backbone.add_role("student", trainable=True)
+    x_t, t, cond, _ = inputs()
+    with torch.no_grad():
+        plain = backbone.predict("student", x_t, t, cond)
+        backbone.lay_out_for_sampling()
+        weight = backbone.role_parameters("student")["conv_in.weight"]
+        assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+        torch.testing.assert_close(backbone.predict("student", x_t, t, cond), plain, rtol=1e-4, atol=1e-4)
+    assert all(parameter.is_contiguous() for parameter in backbone.roles.merged("student").parameters())
