@@ -22,9 +22,10 @@ import torch
 from core.backbones.pipeline import PipelineBackbone
 from core.config import ExperimentConfig, UserError
 from core.data.memory import Memory
-from core.run import Run
+from core.run import Run, disk_errors
 from core.training.loop import Diverged, Trainer
 from core.training.preemption import Preempted, PreemptionFlag
+from experiments.attempts import heading
 from experiments.build import build_backbone, build_task, sharing_of
 from experiments.needs import check_needs
 from experiments.packing import check_base, read_pack
@@ -209,11 +210,23 @@ def main(argv: Sequence[str]) -> int:
     quieten()
     try:
         entries = read_pack(arguments.file)
-        logs = [[Path(entry.log)] if entry.log else [] for entry in entries]
+        logs = [_begun(entry.log) for entry in entries]
         return train_pack([entry.config() for entry in entries], logs, evaluate=arguments.evaluate)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _begun(log: str) -> list[Path]:
+    """The log in which this attempt has its heading; none where none was named."""
+    if not log:
+        return []
+    file = Path(log)
+    with disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as stream:
+            stream.write(heading(os.environ))
+    return [file]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config import ExperimentConfig, UserError, compose, resolve
-from core.identity import identity_dict, posed_problem, teacher_identity
+from core.identity import identity_dict, teacher_identity
 from core.run import atomic_write
 
 OWN = ("lora_rank", "lora_alpha")  # of a cell's adapters
@@ -54,11 +54,6 @@ def base_of(config: ExperimentConfig) -> dict[str, Any]:
 def may_be_packed(config: ExperimentConfig) -> bool:
     """Whether a run trains, in one process, as those of a pack do."""
     return config.method.trains and config.execution.sharding == "none"
-
-
-def affinity(config: ExperimentConfig) -> str:
-    """A text that is equal for runs which pose the teacher the same problems: packed together, they save the most."""
-    return json.dumps(posed_problem(config), sort_keys=True)
 
 
 def check_base(configs: Sequence[ExperimentConfig]) -> None:

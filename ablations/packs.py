@@ -1,0 +1,108 @@
+"""Cells that are trained together in one process on one frozen base, and what that saves. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ablations.grid import Cell
+from ablations.work import job_root, pack_command, train_words
+from core.config import UserError
+from core.identity import posed_problem
+from experiments.packing import Entry, base_of, check_base, may_be_packed, write_pack
+
+
+def companions(first: Cell, others: Iterable[Cell], most: int) -> list[Cell]:
+    """Up to ``most`` of ``others`` that may be trained with ``first``, each another run, in their order.
+
+    They have its base and its seed, so that data and draws are the same; those that pose the teacher the problems that
+    ``first`` poses come before the rest.
+    """
+    if most < 1 or not may_be_packed(first.config):
+        return []
+    base, problem = _base(first), posed_problem(first.config)
+    found = {cell.id: cell for cell in others if may_be_packed(cell.config) and _base(cell) == base}
+    found.pop(first.id, None)
+    ordered = sorted(found.values(), key=lambda cell: posed_problem(cell.config) != problem)
+    return ordered[:most]
+
+
+def _base(cell: Cell) -> str:
+    return json.dumps([cell.seed, base_of(cell.config)], sort_keys=True)
+
+
+def packs_of(cells: Sequence[Cell], most: int) -> list[tuple[Cell, ...]]:
+    """All cells in packs of up to ``most``, in the order of their first ones.
+
+    A cell that cannot be trained with others is alone, and a child comes in a later pack than its parent.
+    """
+    left, out = list(cells), []
+    while left:
+        first = left[0]
+        waiting = {cell.id for cell in left}
+        ready = [cell for cell in left[1:] if not waiting & set(cell.parents)]
+        pack = (first, *companions(first, ready, most - 1))
+        out.append(pack)
+        left = [cell for cell in left if cell not in pack]
+    return out
+
+
+def check_packs(cells: Iterable[Cell], most: int) -> None:
+    """UserError for a number below 1, and where no training may be packed."""
+    if most < 1:
+        raise UserError(f"--pack={most} is out of range; allowed: at least 1")
+    training = [cell.config for cell in cells if cell.config.method.trains]
+    if most > 1 and training and not any(map(may_be_packed, training)):
+        check_base(training[:1])
+
+
+def pack_of(
+    cells: Sequence[Cell], logs: Sequence[Path], runs_dir: Path, threads: int, *, evaluate: bool = True
+) -> tuple[list[str], Path]:
+    """The command that trains these cells in one process, and its log. Each cell's own lines go to one of ``logs``."""
+    entries = []
+    for cell, log in zip(cells, logs, strict=True):
+        experiment, *overrides = train_words(cell, runs_dir, threads)
+        entries.append(Entry(experiment, tuple(overrides), str(log)))
+    file = write_pack(job_root(runs_dir) / "packs", entries)
+    return pack_command(file, evaluate=evaluate), file.with_suffix(".log")
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What packing saves. ``calls``: of the guided teacher, to solve what the cells ask for, alone and in packs."""
+
+    processes: int
+    cells: int
+    calls: float
+    packed_calls: float
+    stored: bool  # the cells share their solutions on disk, whether packed or not
+
+    def __str__(self) -> str:
+        text = f"{self.cells} trainings on {self.processes} bases"
+        if not self.calls:
+            return text
+        calls = f"the teacher's problems take {self.packed_calls:,.0f} guided calls instead of {self.calls:,.0f}"
+        already = ", which the store of solutions saves, too" if self.stored else ""
+        return f"{text}; {calls}{already}"
+
+
+def saving(packs: Iterable[Sequence[Cell]]) -> Saving:
+    """What these packs save against one process for each cell, without a store of solutions."""
+    processes = cells = 0
+    calls = packed_calls = 0.0
+    stored = True
+    for pack in packs:
+        processes, cells = processes + 1, cells + len(pack)
+        distinct: dict[str, float] = {}
+        for cell in pack:
+            stored = stored and cell.config.execution.use_solution_store
+            problem = posed_problem(cell.config)
+            if problem is not None:
+                cost = problem["samples"] * cell.config.method.teacher_problem.calls
+                calls += cost
+                distinct[json.dumps(problem, sort_keys=True)] = cost
+        packed_calls += sum(distinct.values())
+    return Saving(processes, cells, calls, packed_calls, stored)
