@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablations.grid import Cell
-from ablations.work import job_root, pack_command, train_words
+from ablations.work import job_root, pack_command
 from core.config import UserError
 from core.identity import posed_problem
 from experiments.packing import Entry, base_of, check_base, may_be_packed, write_pack
@@ -58,16 +58,15 @@ def check_packs(cells: Iterable[Cell], most: int) -> None:
         check_base(training[:1])
 
 
-def pack_of(
-    cells: Sequence[Cell], logs: Sequence[Path], runs_dir: Path, threads: int, *, evaluate: bool = True
-) -> tuple[list[str], Path]:
-    """The command that trains these cells in one process, and its log. Each cell's own lines go to one of ``logs``."""
-    entries = []
-    for cell, log in zip(cells, logs, strict=True):
-        experiment, *overrides = train_words(cell, runs_dir, threads)
-        entries.append(Entry(experiment, tuple(overrides), str(log)))
+def pack_of(words: Iterable[Sequence[str]], logs: Iterable[Path], runs_dir: Path) -> tuple[list[str], Path]:
+    """The command that trains and measures runs in one process, and its log.
+
+    ``words``: experiment and overrides of each run; its own lines go to one of ``logs``.
+    """
+    told = zip(words, logs, strict=True)
+    entries = [Entry(experiment, tuple(overrides), str(log)) for (experiment, *overrides), log in told]
     file = write_pack(job_root(runs_dir) / "packs", entries)
-    return pack_command(file, evaluate=evaluate), file.with_suffix(".log")
+    return pack_command(file), file.with_suffix(".log")
 
 
 @dataclass(frozen=True)

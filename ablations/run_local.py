@@ -21,7 +21,7 @@ from ablations.logs import last_lines, log_of
 from ablations.packs import companions, pack_of
 from ablations.snapshot import ROOT, code_environment, held
 from ablations.status import Status, progress_of, status_of, statuses
-from ablations.work import ALLOCATOR, TRAIN, job_environment, next_work, train_command
+from ablations.work import ALLOCATOR, TRAIN, job_environment, next_work, train_command, train_words
 from core.run import Run, disk_errors, find_runs
 
 POLL_S = 0.5
@@ -157,7 +157,8 @@ class LocalRunner:
         if len(cells) == 1:
             command, log = train_command(cells[0], self.runs_dir, threads), logs[0]
         else:
-            command, log = pack_of(cells, logs, self.runs_dir, threads)
+            words = [train_words(cell, self.runs_dir, threads) for cell in cells]
+            command, log = pack_of(words, logs, self.runs_dir)
         environment = {**ALLOCATOR, **os.environ, **job_environment(threads), **code_environment(code)}
         with disk_errors(log):
             job = _Job(start(log, command, environment, descriptors), log)

@@ -67,9 +67,9 @@ def evaluate_command(cell: Cell, runs_dir: Path, threads: int) -> list[str]:
     return _command(cell, "experiments.evaluate", ["--finished"], runs_dir, threads)
 
 
-def pack_command(file: Path, *, evaluate: bool = True) -> list[str]:
-    """The command that trains the runs that ``file`` names, in one process."""
-    return [sys.executable, "-m", "experiments.pack", str(file), *(["--evaluate"] if evaluate else [])]
+def pack_command(file: Path) -> list[str]:
+    """The command that trains the runs that ``file`` names in one process, and measures them."""
+    return [sys.executable, "-m", "experiments.pack", str(file), "--evaluate"]
 
 
 def _command(cell: Cell, module: str, options: list[str], runs_dir: Path, threads: int) -> list[str]:
