@@ -71,16 +71,16 @@ def pack_of(words: Iterable[Sequence[str]], logs: Iterable[Path], runs_dir: Path
 
 @dataclass(frozen=True)
 class Saving:
-    """What packing saves. ``calls``: of the guided teacher, to solve what the cells ask for, alone and in packs."""
+    """Savings of packs against a process for each cell. ``calls``: of the guided teacher, to solve all its problems."""
 
-    processes: int
+    packs: int
     cells: int
     calls: float
     packed_calls: float
     stored: bool  # the cells share their solutions on disk, whether packed or not
 
     def __str__(self) -> str:
-        text = f"{self.cells} trainings on {self.processes} bases"
+        text = f"{self.cells} trainings on {self.packs} bases"
         if not self.calls:
             return text
         calls = f"the teacher's problems take {self.packed_calls:,.0f} guided calls instead of {self.calls:,.0f}"
@@ -88,20 +88,19 @@ class Saving:
         return f"{text}; {calls}{already}"
 
 
-def saving(packs: Iterable[Sequence[Cell]]) -> Saving:
-    """What these packs save against one process for each cell, without a store of solutions."""
-    processes = cells = 0
-    calls = packed_calls = 0.0
-    stored = True
-    for pack in packs:
-        processes, cells = processes + 1, cells + len(pack)
-        distinct: dict[str, float] = {}
-        for cell in pack:
-            stored = stored and cell.config.execution.use_solution_store
-            problem = posed_problem(cell.config)
-            if problem is not None:
-                cost = problem["samples"] * cell.config.method.teacher_problem.calls
-                calls += cost
-                distinct[json.dumps(problem, sort_keys=True)] = cost
-        packed_calls += sum(distinct.values())
-    return Saving(processes, cells, calls, packed_calls, stored)
+def saving(packs: Sequence[Sequence[Cell]]) -> Saving:
+    """Trainings, bases, and calls of the teacher with packs and without; a store of solutions is left aside."""
+    cells = [cell for pack in packs for cell in pack]
+    packed = sum(sum({_problem(cell): _calls(cell) for cell in pack}.values()) for pack in packs)
+    stored = all(cell.config.execution.use_solution_store for cell in cells)
+    return Saving(len(packs), len(cells), sum(map(_calls, cells)), packed, stored)
+
+
+def _problem(cell: Cell) -> str:
+    return json.dumps(posed_problem(cell.config), sort_keys=True)
+
+
+def _calls(cell: Cell) -> float:
+    """Calls of the guided teacher that solve the problems of one training."""
+    problem = posed_problem(cell.config)
+    return 0.0 if problem is None else problem["samples"] * cell.config.method.teacher_problem.calls

@@ -45,7 +45,9 @@ def measured(task: Sequence[Work], measure: dict[str, list[Work]]) -> tuple[Work
     """The trainings of a pack and, taken out of ``measure``, the measurements that the same process makes."""
     found = list(task)
     for work in task:
-        others = measure.get(work.cell.id, [])
-        found += [other for other in others if other.cell.key == work.cell.key]
-        measure[work.cell.id] = [other for other in others if other.cell.key != work.cell.key]
+        left = []
+        for other in measure.get(work.cell.id, ()):
+            is_same = other.cell.key == work.cell.key
+            (found if is_same else left).append(other)
+        measure[work.cell.id] = left
     return tuple(found)

@@ -150,12 +150,7 @@ class Submitter:
         return resources
 
     def _chunks(self, works: Sequence[Work], resources: Resources) -> Iterator[tuple[tuple[Work, ...], ...]]:
-        size, most = resources.cells_per_job, min(MOST_TASKS, self.most_tasks)
-        tasks = [tuple(works[i : i + size]) for i in range(0, len(works), size)]
-        if resources.pack > 1:
-            by_id = {work.cell.id: work for work in works}
-            packs = packs_of([work.cell for work in works], resources.pack)
-            tasks = [tuple(by_id[cell.id] for cell in pack) for pack in packs]
+        tasks, most = _tasks(works, resources), min(MOST_TASKS, self.most_tasks)
         for start in range(0, len(tasks), most):
             yield tuple(tasks[start : start + most])
 
@@ -312,6 +307,18 @@ def _sbatch_text(parameters: Mapping[str, Any], folder: Path, command: str) -> s
     from submitit.slurm.slurm import _make_sbatch_string
 
     return _make_sbatch_string(command=command, folder=folder, **parameters)
+
+
+def _tasks(works: Sequence[Work], resources: Resources) -> list[tuple[Work, ...]]:
+    """The work of each task: packs of one base, or as many cells as share a job."""
+    if resources.pack == 1:
+        size = resources.cells_per_job
+        return [tuple(works[i : i + size]) for i in range(0, len(works), size)]
+    by_id = {work.cell.id: work for work in works}
+    tasks = []
+    for pack in packs_of([work.cell for work in works], resources.pack):
+        tasks.append(tuple(by_id[cell.id] for cell in pack))
+    return tasks
 
 
 def _older(first: Sequence[tuple[Submission, str]] | None, second: Sequence[tuple[Submission, str]]) -> bool:
