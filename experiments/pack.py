@@ -72,7 +72,7 @@ class Member:
         self.life.close()
 
     def _under_its_log(self, work: Callable[[], object]) -> None:
-        with logging_to(self.run, *self.logs, name=f"{self.run.id}  "):
+        with logging_to(self.run, *self.logs, name=self.run.id):
             try:
                 work()
             except StopIteration:

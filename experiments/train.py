@@ -247,6 +247,18 @@ def _report_cost(counters: dict[str, Any]) -> None:
     log.info("device-hours: %.4f", counters["seconds"] / 3600)
 
 
+class Named(logging.Formatter):
+    """Lines with their time; where the lines of several runs meet, each also has the ``name`` of its own."""
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__("%(asctime)s  %(message)s", "%H:%M:%S")
+        self.name = name
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if self.name in text else f"{self.name}  {text}"
+
+
 @contextmanager
 def _owning(run: Run) -> Iterator[None]:
     """No other process trains the run, and its log is written."""
@@ -256,7 +268,7 @@ def _owning(run: Run) -> Iterator[None]:
 
 @contextmanager
 def logging_to(run: Run, *others: Path, name: str = "") -> Iterator[None]:
-    """Log to the terminal, where ``name`` is put before each line, to the run's log.txt, and to ``others``.
+    """Log to the run's log.txt, to ``others``, and to the terminal, where ``name`` begins each line that lacks it.
 
     Anything that is logged afterwards is none of this run's.
     """
@@ -266,8 +278,8 @@ def logging_to(run: Run, *others: Path, name: str = "") -> Iterator[None]:
     files = [logging.FileHandler(file, delay=True) for file in (run.path / "log.txt", *others)]
     log.handlers[:] = [AboveBar(sys.stderr), *files]
     for handler in log.handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
-    log.handlers[0].setFormatter(logging.Formatter(f"%(asctime)s  {name}%(message)s", "%H:%M:%S"))
+        handler.setFormatter(Named())
+    log.handlers[0].setFormatter(Named(name))
     try:
         yield
     finally:

@@ -46,6 +46,21 @@ def test_what_is_logged_after_a_training_is_not_in_its_log(tmp_path: Path, caplo
     assert text.endswith("  inside\n") and "outside" in caplog.text
 
 
+def test_lines_of_several_runs_on_one_terminal_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, stream = worlds.trainer(tmp_path), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with logging_to(trained.run, tmp_path / "other.log", name="ab12"):
+        log.info("measuring")
+        log.info("ab12 diverged")
+    assert [re.sub(r"[\d:]{8}", "T", line) for line in stream.getvalue().splitlines()] == [
+        "ab12  T  measuring",
+        "T  ab12 diverged",
+    ]
+    told = (tmp_path / "other.log").read_text()
+    assert re.sub(r"[\d:]{8}", "T", told) == "T  measuring\nT  ab12 diverged\n"
+    assert (trained.run.path / "log.txt").read_text() == told
+
+
 def test_lines_of_the_log_go_above_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = told(tmp_path, monkeypatch, Terminal(), heartbeat_s=0)
     assert re.search(r"\r *\r[\d:]+  measuring\n", text), "the bar is wiped before, and the line is its own"
