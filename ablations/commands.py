@@ -27,10 +27,11 @@ def register(subparsers: _SubParsersAction) -> None:
     subparsers.grid_actions = actions  # the slurm layer adds its own
     add_command(actions, "list", "all grids: rows, scales, title and source").set_defaults(run=_list)
     _on_a_grid(actions, "show", "the cells: ids and what sets them apart").set_defaults(run=_show)
-    _on_a_grid(actions, "plan", "what `run` would do").set_defaults(run=_plan)
+    plan = _on_a_grid(actions, "plan", "what `run` would do")
+    add_pack_argument(plan).set_defaults(run=_plan)
     run = _on_a_grid(actions, "run", "train and measure what is missing, on this machine")
     run.add_argument("--slots", type=int, default=1, metavar="N", help="cells that run at a time; default: 1")
-    run.set_defaults(run=_run)
+    add_pack_argument(run).set_defaults(run=_run)
     logs = _on_a_grid(actions, "logs", "the end of the newest log of one cell, or of all")
     logs.add_argument("cell", nargs="?", metavar="CELL", help="a run id, or ROW-sSEED; default: all cells")
     few = f"the last of each log; default: {LINES}, of all cells {LINES_OF_ALL}"
@@ -56,6 +57,13 @@ def add_place_arguments(parser: ArgumentParser) -> ArgumentParser:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help=runs_dir)
     where = "where things lie on this machine, e.g. data.path=/data/shards"
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="machine", help=where)
+    return parser
+
+
+def add_pack_argument(parser: ArgumentParser) -> ArgumentParser:
+    """Add how many cells may share a process and a base."""
+    most = "cells that train in one process on one frozen base, at most; default: 1"
+    parser.add_argument("--pack", type=int, default=1, metavar="N", help=most)
     return parser
 
 
@@ -112,18 +120,27 @@ def _differences(cell: Cell, common: set[str]) -> str:
 
 def _plan(arguments: Namespace) -> int:
     from ablations.estimate import estimate
+    from ablations.packs import check_packs, packs_of, saving
     from ablations.status import statuses
 
-    todo = [item for item in statuses(_cells(arguments), arguments.runs_dir) if not item.is_final]
+    cells = _cells(arguments)
+    check_packs(cells, arguments.pack)
+    todo = [item for item in statuses(cells, arguments.runs_dir) if not item.is_final]
     verbs = {"trained": "measure", "failed": "resume", "running": "wait for"}
     rows = [(verbs.get(i.state, "train"), i.cell.name, i.cell.id, i.reason) for i in todo]
     print_columns(rows)
     training = [item.cell for item in todo if item.state != "trained"]
     print(f"{len(todo)} runs to do" + (f": {estimate(training, arguments.runs_dir)}" if training else ""))
+    if arguments.pack > 1:
+        packs = packs_of([cell for cell in training if cell.config.method.trains], arguments.pack)
+        for pack in packs:
+            print(f"one base: {', '.join(cell.name for cell in pack)}")
+        print(saving(packs))
     return 0
 
 
 def _run(arguments: Namespace) -> int:
+    from ablations.packs import check_packs
     from ablations.run_local import LocalRunner
     from ablations.snapshot import local_code
     from ablations.work import job_root
@@ -131,8 +148,9 @@ def _run(arguments: Namespace) -> int:
 
     if arguments.slots < 1:
         raise UserError(f"--slots={arguments.slots} is out of range; allowed: at least 1")
-    say = functools.partial(print, flush=True)
-    runner = LocalRunner(_cells(arguments), arguments.runs_dir, arguments.slots, say)
+    cells, say = _cells(arguments), functools.partial(print, flush=True)
+    check_packs(cells, arguments.pack)
+    runner = LocalRunner(cells, arguments.runs_dir, arguments.slots, say, arguments.pack)
     # The code as it is now: what is edited while a grid runs changes nothing of its later cells.
     ended = runner.run(local_code(job_root(arguments.runs_dir))) if runner.waiting else runner.ended
     _print_statuses(ended)

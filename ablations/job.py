@@ -7,7 +7,6 @@ with EXIT_CODE; then submitit requeues the job, once, and the same commands go o
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.training.preemption import EXIT_CODE
+from experiments.attempts import heading
 
 POLL_S = 0.2
-HEADING = re.compile(r"^--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d job ", re.MULTILINE)  # of each attempt in a log
 
 
 @dataclass
@@ -89,7 +88,7 @@ def start(
         return subprocess.Popen(command, env=dict(environment))
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as stream:
-        stream.write(heading(environment.get("SLURM_JOB_ID", os.getpid())))
+        stream.write(heading(environment))
         stream.flush()
         return subprocess.Popen(
             command,
@@ -99,11 +98,6 @@ def start(
             stderr=subprocess.STDOUT,
             pass_fds=inherited,
         )
-
-
-def heading(job: object) -> str:
-    """The first line of an attempt in a log; ``job`` is its number in SLURM, or the process that starts it."""
-    return f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} job {job}\n"
 
 
 def launcher(environment: Mapping[str, str]) -> dict[str, str]:

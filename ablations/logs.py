@@ -1,6 +1,6 @@
 """The logs of a grid's cells: a file for each training and each measurement, whatever starts it. Torch-free.
 
-Every attempt begins with a line of its own (``job.heading``) and is appended.
+Every attempt begins with a line of its own (``heading``) and is appended.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ablations.grid import Cell
-from ablations.job import HEADING
 from ablations.work import EVALUATE, TRAIN, Work, job_root
 from core.run import find_runs
+from experiments.attempts import HEADING
 
 LAST_LINES = 5
 

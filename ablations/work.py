@@ -67,10 +67,19 @@ def evaluate_command(cell: Cell, runs_dir: Path, threads: int) -> list[str]:
     return _command(cell, "experiments.evaluate", ["--finished"], runs_dir, threads)
 
 
+def pack_command(file: Path) -> list[str]:
+    """The command that trains the runs that ``file`` names in one process, and measures them."""
+    return [sys.executable, "-m", "experiments.pack", str(file), "--evaluate"]
+
+
 def _command(cell: Cell, module: str, options: list[str], runs_dir: Path, threads: int) -> list[str]:
+    return [sys.executable, "-m", module, *options, *train_words(cell, runs_dir, threads)]
+
+
+def train_words(cell: Cell, runs_dir: Path, threads: int) -> list[str]:
+    """The experiment of a cell, and all overrides of its run on this machine."""
     experiment, overrides = _frozen(cell, runs_dir)
-    command = [sys.executable, "-m", module, *options, experiment, *overrides]
-    return [*command, f'execution.runs_dir="{runs_dir}"', f"execution.num_threads={threads}"]
+    return [experiment, *overrides, f'execution.runs_dir="{runs_dir}"', f"execution.num_threads={threads}"]
 
 
 def _frozen(cell: Cell, runs_dir: Path) -> tuple[str, Sequence[str]]:

@@ -68,14 +68,19 @@ def teacher_identity(config: ExperimentConfig) -> dict[str, str]:
 
 
 def teacher_problem(config: ExperimentConfig) -> dict[str, Any] | None:
-    """Everything that decides the teacher's problems: runs that agree in it share solutions. None: none are stored.
+    """``posed_problem`` of a run whose solutions are stored; None: none are."""
+    return posed_problem(config) if config.execution.use_solution_store else None
+
+
+def posed_problem(config: ExperimentConfig) -> dict[str, Any] | None:
+    """Everything that decides the teacher's problems: runs that agree in it share solutions. None: they share none.
 
     Everything downstream of the teacher is absent; of batch size and budget only what decides a sample's problem: how
     many are drawn, and at which each stage begins. A budget in evaluations has none: its stages end at positions that
     depend on the loss terms. Under sharding all processes must call the teacher, or none.
     """
     budget, batch, problem = config.train.budget, config.train.batch_size, config.method.teacher_problem
-    if problem is None or not config.execution.use_solution_store:
+    if problem is None:
         return None
     if budget.unit == "evaluations" or config.execution.sharding != "none":
         return None

@@ -37,8 +37,9 @@ from core.backbones.unet import UNetBackbone
 from core.config import ExperimentConfig, TaskConfig, UserError
 from core.data.batches import LatentData
 from core.data.cache import LatentCache, build_cache, open_cache
+from core.data.memory import Memory, Rows
 from core.data.solutions import SolutionStore
-from core.identity import identity_dict, locate, teacher_problem
+from core.identity import identity_dict, locate, posed_problem, teacher_problem
 from core.methods.base import Method
 from core.methods.clock import Clock
 from core.methods.dmd2 import Dmd2
@@ -183,18 +184,20 @@ def build_method(
     *,
     training: bool = True,
     lockstep: bool = False,
+    memory: Memory | None = None,
 ) -> Method:
     """The method with its roles; ``data`` is needed to train with stored teacher solutions.
 
     Without ``training`` only with what sampling reads: the student, its average, a parent that teaches. ``lockstep``:
-    the networks will be sharded over several processes.
+    the networks will be sharded over several processes. ``memory``: of what is trained in one process on one base.
     """
     method = METHODS[config.method.name](
         config.method,
         backbone,
         config.seed,
         ema_decay=config.train.ema_decay,
-        solutions=None if data is None else _solutions(config, backbone, data),
+        solutions=None if data is None else _solutions(config, backbone, data, memory),
+        memory=memory,
         training=training,
         lockstep=lockstep,
         initial=_initial(config),
@@ -232,10 +235,12 @@ def place_players(method: Method, config: ExperimentConfig) -> None:
             parameter.data = parameter.data.to(device, dtype)
 
 
-def _solutions(config: ExperimentConfig, backbone: Backbone, data: LatentData) -> SolutionStore | None:
+def _solutions(config: ExperimentConfig, backbone: Backbone, data: LatentData, memory: Memory | None) -> Rows | None:
+    """The solutions that runs share on disk, or those that trainings in this process share; None: neither."""
     problem = teacher_problem(config)
     if problem is None:
-        return None
+        posed = None if memory is None else posed_problem(config)
+        return None if posed is None else memory.rows("solutions", json.dumps(posed, sort_keys=True))
     key = problem | {"data": data.content_hash}
     root = Path(config.execution.solutions_dir or Path(config.execution.cache_dir) / "solutions")
     return SolutionStore(root, key, key["samples"], backbone.latent_shape)

@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.backbones.base import Backbone
 from core.config import ExperimentConfig, compose, resolve
+from core.data.memory import Memory
 from core.methods.base import Method
 from core.run import Run, atomic_write
 from core.sampler import Setting, teacher_setting
 from core.training.loop import Diverged, Trainer
 from core.training.monitor import AboveBar
 from core.training.preemption import EXIT_CODE as PREEMPTED
-from core.training.preemption import Preempted
+from core.training.preemption import Preempted, PreemptionFlag
 from core.training.trackers import Trackers
 from core.training.world import ALONE, World, check_processes, is_sharded
 from experiments.build import (
@@ -60,7 +62,7 @@ def train_config(config: ExperimentConfig, *, evaluate: bool = False) -> int:
         run = Run.create(config)
     with _owning(run) if world.is_main else nullcontext():
         if world.any(world.is_main and run.state() == "done"):
-            return _already_done(config, run, evaluate) if world.is_main else 0
+            return already_done(config, run, evaluate) if world.is_main else 0
         attempt = run.begin_attempt(device=config.execution.device, processes=world.size) if world.is_main else 0
         code, reason = _attempt(config, run, attempt, evaluate, world)
         if world.is_main:
@@ -69,7 +71,8 @@ def train_config(config: ExperimentConfig, *, evaluate: bool = False) -> int:
     return code
 
 
-def _already_done(config: ExperimentConfig, run: Run, evaluate: bool) -> int:
+def already_done(config: ExperimentConfig, run: Run, evaluate: bool) -> int:
+    """Exit code for a run that is trained already: with ``evaluate`` it gets what it lacks."""
     log.info("%s is done: %s", run.id, run.path)
     return _evaluate(config, run) if evaluate else DONE
 
@@ -81,12 +84,8 @@ def _attempt(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, w
         if evaluate and world.is_main and _is_sharded(config, world):
             gc.collect()  # the main process will hold the snapshot whole, where the training held its parts
             _evaluate(config, run)
-    except Preempted as reason:
-        log.info("%s", reason)
-        return PREEMPTED, str(reason)
-    except Diverged as reason:
-        log.error("%s diverged: %s", run.id, reason)
-        return FAILED, str(reason)
+    except (Preempted, Diverged) as reason:
+        return ended_by(reason, run)
     except BaseException as error:
         if world.is_main:  # an interrupt while the data is read leaves work, no failure
             state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -95,44 +94,75 @@ def _attempt(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, w
     return DONE, ""
 
 
+def ended_by(reason: Preempted | Diverged, run: Run) -> tuple[int, str]:
+    """Exit code and reason of a training that was stopped, or has diverged."""
+    if isinstance(reason, Preempted):
+        log.info("%s", reason)
+        return PREEMPTED, str(reason)
+    log.error("%s diverged: %s", run.id, reason)
+    return FAILED, str(reason)
+
+
 def _train(config: ExperimentConfig, run: Run, attempt: int, evaluate: bool, world: World) -> None:
     with world.main_first():
         backbone = build_backbone(config, to_be_sharded=_is_sharded(config, world))
-    evaluate = evaluate and world.is_main
     if not config.method.trains:
         session = Session(config, build_method(config, backbone), 0)
-        if evaluate:
+        if evaluate and world.is_main:
             _measure_afterwards(session, run)
         return
+    trainer, session = begin(config, run, attempt, backbone, world)
+    for _ in iterations(trainer, session, evaluate):
+        pass
+
+
+def begin(
+    config: ExperimentConfig,
+    run: Run,
+    attempt: int,
+    backbone: Backbone,
+    world: World = ALONE,
+    *,
+    memory: Memory | None = None,
+    flag: PreemptionFlag | None = None,
+) -> tuple[Trainer, Session]:
+    """A trainer where the run's last attempt has left it, and a session that samples its student.
+
+    ``memory`` and ``flag`` are shared by all that is trained in this process.
+    """
     if world.is_main:
         run.heartbeat({"reading": "latents, computed once"})
     with world.main_first():
         data = build_data(config, backbone)
-    method = build_method(config, backbone, data, lockstep=_is_sharded(config, world))
+    method = build_method(config, backbone, data, lockstep=_is_sharded(config, world), memory=memory)
     if world.is_main:
         run.note(trainable_parameters=_trainable(method), shown_view=shown_view(config))
-    clock = build_clock(config)
-    session = Session(config, method, 0)
-    trainer = Trainer(config, method, data, run, clock, attempt, _sheet(session, run, world), world)
+    session, clock = Session(config, method, 0), build_clock(config)
+    trainer = Trainer(config, method, data, run, clock, attempt, _sheet(session, run, world), world, flag)
     backbone.release_text_encoders()
     log.info("%s  %s -> %s", run.id, config.name, run.path)
+    return trainer, session
+
+
+def iterations(
+    trainer: Trainer, session: Session, evaluate: bool, pause: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Train to each fraction at which a snapshot is kept, and with ``evaluate`` measure there.
+
+    Others may train after each iteration; ``pause`` is called between two measurements.
+    """
+    config, world = trainer.config, trainer.world
     with closing(trainer.monitor):
-        _train_and_measure(trainer, session, evaluate)
-    counters = clock.counters(world.total)
+        for until in sorted({*config.eval.at, 1.0}):
+            yield from trainer.iterations(until)
+            trainer.snapshot()
+            if evaluate and world.is_main and until in config.eval.at and not trainer.sharded:
+                session.images = trainer.clock.images
+                trainer.monitor.measured(_measure(session, trainer.run, pause))
+                trainer.method.backbone.release_text_encoders()
+    counters = trainer.clock.counters(world.total)
     if world.is_main:
         _report_cost(counters)
-
-
-def _train_and_measure(trainer: Trainer, session: Session, evaluate: bool) -> None:
-    """Train to each fraction at which a snapshot is kept, and with ``evaluate`` measure there."""
-    config = trainer.config
-    for until in sorted({*config.eval.at, 1.0}):
-        trainer.train(until)
-        trainer.snapshot()
-        if evaluate and until in config.eval.at and not trainer.sharded:
-            session.images = trainer.clock.images
-            trainer.monitor.measured(_measure(session, trainer.run))
-            trainer.method.backbone.release_text_encoders()
 
 
 def _is_sharded(config: ExperimentConfig, world: World) -> bool:
@@ -163,11 +193,12 @@ def _measure_afterwards(session: Session, run: Run) -> None:
         trackers.scalars(_measure(session, run), iteration)
 
 
-def _measure(session: Session, run: Run) -> dict[str, float]:
+def _measure(session: Session, run: Run, pause: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Measure what is missing; the values of all wanted metrics by the names that trackers show them under."""
     from experiments.evaluate import evaluate
 
     def say(text: str) -> None:
+        pause()
         log.info("measuring %s", text)
         run.heartbeat({"measuring": text})
 
@@ -216,28 +247,44 @@ def _report_cost(counters: dict[str, Any]) -> None:
     log.info("device-hours: %.4f", counters["seconds"] / 3600)
 
 
+class Named(logging.Formatter):
+    """Lines with their time; where the lines of several runs meet, each also has the ``name`` of its own."""
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__("%(asctime)s  %(message)s", "%H:%M:%S")
+        self.name = name
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if self.name in text else f"{self.name}  {text}"
+
+
 @contextmanager
 def _owning(run: Run) -> Iterator[None]:
     """No other process trains the run, and its log is written."""
-    with run.lock(), _logging_to(run):
+    with run.lock(), logging_to(run):
         yield
 
 
 @contextmanager
-def _logging_to(run: Run) -> Iterator[None]:
-    """Log to the terminal and to the run's log.txt; what is logged afterwards is none of this run's."""
+def logging_to(run: Run, *others: Path, name: str = "") -> Iterator[None]:
+    """Log to the run's log.txt, to ``others``, and to the terminal, where ``name`` begins each line that lacks it.
+
+    Anything that is logged afterwards is none of this run's.
+    """
     before, propagate = list(log.handlers), log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
-    form = logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
-    file = logging.FileHandler(run.path / "log.txt")
-    log.handlers[:] = [AboveBar(sys.stderr), file]
+    files = [logging.FileHandler(file, delay=True) for file in (run.path / "log.txt", *others)]
+    log.handlers[:] = [AboveBar(sys.stderr), *files]
     for handler in log.handlers:
-        handler.setFormatter(form)
+        handler.setFormatter(Named())
+    log.handlers[0].setFormatter(Named(name))
     try:
         yield
     finally:
-        file.close()
+        for file in files:
+            file.close()
         log.handlers[:], log.propagate = before, propagate
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ablations.commands import add_grid_arguments, load_grid, print_states
+from ablations.commands import add_grid_arguments, add_pack_argument, load_grid, print_states
 from experiments.parser import add_command
 
 PROFILE = "a profile's name or YAML; default: local"
@@ -27,6 +27,7 @@ def register(subparsers: Any) -> None:
     submit.add_argument("--dry-run", action="store_true", help="print the sbatch files and submit nothing")
     submit.add_argument("--allow-dirty", action="store_true", help="submit uncommitted changes; their patch is kept")
     submit.add_argument("--cells-per-job", type=int, metavar="N", help="runs that share a job and its devices")
+    add_pack_argument(submit)
     submit.add_argument("--write", type=Path, metavar="DIR", help="write readable sbatch files; submit nothing")
     submit.set_defaults(again=[])
     retry = _on_a_grid(actions, "retry", "submit again what has failed, was cancelled, or is lost", run_submit)
@@ -35,6 +36,7 @@ def register(subparsers: Any) -> None:
     )
     retry.add_argument("--cluster", default="local", metavar="PROFILE", help=PROFILE)
     retry.add_argument("--allow-dirty", action="store_true", help="submit uncommitted changes; their patch is kept")
+    add_pack_argument(retry)
     retry.set_defaults(dry_run=False, cells_per_job=None, write=None)
     status = _on_a_grid(actions, "status", "the state of every cell, on a cluster too", run_status)
     status.add_argument("--watch", type=float, nargs="?", const=10.0, metavar="S", help="again every S seconds (10)")
@@ -88,11 +90,26 @@ def run_submit(arguments: argparse.Namespace) -> int:
 
     profile, grid = load(arguments.cluster), load_grid(arguments)
     cells = grid.expand(arguments.scale, arguments.budget)
+    _check_pack(arguments, profile, cells)
     shared = profile.shared(arguments.runs_dir)
     code = snapshot(shared, arguments.allow_dirty or arguments.dry_run, write=not arguments.dry_run)
     if profile.executor != "slurm":
         return _submit_here(arguments, profile, code)
     return _submit(arguments, profile, grid.name, cells, code)
+
+
+def _check_pack(arguments: argparse.Namespace, profile: Any, cells: list[Any]) -> None:
+    """UserError for a number that is out of range, and where each cell has a process or a file of its own."""
+    from ablations.packs import check_packs
+    from core.schema import UserError
+
+    check_packs(cells, arguments.pack)
+    if arguments.pack == 1:
+        return
+    if arguments.write is not None:
+        raise UserError(f"--pack={arguments.pack}: --write makes a file for each cell; leave one of the two out")
+    if profile.executor == "debug":
+        raise UserError(f"--pack={arguments.pack}: --cluster debug trains one cell after the other; leave --pack out")
 
 
 def _submit(arguments: argparse.Namespace, profile: Any, name: str, cells: list[Any], code: Path) -> int:
@@ -114,7 +131,7 @@ def _submit(arguments: argparse.Namespace, profile: Any, name: str, cells: list[
         if arguments.action == "retry":
             known = submitter.ledger.jobs()
             missing = [work for work in missing if known.get(work.key) or known.get(work.cell.id)]
-        arrays = list(submitter.arrays(missing, cells_per_job=arguments.cells_per_job))
+        arrays = list(submitter.arrays(missing, cells_per_job=arguments.cells_per_job, pack=arguments.pack))
         training = [work.cell for work in missing if work.kind == TRAIN]
         _print_counts(grid_status(cells, arguments.runs_dir, queue), missing, code)
         if training:
@@ -165,7 +182,7 @@ def _submit_here(arguments: argparse.Namespace, profile: Any, code: Path) -> int
     words = ["grid", "run", arguments.name, "--scale", arguments.scale, "--budget", arguments.budget]
     words += ["--runs-dir", str(arguments.runs_dir)]
     words += ["--set", *arguments.machine] if arguments.machine else []
-    words += ["--slots", str(profile.max_parallel)]
+    words += ["--slots", str(profile.max_parallel), "--pack", str(arguments.pack)]
     if arguments.dry_run:
         print(f"fewstep {shlex.join(words)}")
         return 0

@@ -26,6 +26,8 @@ class Resources:
     mem_gb: int = 4  # per node
     max_micro_batch: int | None = None  # samples of one forward on one device; null: all
     cells_per_job: int = 1  # runs that share a job and its devices
+    pack: int = 1  # runs that train in one process on one base, at most
+    packed_gb: int = 1  # memory of each further run of a pack: its adapters and their moments
     disk_gb: float = 0.1  # of one run: checkpoints, snapshots, samples
 
     @property
@@ -36,8 +38,14 @@ class Resources:
     def gpus_per_node(self) -> int:
         return self.processes_per_node * self.gpus_per_process
 
+    @property
+    def job_gb(self) -> int:
+        """Memory of a whole job on each node."""
+        return self.mem_gb * self.cells_per_job + self.packed_gb * (self.pack - 1)
+
     def __str__(self) -> str:
-        keys = ("nodes", "processes_per_node", "gpus_per_process", "cpus_per_process", "mem_gb", "cells_per_job")
+        keys = ["nodes", "processes_per_node", "gpus_per_process", "cpus_per_process", "mem_gb", "cells_per_job"]
+        keys += ["pack"] if self.pack > 1 else []
         return " ".join(f"{key}={getattr(self, key)}" for key in keys)
 
     def check(self, profile: Profile, experiment: str) -> None:
@@ -52,6 +60,8 @@ class Resources:
                 raise UserError(f"{experiment} needs {key}={value}; the cluster's profile has {getattr(profile, key)}")
         if self.cells_per_job > 1 and self.processes > 1:
             raise UserError(f"{experiment}: cells_per_job={self.cells_per_job} needs runs of one process")
+        if self.pack > 1 and max(self.processes, self.cells_per_job) > 1:
+            raise UserError(f"{experiment}: pack={self.pack} needs runs of one process, and one process in a job")
 
 
 @cache
@@ -70,6 +80,8 @@ def resources_of(work: Work, **changes: object) -> Resources:
     measuring = {"nodes": 1, "processes_per_node": 1, **own.pop("evaluate", {})}
     values = {**own, **(measuring if work.kind == EVALUATE else {})}
     values |= {key: value for key, value in changes.items() if value is not None}
+    if work.kind == EVALUATE:
+        values.pop("pack", None)
     known = [item.name for item in fields(Resources)]
     for key in values:
         check_choice(f"{FILE.name}: {experiment}", key, known)

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from ablations.grid import Cell
 from ablations.job import CellsJob
 from ablations.logs import log_of
+from ablations.packs import pack_of, packs_of
 from ablations.status import FINAL
 from ablations.work import (
     ALLOCATOR,
@@ -24,10 +25,12 @@ from ablations.work import (
     evaluate_command,
     job_environment,
     train_command,
+    train_words,
 )
 from core.run import atomic_write
 from core.schema import UserError
 from core.training.preemption import EXIT_CODE
+from slurm.arrays import Array, measured
 from slurm.ledger import Ledger, Submission
 from slurm.profile import Profile, check_shell_safe
 from slurm.queue import Queue
@@ -37,36 +40,6 @@ from slurm.status import BROKEN, TAKEN, bad_nodes, grid_status
 MOST_TASKS = 1000  # of one array, where the cluster allows it
 SUBMITITS_OWN = ("output", "error", "wckey")  # options that a job file without it does not need
 ORPHAN_S = 60.0  # sbatch answers within this
-
-
-@dataclass(frozen=True)
-class Array:
-    """Tasks that are submitted together; each does the work of one or more cells at a time.
-
-    ``mirrors``: task i starts when task i of that array, which trains what this one measures, has ended well.
-    """
-
-    resources: Resources
-    tasks: tuple[tuple[Work, ...], ...]
-    mirrors: Array | None = None
-
-    @property
-    def work(self) -> list[Work]:
-        return [work for task in self.tasks for work in task]
-
-    @property
-    def kind(self) -> str:
-        return self.tasks[0][0].kind
-
-    def __str__(self) -> str:
-        return f"{self.kind} {len(self.work)} cells in {len(self.tasks)} tasks"
-
-    @property
-    def runs_needed(self) -> list[str]:
-        """Ids of the runs that must be done first: parents, then what an earlier submission trains."""
-        parents = [parent for work in self.work for parent in work.cell.parents]
-        trained = [work.cell.id for work in self.work if work.kind == EVALUATE]
-        return list(dict.fromkeys([*parents, *trained]))
 
 
 class Submitter:
@@ -137,6 +110,9 @@ class Submitter:
                 measure.setdefault(work.cell.id, []).append(work)
         for (_, resources, _), works in sorted(self._groups(missing, changes), key=lambda group: group[0][0]):
             for tasks in self._chunks(works, resources):
+                if resources.pack > 1:
+                    yield Array(resources, tuple(measured(task, measure) for task in tasks))
+                    continue
                 training = Array(resources, tasks)
                 yield training
                 measuring = tuple(tuple(w for work in task for w in measure.get(work.cell.id, ())) for task in tasks)
@@ -174,8 +150,7 @@ class Submitter:
         return resources
 
     def _chunks(self, works: Sequence[Work], resources: Resources) -> Iterator[tuple[tuple[Work, ...], ...]]:
-        size, most = resources.cells_per_job, min(MOST_TASKS, self.most_tasks)
-        tasks = [tuple(works[i : i + size]) for i in range(0, len(works), size)]
+        tasks, most = _tasks(works, resources), min(MOST_TASKS, self.most_tasks)
         for start in range(0, len(tasks), most):
             yield tuple(tasks[start : start + most])
 
@@ -223,9 +198,22 @@ class Submitter:
         return f"afterok:{':'.join(alive)}" if alive else ""
 
     def _job(self, task: Sequence[Work], resources: Resources) -> CellsJob:
-        commands = [(str(log_of(self.runs_dir, work.key)), self.command(work, resources)) for work in task]
+        if resources.pack > 1:
+            commands = [self._pack([work for work in task if work.kind == TRAIN], resources)]
+        else:
+            commands = [(str(log_of(self.runs_dir, work.key)), self.command(work, resources)) for work in task]
         environment = {**ALLOCATOR, **job_environment(resources.cpus_per_process), "PYTHONPATH": str(self.code)}
         return CellsJob(commands, environment, self.profile.save_s)
+
+    def _pack(self, trainings: Sequence[Work], resources: Resources) -> tuple[str, list[str]]:
+        """Log and command of a process that trains and measures several runs."""
+        words = []
+        for work in trainings:
+            cell, where = self._there(work, resources)
+            words.append([*train_words(cell, self.runs_dir, resources.cpus_per_process), *where])
+        logs = [log_of(self.runs_dir, work.key) for work in trainings]
+        command, log = pack_of(words, logs, self.runs_dir)
+        return str(log), [self.python, *command[1:]]
 
     @property
     def python(self) -> str:
@@ -237,12 +225,8 @@ class Submitter:
 
         ``whole``: what is trained is measured by the same command.
         """
-        cell = replace(work.cell, overrides=tuple(map(absolute, work.cell.overrides)))
-        cache = Path(cell.config.execution.cache_dir).resolve()  # the job's own folder is that of the code
-        where, threads = [f'execution.cache_dir="{cache}"'], resources.cpus_per_process
+        (cell, where), threads = self._there(work, resources), resources.cpus_per_process
         if work.kind == TRAIN:
-            size = micro_batch(cell.config.train.batch_size, resources)
-            where += [] if size is None else [f"execution.micro_batch={size}"]
             early = any(at < 1 for at in cell.config.eval.at)  # what is measured on the way, the training measures
             words = train_command(cell, self.runs_dir, threads, evaluate=early or whole)
         elif cell.config.method.trains:
@@ -250,6 +234,13 @@ class Submitter:
         else:
             words = train_command(cell, self.runs_dir, threads)
         return [self.python, *words[1:], *where]
+
+    def _there(self, work: Work, resources: Resources) -> tuple[Cell, list[str]]:
+        """The cell with absolute paths, since a job's own folder is that of the code, and overrides of its devices."""
+        cell = replace(work.cell, overrides=tuple(map(absolute, work.cell.overrides)))
+        where = [f'execution.cache_dir="{Path(cell.config.execution.cache_dir).resolve()}"']
+        size = micro_batch(cell.config.train.batch_size, resources) if work.kind == TRAIN else None
+        return cell, where if size is None else [*where, f"execution.micro_batch={size}"]
 
     def _executor(self, array: Array, name: str) -> Any:
         from submitit.slurm.slurm import SlurmExecutor
@@ -318,6 +309,18 @@ def _sbatch_text(parameters: Mapping[str, Any], folder: Path, command: str) -> s
     return _make_sbatch_string(command=command, folder=folder, **parameters)
 
 
+def _tasks(works: Sequence[Work], resources: Resources) -> list[tuple[Work, ...]]:
+    """The work of each task: packs of one base, or as many cells as share a job."""
+    if resources.pack == 1:
+        size = resources.cells_per_job
+        return [tuple(works[i : i + size]) for i in range(0, len(works), size)]
+    by_id = {work.cell.id: work for work in works}
+    tasks = []
+    for pack in packs_of([work.cell for work in works], resources.pack):
+        tasks.append(tuple(by_id[cell.id] for cell in pack))
+    return tasks
+
+
 def _older(first: Sequence[tuple[Submission, str]] | None, second: Sequence[tuple[Submission, str]]) -> bool:
     return first is None or first[-1][0].created < second[-1][0].created
 
@@ -343,7 +346,7 @@ def slurm_parameters(
         "ntasks_per_node": resources.processes_per_node,
         "cpus_per_task": resources.cpus_per_process,
         "gpus_per_node": resources.gpus_per_node or None,
-        "mem": f"{resources.mem_gb * resources.cells_per_job}GB",
+        "mem": f"{resources.job_gb}GB",
         "array_parallelism": profile.max_parallel,
         "setup": [*profile.setup_lines, f"export PYTHONPATH={shlex.quote(str(code))}", f"cd {shlex.quote(str(code))}"],
         "srun_args": profile.srun,

@@ -62,7 +62,8 @@ class Cond:
 class Backbone(ABC):
     """One or more roles (teacher, student, fake_score, ...) of one denoising network.
 
-    ``evaluations`` counts network evaluations in samples, by role; guidance costs ``passes`` a sample.
+    ``evaluations`` counts network evaluations in samples, by role; guidance costs ``passes`` a sample. What a method gets
+    is contiguous, however a network lays out its own: the order of a sum must not depend on who computed the summands.
     """
 
     process: Process
@@ -171,7 +172,7 @@ class Backbone(ABC):
         self.evaluations[role] += len(x_t)
         with self._autocast(x_t):
             raw = self.network(role, x_t, t, cond)
-        return self.process.convert(raw.float(), x_t.float(), t, self.prediction, as_)
+        return self.process.convert(raw.float().contiguous(), x_t.float(), t, self.prediction, as_)
 
     def guided(
         self, role: str, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, w: Tensor | float, as_: str = "x0"
@@ -193,7 +194,7 @@ class Backbone(ABC):
         """Bottleneck features for a critic, float32; counted apart (half a network)."""
         self.evaluations[f"{role}_features"] += len(x_t)
         with self._autocast(x_t):
-            return self.network_features(role, x_t, t, cond).float()
+            return self.network_features(role, x_t, t, cond).float().contiguous()
 
     def _autocast(self, like: Tensor) -> AbstractContextManager:
         return computing_in(self.compute_dtype, like)

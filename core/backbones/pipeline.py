@@ -7,14 +7,17 @@ load at first use. Training reads cached latents and embeddings, so the text enc
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from types import MethodType
 from typing import Any, ClassVar, Self
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -24,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from core.backbones.base import Backbone, Cond, compile_block
 from core.backbones.merged import merged_bytes
 from core.backbones.roles import Roles, Sharing
+from core.backbones.tenants import OwnRoles
 from core.config import UserError
 from core.diffusion.process import Process
 
@@ -61,6 +65,7 @@ class PipelineBackbone(Backbone):
         self.latent_shape = self._latent_shape(network)
         self.process, self.prediction = self._process(scheduler)
         self.source, self.revision, self.device = source, revision, torch.device(device)
+        self._loaded: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()  # parts that somebody holds
 
     # What a family says of its network and its latents.
     def _latent_shape(self, network: nn.Module) -> tuple[int, int, int]:
@@ -153,6 +158,15 @@ class PipelineBackbone(Backbone):
                 built._resize(image_size, built.vae.config, scheduler)
         return built
 
+    def view(self, owner: str, sharing: Sharing) -> Self:
+        """This backbone as ``owner`` sees it, which shares it with others.
+
+        Base, VAE and text encoders are everybody's; roles, except for the teacher, and counted evaluations are its own.
+        """
+        seen = copy.copy(self)
+        seen.roles, seen.evaluations = OwnRoles(self.roles, owner, sharing), Counter()
+        return seen
+
     def add_role(
         self, role: str, like: str | None = None, *, trainable: bool, average: bool = False, seed: int = 0
     ) -> None:
@@ -215,6 +229,8 @@ class PipelineBackbone(Backbone):
 
     def _component(self, kind: Any, name: str, *, may_be_bf16: bool = False) -> nn.Module:
         """A frozen part of the pipeline, in fp32; in bf16 if it is stored so and the caller allows it."""
+        if (held := self._loaded.get(name)) is not None:
+            return held
         assert self.source is not None, "a backbone built from its config alone has no VAE or text encoder"
         options = {"revision": self.revision} if self.revision else {}
         try:
@@ -224,7 +240,8 @@ class PipelineBackbone(Backbone):
             module = kind.from_pretrained(self.source, subfolder=name, torch_dtype=dtype, **options)
         except OSError as error:
             raise UserError(f"{self.source}/{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
-        return module.to(self.device).eval().requires_grad_(False)
+        self._loaded[name] = module.to(self.device).eval().requires_grad_(False)
+        return module
 
     def _tokenizer(self, kind: Any, name: str) -> PreTrainedTokenizerBase:
         assert self.source is not None

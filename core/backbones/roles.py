@@ -78,10 +78,21 @@ class Roles:
     def __contains__(self, role: str) -> bool:
         return role in self._trainable
 
-    def add(self, role: str, like: str | None, *, trainable: bool, average: bool = False, seed: int) -> None:
+    def add(
+        self,
+        role: str,
+        like: str | None,
+        *,
+        trainable: bool,
+        average: bool = False,
+        seed: int,
+        drawn_as: str | None = None,
+        sharing: Sharing | None = None,
+    ) -> None:
         """Create ``role`` with the weights of ``like``, or (None) those that compute what the teacher computes.
 
-        A copy that is an ``average`` is kept in fp32; adapters always are.
+        A copy that is an ``average`` is kept in fp32; adapters always are. An adapter is drawn as the role ``drawn_as``
+        would be, in the size that ``sharing`` says (default: as the others).
         """
         assert role not in self, f"role {role} exists"
         if self.sharing.kind == "full":
@@ -90,11 +101,13 @@ class Roles:
             if average:
                 self._copies[role].float()
         else:
-            self._inject(role, seed)
+            self._inject(role, (seed, drawn_as or role), sharing or self.sharing)
         self._trainable[role] = trainable
-        for name, train in self._trainable.items():
-            for parameter in self.parameters(name).values():
-                parameter.requires_grad_(train)
+        if role in self._copies:
+            self._copies[role].requires_grad_(trainable)
+        else:
+            for name, parameter in self.base.named_parameters():
+                parameter.requires_grad_(self._trainable[_owner(name)])
         if like not in (None, TEACHER) and self.sharing.kind == "lora":
             theirs = self.parameters(like)
             with torch.no_grad():
@@ -105,11 +118,9 @@ class Roles:
         own = {id(p): nn.Parameter(p.data, requires_grad=False) for p in network.parameters()} if self.aliased else {}
         return copy.deepcopy(network, own)
 
-    def _inject(self, role: str, seed: int) -> None:
-        lora = LoraConfig(
-            r=self.sharing.rank, lora_alpha=self.sharing.alpha, target_modules=list(self.sharing.targets), bias="none"
-        )
-        with keyed_init(seed, role, "lora"), warnings.catch_warnings():
+    def _inject(self, role: str, key: tuple[object, ...], sharing: Sharing) -> None:
+        lora = LoraConfig(r=sharing.rank, lora_alpha=sharing.alpha, target_modules=list(sharing.targets), bias="none")
+        with keyed_init(*key, "lora"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several roles are what we want
             inject_adapter_in_model(lora, self.base, adapter_name=role)
         freeze(self.base.parameters())  # injection unfreezes; `add` then sets what trains, once

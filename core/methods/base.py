@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from core.backbones.base import PARENT, STUDENT, STUDENT_EMA, TEACHER, Backbone, Cond
 from core.data.batches import Batch
-from core.data.solutions import SolutionStore
+from core.data.memory import Memory, Rows
 from core.diffusion.solvers import boundary_scalings, few_step_sample
 from core.methods.clock import Clock
 from core.randomness import Stream
@@ -102,7 +102,8 @@ class Method(ABC):
         seed: int,
         *,
         ema_decay: float = 0.0,
-        solutions: SolutionStore | None = None,
+        solutions: Rows | None = None,
+        memory: Memory | None = None,
         training: bool = True,
         lockstep: bool = False,
         initial: Mapping[str, Callable[[Backbone, str], None]] | None = None,
@@ -111,10 +112,10 @@ class Method(ABC):
 
         ``initial`` loads the weights of roles that start from a file (``train.init_from``); roles made later that are
         like them start with these weights too. ``lockstep``: every process must call the networks equally often
-        (sharded training).
+        (sharded training). ``memory``: of trainings in this process that share teacher, data and seed.
         """
         self.config, self.backbone, self.seed = config, backbone, seed
-        self.ema_decay, self.solutions, self.lockstep = ema_decay, solutions, lockstep
+        self.ema_decay, self.solutions, self.memory, self.lockstep = ema_decay, solutions, memory, lockstep
         for role in self.roles():
             if training or role.for_sampling:
                 self._make(role, (initial or {}).get(role.name))
@@ -194,6 +195,20 @@ class Method(ABC):
             return solve(), 0
         solution, stored = self.solutions.fetch(positions, solve)
         return solution, stored * cost
+
+    @torch.no_grad()
+    def once(
+        self, purpose: str, settings: Sequence[object], positions: np.ndarray, compute: Callable[[], Tensor], cost: int
+    ) -> tuple[Tensor, int]:
+        """A tensor by sample that teacher, data, keyed draws and ``settings`` decide, and the evaluations saved.
+
+        Trainings that share a memory compute it once, at the cost of ``cost`` evaluations.
+        """
+        if self.memory is None:
+            return compute(), 0
+        rows = self.memory.rows(type(self).__name__, self.seed, purpose, *settings)
+        found, was_kept = rows.fetch(positions, compute)
+        return found, was_kept * cost
 
     def few_step_x0(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """A role's f(x_t, t) = c_skip x_t + c_out x0, as the sampler evaluates it; latents (B, C, H, W)."""

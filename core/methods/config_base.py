@@ -11,11 +11,12 @@ class TeacherProblem:
     """The settings on which a stored solution of the teacher's ODE depends, beside teacher, data, seed and budget.
 
     ``fields`` are names of the schema's fields; the problems of a run fall into ``num_stages`` equal parts of its
-    budget, each with problems of its own kind.
+    budget, each with problems of its own kind. ``calls``: of the guided teacher, for each sample of the run on average.
     """
 
     fields: tuple[str, ...]
     num_stages: int = 1
+    calls: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,10 @@ class Dmd2Config(MethodConfig):
         """Solutions from pure noise, where the student learns from pairs."""
         if not (self.regression_weight or self.regression_init):
             return None
-        return TeacherProblem(("regression_steps", "guidance", "solver"))
+        share = 1.0 if self.regression_weight else self.regression_init
+        return TeacherProblem(
+            ("regression_steps", "guidance", "solver"), calls=self.regression_steps * share / self.ttur
+        )
 
     @property
     def teacher_guidance(self) -> float:

@@ -171,11 +171,18 @@ class Flash(Method):
         noise = draw(self.stream(CRITIC, "noise").normal(p, x0.shape[1:]), x0)
         return self.backbone.features(self.teacher, self.backbone.process.add_noise(x0, noise, t), t, batch.cond)
 
-    @torch.no_grad()
     def _real_features(self, rollout: FlashRollout) -> Tensor:
         """Teacher features of the data's latents, computed once for both turns."""
+        batch = rollout.batch
         if rollout.real_features is None:
-            rollout.real_features = self._features(rollout.batch.x0, rollout.batch)
+            features, saved = self.once(
+                "real features",
+                self.config.adversarial_timesteps,
+                batch.positions,
+                lambda: self._features(batch.x0, batch),
+                cost=len(batch.positions),
+            )
+            rollout.real_features, rollout.stored = features, rollout.stored + saved
         return rollout.real_features
 
     def _critic_losses(self, rollout: FlashRollout) -> dict[str, Tensor]:

@@ -53,7 +53,17 @@ class FlashConfig(MethodConfig):
             "num_timesteps", "timestep_distribution", "mixture_variance", "stage_weights", "guidance_min",
             "guidance_max", "solver",
         )  # fmt: skip
-        return TeacherProblem(fields, len(self.stage_weights))
+        return TeacherProblem(fields, len(self.stage_weights), self._calls())
+
+    def _calls(self) -> float:
+        """Solver steps from a start point, on average over pi(t) of all stages; none where no loss reads a solution."""
+        from core.diffusion.timesteps import timestep_pmf  # takes numpy, which a configuration alone does not need
+
+        kind, num_steps = self.timestep_distribution, self.num_timesteps
+        if not self.distill_weight:
+            return 0.0
+        stages = [timestep_pmf(kind, num_steps, row, self.mixture_variance) for row in self.stage_weights]
+        return float(sum(stages) @ range(num_steps, 0, -1)) / len(stages)
 
     @property
     def weight_files(self) -> tuple[WeightFile, ...]:

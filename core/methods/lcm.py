@@ -67,14 +67,25 @@ class Lcm(Method):
         noise = draw(self.stream(STUDENT, "noise").normal(p, batch.x0.shape[1:]), batch.x0)
         t = draw(self.timesteps[index], batch.x0)
         x_t = process.add_noise(batch.x0, noise, t)
-        w = self.uniform_guidance("guidance", batch, self.config.guidance_min, self.config.guidance_max)
-        x0 = self.backbone.guided(self.teacher, x_t, t, cond, batch.null, w)
+        x0, saved = self._teacher_x0(batch, x_t, t)
         # The last step ends at the data, where a consistency model is the identity
         is_last = draw(index + 1 == len(self.timesteps), batch.x0)[:, None, None, None]
         following = draw(self.timesteps[(index + 1) % len(self.timesteps)], batch.x0)
         x_next = ddim_step(x_t, x0, t, following, process)
         target = torch.where(is_last, x0, self.few_step_x0(TARGET, x_next, following, cond))
-        return LcmRollout(batch, x_t, t, target)
+        return LcmRollout(batch, x_t, t, target, stored=saved)
+
+    def _teacher_x0(self, batch: Batch, x_t: Tensor, t: Tensor) -> tuple[Tensor, int]:
+        """The teacher's guided x0 at the student's input, and the evaluations that sharing it has saved."""
+        low, high = self.config.guidance_min, self.config.guidance_max
+        w = self.uniform_guidance("guidance", batch, low, high)
+        return self.once(
+            "teacher x0",
+            (len(self.timesteps), low, high),
+            batch.positions,
+            lambda: self.backbone.guided(self.teacher, x_t, t, batch.cond, batch.null, w),
+            cost=self.backbone.passes(w) * len(x_t),
+        )
 
     def losses(self, turn: str, rollout: LcmRollout, clock: Clock) -> dict[str, Tensor]:
         x0 = self.student_x0(rollout.x_t, rollout.t, rollout.batch.cond)

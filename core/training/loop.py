@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from safetensors.torch import load_file
@@ -35,7 +36,8 @@ class Diverged(Exception):  # noqa: N818  a result, not a crash
 class Trainer:
     """Trains one run; ``sheet(images seen)`` (optional) draws the fixed prompts at the current weights.
 
-    It returns the file that it has written, None in the processes that write none.
+    It returns the file that it has written, None in the processes that write none. ``flag``: that of all trainings in
+    this process, where there are several.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Trainer:
         attempt: int,
         sheet: Callable[[int], Path | None] | None = None,
         world: World = ALONE,
+        flag: PreemptionFlag | None = None,
     ) -> None:
         self.config, self.method, self.data, self.run, self.clock, self.sheet = config, method, data, run, clock, sheet
         self.world = world
@@ -61,12 +64,18 @@ class Trainer:
         self.averages = Averages(backbone, method.roles())
         self.ahead = Ahead(method, data, clock, self.micro_batch, config.execution.solve_batch, world)
         self.checkpoints = Checkpoints(run.path / "state", config.execution.keep_checkpoints, world)
-        self.flag = PreemptionFlag()
+        self.flag = flag or PreemptionFlag()
+        self._saved_at: int | None = None  # images
         self._resume()
         self.monitor = Monitor(run, clock, attempt, config.execution.heartbeat_s, config.execution.report_to, world)
 
     def train(self, until: float = 1.0) -> None:
         """Train to the fraction ``until`` of the budget; raises Preempted (state saved) or Diverged."""
+        for _ in self.iterations(until):
+            pass
+
+    def iterations(self, until: float = 1.0) -> Iterator[None]:
+        """``train`` that pauses after each iteration: others may train in between."""
         self.method.backbone.merge_again()
         with self.flag.watching():
             while not self.clock.done and self.clock.fraction < until:
@@ -76,6 +85,15 @@ class Trainer:
                 self.clock.seconds += seconds
                 self.compiler.after(seconds, self.clock.fraction)
                 self._after_iteration()
+                yield
+                if not self.clock.done and self._must_stop():
+                    self.leave()
+
+    def leave(self) -> NoReturn:
+        """Save the state of this position, unless it is saved, and raise Preempted."""
+        if self._saved_at != self.clock.images:
+            self.save()
+        raise Preempted(f"stopped at {self.clock.images} images; the same command goes on from there")
 
     def _iteration(self) -> None:
         batch = self.data.batch(self.world.share(self.clock.positions()))
@@ -133,11 +151,8 @@ class Trainer:
         self.monitor.tick(means)
         if self.sheet is not None and self._is_due(execution.sample_every_images):
             self._draw_sheet()
-        stops = self._must_stop()
-        if stops or self._is_due(execution.checkpoint_every_images):
+        if self._is_due(execution.checkpoint_every_images):
             self.save()
-        if stops and not self.clock.done:
-            raise Preempted(f"stopped at {self.clock.images} images; the same command goes on from there")
 
     def _is_due(self, images: int) -> bool:
         """Whether this iteration has crossed a multiple of ``images`` (at least 1), or is the last one."""
@@ -171,6 +186,7 @@ class Trainer:
         """
         clock = self.clock.state(self.world.total)
         self.checkpoints.save(self.clock.images, self._state(), {"run": self.run.id, "clock": clock})
+        self._saved_at = self.clock.images
         self.world.barrier()
 
     def _state(self) -> dict[str, torch.Tensor]:

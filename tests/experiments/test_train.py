@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -134,14 +135,14 @@ def test_wrong_prompts_are_told_before_a_run_has_a_folder(
 
 @pytest.mark.parametrize("family", ["tiny_sd", "tiny_sd3", "tiny_flux2"])
 def test_training_holds_no_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    held, train = [], Trainer.train
+    held, iterations = [], Trainer.iterations
 
-    def watched(self: Trainer, until: float) -> None:
+    def watched(self: Trainer, until: float) -> Iterator[None]:
         held.append([name for name in self.method.backbone.text_encoders if name in vars(self.method.backbone)])
-        train(self, until)
+        yield from iterations(self, until)
         held.append([name for name in self.method.backbone.text_encoders if name in vars(self.method.backbone)])
 
-    monkeypatch.setattr(Trainer, "train", watched)
+    monkeypatch.setattr(Trainer, "iterations", watched)
     short = ["data.view=plain", "data.split=train", "train.budget.amount=2", "train.budget.unit=iterations"]
     worlds.trained_on_pictures(tmp_path, "flash/tiny", f"backbone={family}", *short)  # draws a sheet, too
     assert held == [[], []]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.training.monitor import Monitor
-from experiments.train import _logging_to
+from experiments.train import logging_to
 from tests import worlds
 
 log = logging.getLogger("fewstep")
@@ -26,7 +26,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *
     """What ``stream`` is sent by four ticks of a training, with a line of the log between them."""
     trained = worlds.trainer(tmp_path)
     monkeypatch.setattr(sys, "stderr", stream)
-    with _logging_to(trained.run):
+    with logging_to(trained.run):
         monitor = Monitor(trained.run, trained.clock, 1, heartbeat_s)
         for step in range(4):
             trained.clock.images += 4
@@ -39,11 +39,26 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *
 
 def test_what_is_logged_after_a_training_is_not_in_its_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trained = worlds.trainer(tmp_path)
-    with _logging_to(trained.run):
+    with logging_to(trained.run):
         log.info("inside")
     log.warning("outside")
     text = (trained.run.path / "log.txt").read_text()
     assert text.endswith("  inside\n") and "outside" in caplog.text
+
+
+def test_lines_of_several_runs_on_one_terminal_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, stream = worlds.trainer(tmp_path), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with logging_to(trained.run, tmp_path / "other.log", name="ab12"):
+        log.info("measuring")
+        log.info("ab12 diverged")
+    assert [re.sub(r"[\d:]{8}", "T", line) for line in stream.getvalue().splitlines()] == [
+        "ab12  T  measuring",
+        "T  ab12 diverged",
+    ]
+    told = (tmp_path / "other.log").read_text()
+    assert re.sub(r"[\d:]{8}", "T", told) == "T  measuring\nT  ab12 diverged\n"
+    assert (trained.run.path / "log.txt").read_text() == told
 
 
 def test_lines_of_the_log_go_above_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
