@@ -61,13 +61,14 @@ class Cell:
 
 @dataclass
 class _Expansion:
-    """The cells of a grid so far, at one scale and budget, and the folders' hashes, taken once for all of them."""
+    """The cells of a grid so far, at one scale and budget; the folders' hashes and the rows' overrides, made once."""
 
     scale: str
     budget: str
     strict: bool
     cells: dict[tuple[str, int], Cell] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Grid:
             raise UserError(f"{self.file}: rows {' -> '.join([*path, row.id])} are each other's parents")
         if (row.id, seed) in found.cells:
             return found.cells[row.id, seed]
-        overrides, parents = self._overrides(row, seed, found.budget, found.scale), ()
+        overrides, parents = self._overrides(row, seed, found), ()
         if row.parent is not None:
             other = next(r for r in self.rows if r.id == row.parent)
             parent = self._add(other, seed, found, (*path, row.id))
@@ -158,8 +159,16 @@ class Grid:
         found.cells[row.id, seed] = cell
         return cell
 
-    def _overrides(self, row: Row, seed: int, budget: str, scale: str) -> list[str]:
+    def _overrides(self, row: Row, seed: int, found: _Expansion) -> list[str]:
         """The overrides that the grid asks for; the budget's values first, so that a row may set its own."""
+        if row.id not in found.texts:
+            found.texts[row.id] = self._texts(row, found.budget, found.scale)
+        texts = found.texts[row.id] | {"seed": f"seed={seed}"}
+        label = json.dumps(f"{row.id}-s{seed}")
+        return [*texts.values(), f"execution.label={label}", *self.machine]
+
+    def _texts(self, row: Row, budget: str, scale: str) -> dict[str, str]:
+        """The overrides of a row's cells by key; each has a seed of its own."""
         reference = row in self.references
         shared = self.budgets[budget].set  # nothing is trained in a reference, it is only measured
         values = {k: v for k, v in shared.items() if not reference or k.startswith("eval.")} | {
@@ -169,11 +178,8 @@ class Grid:
             **({} if reference else {"eval.at": list(self.evaluate.at)}),
             **row.set,
             **row.at.get(scale, {}),
-            "seed": seed,
         }
-        label = json.dumps(f"{row.id}-s{seed}")
-        texts = (f"{key}={_literal(value)}" for key, value in values.items())
-        return [*texts, f"execution.label={label}", *self.machine]
+        return {key: f"{key}={_literal(value)}" for key, value in values.items()}
 
 
 def names() -> list[str]:

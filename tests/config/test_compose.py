@@ -1,6 +1,6 @@
 """Composition: one way of applying values, equal to Hydra's own; what is stored is what is read."""
 
-import json
+import marshal
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_a_remembered_composition_is_the_composed_one(name: str) -> None:
     _composed.cache_clear()
     composed = _composed(name, ())
     _composed.cache_clear()
-    assert json.loads(composed) == _compose_groups(name, ()) == json.loads(_composed(name, ()))
+    assert marshal.loads(composed) == _compose_groups(name, ()) == marshal.loads(_composed(name, ()))
     assert list(Path(".cache/composed").glob("*-*.json"))
 
 
@@ -186,3 +186,13 @@ def test_yaml_is_read_by_omegaconf_s_rules() -> None:
         load_yaml("a: 1\nb: 2\na: 1\n", "a mapping")
     with pytest.raises(UserError, match=r"^not a grid \(a mapping is expected\)$"):
         load_yaml("- a\n", "a grid")
+
+
+def test_what_is_written_into_one_configuration_is_in_no_other() -> None:
+    """Equal parts are checked once and remembered, and each configuration has its own copies."""
+    first = compose("flash/tiny", ["method.dmd_weight=[0, 0, 0, 1]"])
+    first.method.dmd_weight.append(2.0)
+    first.execution.label, first.eval.steps[0] = "mine", 8
+    second = compose("flash/tiny", ["method.dmd_weight=[0, 0, 0, 1]"])
+    assert second.method.dmd_weight == [0.0, 0.0, 0.0, 1.0]
+    assert second.execution.label == "" and second.eval == compose("flash/tiny").eval != first.eval
