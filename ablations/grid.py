@@ -26,11 +26,13 @@ from typing import Any
 
 from ablations.schema import Budget, Evaluate, GridSpec, Layout, Row, Scaled
 from core.config import ExperimentConfig, UserError, compose, own_file, read_yaml, resolve, run_id
+from core.overrides import split
 from core.schema import check_choice, nearest
 
 FOLDER = Path(__file__).parent
 _AxisPoint = dict[str, Any]  # values by key, of keys that vary together
 # What may differ between machines: where things lie and how they are executed.
+OF_ONE_CELL = ("seed=", "execution.label=")
 MACHINE_KEYS = ("*.path", "*_path", "backbone.revision", "eval.batch_size", "execution.*")
 
 
@@ -68,6 +70,7 @@ class _Expansion:
     strict: bool
     cells: dict[tuple[str, int], Cell] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
+    alike: dict[tuple[str, ...], ExperimentConfig] = field(default_factory=dict)  # of a row, by what its seeds share
     texts: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
@@ -146,7 +149,7 @@ class Grid:
         experiment = row.experiment.get(found.scale, self.base[found.scale])
         unresolved = ""
         with _where(f"{self.file}: row {row.id}"):
-            config = compose(experiment, overrides)
+            config = _composed(experiment, overrides, found)
             try:
                 identity = run_id(resolve(config, found.hashes))
             except UserError as error:
@@ -180,6 +183,18 @@ class Grid:
             **row.at.get(scale, {}),
         }
         return {key: f"{key}={_literal(value)}" for key, value in values.items()}
+
+
+def _composed(experiment: str, overrides: Sequence[str], found: _Expansion) -> ExperimentConfig:
+    """The configuration of a cell, which shares its parts with those of the row's other seeds: none is written into."""
+    key = experiment, *(text for text in overrides if not text.startswith(OF_ONE_CELL))
+    like = found.alike.get(key)
+    if like is None:
+        like = found.alike[key] = compose(experiment, overrides)
+        return like
+    values = dict(split(overrides)[1])
+    execution = replace(like.execution, label=str(values["execution.label"]))
+    return replace(like, seed=values["seed"], execution=execution)
 
 
 def names() -> list[str]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ablations.grid import Cell
 from core.config import ExperimentConfig
@@ -67,20 +68,16 @@ def progress_of(path: Path | None) -> str:
 
 def missing_numbers(run: Run, config: ExperimentConfig) -> Iterator[tuple[str, str, str]]:
     """(metric, split, steps) that ``config`` asks for at the end of its budget and that evals.jsonl lacks."""
-    have = set(_numbers_at_the_end(run, config))
+    numbers = newest(run.numbers())
+    if numbers and numbers[0].images < budget_images(config):
+        numbers = []
+    have = {(n.metric, n.split, n.weights, n.steps) for n in as_asked(numbers, config)}
     for split in config.eval.splits:
         for setting in config.settings():
             steps = setting.sampler.steps
             for metric in config.eval.metrics:
                 if (metric, split, setting.weights, steps) not in have:
                     yield metric, split, f"{steps} steps"
-
-
-def _numbers_at_the_end(run: Run, config: ExperimentConfig) -> Iterator[tuple[str, str, str, int]]:
-    """(metric, split, weights, steps) of every number that was taken as asked at the end of the budget."""
-    for number in as_asked(newest(run.numbers()), config):
-        if number.images >= budget_images(config):
-            yield number.metric, number.split, number.weights, number.steps
 
 
 def budget_images(config: ExperimentConfig) -> int:
@@ -90,8 +87,7 @@ def budget_images(config: ExperimentConfig) -> int:
     return by_unit.get(budget.unit, 0)
 
 
-@dataclass(frozen=True)
-class _Asked:
+class _Asked(NamedTuple):
     """The settings of a configuration that decide which numbers it asks for."""
 
     trains: bool

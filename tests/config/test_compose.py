@@ -8,6 +8,7 @@ from pathlib import Path
 import hydra
 import pytest
 from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader
 
 from core.config import (
     UserError,
@@ -21,7 +22,7 @@ from core.config import (
     to_yaml,
 )
 from core.overrides import _parse, parse
-from core.typed import load_yaml
+from core.typed import _loader, load_yaml
 
 OVERRIDES = [
     "method.num_timesteps=16",
@@ -186,6 +187,16 @@ def test_yaml_is_read_by_omegaconf_s_rules() -> None:
         load_yaml("a: 1\nb: 2\na: 1\n", "a mapping")
     with pytest.raises(UserError, match=r"^not a grid \(a mapping is expected\)$"):
         load_yaml("- a\n", "a grid")
+
+
+def test_yaml_is_read_by_omegaconfs_rules() -> None:
+    """They stand in core/typed.py, because OmegaConf is slow to import."""
+
+    def rules(loader: type) -> dict[str, list[tuple[str, str]]]:
+        found = loader.yaml_implicit_resolvers.items()
+        return {first: [(tag, "".join(form.pattern.split())) for tag, form in kept] for first, kept in found}
+
+    assert rules(_loader()) == rules(get_yaml_loader())
 
 
 def test_what_is_written_into_one_configuration_is_in_no_other() -> None:
