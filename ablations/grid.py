@@ -26,11 +26,13 @@ from typing import Any
 
 from ablations.schema import Budget, Evaluate, GridSpec, Layout, Row, Scaled
 from core.config import ExperimentConfig, UserError, compose, own_file, read_yaml, resolve, run_id
+from core.overrides import split
 from core.schema import check_choice, nearest
 
 FOLDER = Path(__file__).parent
 _AxisPoint = dict[str, Any]  # values by key, of keys that vary together
 # What may differ between machines: where things lie and how they are executed.
+OF_ONE_CELL = ("seed=", "execution.label=")
 MACHINE_KEYS = ("*.path", "*_path", "backbone.revision", "eval.batch_size", "execution.*")
 
 
@@ -61,13 +63,15 @@ class Cell:
 
 @dataclass
 class _Expansion:
-    """The cells of a grid so far, at one scale and budget, and the folders' hashes, taken once for all of them."""
+    """The cells of a grid so far, at one scale and budget; the folders' hashes and the rows' overrides, made once."""
 
     scale: str
     budget: str
     strict: bool
     cells: dict[tuple[str, int], Cell] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
+    alike: dict[tuple[str, ...], ExperimentConfig] = field(default_factory=dict)  # of a row, by what its seeds share
+    texts: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class Grid:
             raise UserError(f"{self.file}: rows {' -> '.join([*path, row.id])} are each other's parents")
         if (row.id, seed) in found.cells:
             return found.cells[row.id, seed]
-        overrides, parents = self._overrides(row, seed, found.budget, found.scale), ()
+        overrides, parents = self._overrides(row, seed, found), ()
         if row.parent is not None:
             other = next(r for r in self.rows if r.id == row.parent)
             parent = self._add(other, seed, found, (*path, row.id))
@@ -145,7 +149,7 @@ class Grid:
         experiment = row.experiment.get(found.scale, self.base[found.scale])
         unresolved = ""
         with _where(f"{self.file}: row {row.id}"):
-            config = compose(experiment, overrides)
+            config = _composed(experiment, overrides, found)
             try:
                 identity = run_id(resolve(config, found.hashes))
             except UserError as error:
@@ -158,8 +162,16 @@ class Grid:
         found.cells[row.id, seed] = cell
         return cell
 
-    def _overrides(self, row: Row, seed: int, budget: str, scale: str) -> list[str]:
+    def _overrides(self, row: Row, seed: int, found: _Expansion) -> list[str]:
         """The overrides that the grid asks for; the budget's values first, so that a row may set its own."""
+        if row.id not in found.texts:
+            found.texts[row.id] = self._texts(row, found.budget, found.scale)
+        texts = found.texts[row.id] | {"seed": f"seed={seed}"}
+        label = json.dumps(f"{row.id}-s{seed}")
+        return [*texts.values(), f"execution.label={label}", *self.machine]
+
+    def _texts(self, row: Row, budget: str, scale: str) -> dict[str, str]:
+        """The overrides of a row's cells by key; each has a seed of its own."""
         reference = row in self.references
         shared = self.budgets[budget].set  # nothing is trained in a reference, it is only measured
         values = {k: v for k, v in shared.items() if not reference or k.startswith("eval.")} | {
@@ -169,11 +181,20 @@ class Grid:
             **({} if reference else {"eval.at": list(self.evaluate.at)}),
             **row.set,
             **row.at.get(scale, {}),
-            "seed": seed,
         }
-        label = json.dumps(f"{row.id}-s{seed}")
-        texts = (f"{key}={_literal(value)}" for key, value in values.items())
-        return [*texts, f"execution.label={label}", *self.machine]
+        return {key: f"{key}={_literal(value)}" for key, value in values.items()}
+
+
+def _composed(experiment: str, overrides: Sequence[str], found: _Expansion) -> ExperimentConfig:
+    """The configuration of a cell, which shares its parts with those of the row's other seeds: none is written into."""
+    key = experiment, *(text for text in overrides if not text.startswith(OF_ONE_CELL))
+    like = found.alike.get(key)
+    if like is None:
+        like = found.alike[key] = compose(experiment, overrides)
+        return like
+    values = dict(split(overrides)[1])
+    execution = replace(like.execution, label=str(values["execution.label"]))
+    return replace(like, seed=values["seed"], execution=execution)
 
 
 def names() -> list[str]:

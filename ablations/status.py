@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from ablations.grid import Cell
 from core.config import ExperimentConfig
+from core.measured import Number, newest, protocol_fields
 from core.run import Run, find_runs
-from core.sampler import Sampler
 
 FINAL = ("done", "diverged")  # a diverged run is a result
 STALE_S = 90.0  # a heartbeat that is older is told with its age
@@ -45,7 +46,7 @@ def status_of(cell: Cell, path: Path | None) -> Status:
     """The status of one cell whose run, if there is one, lies at ``path``."""
     if path is None:
         return Status(cell, "planned", None)
-    run = Run.open(path)
+    run = Run(path, cell.id)
     state = run.state()
     if state == "done" and (missing := list(missing_numbers(run, cell.config))):
         reason = f"{len(missing)} numbers to measure, first: {' '.join(missing[0])}"
@@ -67,24 +68,16 @@ def progress_of(path: Path | None) -> str:
 
 def missing_numbers(run: Run, config: ExperimentConfig) -> Iterator[tuple[str, str, str]]:
     """(metric, split, steps) that ``config`` asks for at the end of its budget and that evals.jsonl lacks."""
-    have = set(_numbers_at_the_end(run, config))
+    numbers = newest(run.numbers())
+    if numbers and numbers[0].images < budget_images(config):
+        numbers = []
+    have = {(n.metric, n.split, n.weights, n.steps) for n in as_asked(numbers, config)}
     for split in config.eval.splits:
         for setting in config.settings():
             steps = setting.sampler.steps
             for metric in config.eval.metrics:
                 if (metric, split, setting.weights, steps) not in have:
                     yield metric, split, f"{steps} steps"
-
-
-def _numbers_at_the_end(run: Run, config: ExperimentConfig) -> Iterator[tuple[str, str, str, int]]:
-    """(metric, split, weights, steps) of every number that was taken as asked at the end of the budget."""
-    lines = run.evals()
-    end = max((line["images"] for line in lines), default=0)
-    if end < budget_images(config):
-        return
-    for line in lines:
-        if line["images"] == end and as_asked(line["protocol_fields"], config):
-            yield line["metric"], line["split"], line["weights"], line["steps"]
 
 
 def budget_images(config: ExperimentConfig) -> int:
@@ -94,21 +87,38 @@ def budget_images(config: ExperimentConfig) -> int:
     return by_unit.get(budget.unit, 0)
 
 
-def as_asked(fields: Mapping[str, Any], config: ExperimentConfig) -> bool:
-    """Whether a number was taken with the sampler and on as many images as ``config`` asks for.
+class _Asked(NamedTuple):
+    """The settings of a configuration that decide which numbers it asks for."""
+
+    trains: bool
+    solver: str  # of the student
+    cache: str
+    images_per_prompt: int
+    num_images: int
+    num_diversity_prompts: int
+    num_reference: int
+
+
+def as_asked(numbers: Iterable[Number], config: ExperimentConfig) -> list[Number]:
+    """The numbers that were taken with the sampler and on as many images as ``config`` asks for.
 
     A run that two budgets share holds the numbers of both.
     """
-    asked = config.eval
-    if config.method.trains and not _drawn_by(fields, asked.sampler_at(fields["steps"])):
+    asked, sampler = config.eval, config.eval.sampler_at(1)
+    wanted = _Asked(
+        config.method.trains, sampler.name, sampler.cache, asked.images_per_prompt, asked.num_images,
+        asked.num_diversity_prompts, asked.num_reference,
+    )  # fmt: skip
+    return [number for number in numbers if _is_asked(bytes(number.protocol_fields), wanted)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_asked(written: bytes, asked: _Asked) -> bool:
+    """Whether a protocol is one that is asked for; thousands of numbers share a few."""
+    fields = protocol_fields(written)
+    if asked.trains and (fields["solver"], fields.get("cache", "none")) != (asked.solver, asked.cache):
         return False
     if fields["images_per_prompt"] > 1:  # a split may have fewer different prompts than asked for
         per_prompt = fields["images_per_prompt"] == asked.images_per_prompt
         return per_prompt and fields["num_images"] <= asked.num_diversity_prompts * asked.images_per_prompt
     return fields["num_images"] == asked.num_images and fields["num_reference"] in (0, asked.num_reference)
-
-
-def _drawn_by(fields: Mapping[str, Any], sampler: Sampler) -> bool:
-    """Whether a protocol's samples were drawn with this solver, eta and cache."""
-    wanted = sampler.protocol_fields()
-    return (fields["solver"], fields.get("cache", "none")) == (wanted["solver"], wanted["cache"])

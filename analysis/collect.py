@@ -19,7 +19,7 @@ import pandas as pd
 
 from ablations.grid import Cell, Grid
 from ablations.status import FINAL, as_asked
-from core.config import ExperimentConfig
+from core.measured import Number, newest, protocol_fields
 from core.metrics.cost import TrainingCost, training_cost
 from core.metrics.protocol import SAMPLING_FIELDS, comparable_id
 from core.run import Run, find_runs
@@ -128,10 +128,9 @@ def collect(grid: Grid, items: Sequence[CellRun], scale: str, budget: str) -> pd
             "reference": cell.row in references, "seed": cell.seed, "run": cell.id, "state": item.state,
         }  # fmt: skip
         measured = [
-            base | {"state": copy.state, "dirty": copy.dirty} | _number(line)
+            base | {"state": copy.state, "dirty": copy.dirty} | _shown(number)
             for copy in item.copies
-            for line in _final_evals(copy)
-            if as_asked(line["protocol_fields"], cell.config)
+            for number in as_asked(_final_numbers(copy), cell.config)
         ]
         lines += measured + [base | {"dirty": False} | hole for hole in _holes(grid, measured, base["reference"])]
     return pd.DataFrame(lines, columns=COLUMNS)
@@ -148,36 +147,22 @@ def _holes(grid: Grid, measured: Sequence[dict[str, Any]], reference: bool) -> I
             yield {"metric": metric, "split": split, "steps": nfe, "nfe": nfe, "value": math.nan}
 
 
-def _final_evals(copy: Copy) -> list[dict[str, Any]]:
+def _final_numbers(copy: Copy) -> list[Number]:
     """The measurements of a finished run at its end, of the weights that its configuration names."""
     if copy.state not in FINAL:
         return []
-    return _at_the_end(copy.run.evals(), copy.run.config)
+    numbers, config = copy.run.numbers(), copy.run.config
+    if not config.method.trains:
+        return newest(numbers)
+    return newest(number for number in numbers if number.weights == config.eval.weights)
 
 
-def _at_the_end(evals: list[dict[str, Any]], config: ExperimentConfig) -> list[dict[str, Any]]:
-    if config.method.trains:
-        evals = [line for line in evals if line["weights"] == config.eval.weights]
-    end = max((line["images"] for line in evals), default=0)
-    return [line for line in evals if line["images"] == end]
+_SHOWN = ("metric", "split", "steps", "nfe", "guidance", "weights", "images", "value", "n", "protocol", "time")
 
 
-def _number(line: dict[str, Any]) -> dict[str, Any]:
-    keys = (
-        "metric",
-        "split",
-        "steps",
-        "nfe",
-        "guidance",
-        "weights",
-        "images",
-        "value",
-        "n",
-        "protocol",
-        "time",
-    )
-    fields = line["protocol_fields"]
-    return {key: line[key] for key in keys} | {"fields": fields, "comparable": comparable_id(fields)}
+def _shown(number: Number) -> dict[str, Any]:
+    fields = protocol_fields(bytes(number.protocol_fields))
+    return {name: getattr(number, name) for name in _SHOWN} | {"fields": fields, "comparable": comparable_id(fields)}
 
 
 def comparable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -22,7 +22,7 @@ Logs = Sequence[tuple[str, int, pd.DataFrame]]
 
 def training_curves(grid: Grid, items: Sequence[CellRun]) -> Figure | None:
     """``log_curves`` of the first seed of each row; None without logs."""
-    return log_curves(_logs(grid, items))
+    return log_curves(first_logs(grid, items))
 
 
 def log_curves(logs: Logs, more: Sequence[str] = (), *, log_axis: bool = False) -> Figure | None:
@@ -71,7 +71,7 @@ def _make_logarithmic(ax: Axes) -> None:
     ax.yaxis.set_minor_locator(NullLocator())
 
 
-def _logs(grid: Grid, items: Sequence[CellRun]) -> Logs:
+def first_logs(grid: Grid, items: Sequence[CellRun]) -> Logs:
     """The logs of the first seed of each row that has logged a loss."""
     first: dict[str, CellRun] = {}
     for item in items:

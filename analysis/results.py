@@ -7,7 +7,7 @@ from pathlib import Path
 
 from analysis import index
 from analysis.artefacts import budgets, cost, figure_5, grids, samples, timesteps
-from analysis.artefacts.context import Context, File
+from analysis.artefacts.context import Context, File, finished
 from analysis.collect import RECORDS
 from analysis.pages import FOLDER, build_pages
 from core.run import atomic_write
@@ -23,7 +23,7 @@ def write_results(out: Path, runs_dir: Path | None = None, pages: Path | None = 
     context = Context((RECORDS,) if runs_dir is None else (runs_dir, RECORDS))
     written: dict[str, str | bytes] = {}
     for artefact in ARTEFACTS:
-        for name, content in artefact.build(context):
+        for name, content in finished(artefact.build(context)):
             written[name] = content
             yield from _write(out, [(name, content)])
     yield from _write(out, [(index.FILE, index.index_page(written, context))])

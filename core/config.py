@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import marshal
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -54,6 +55,10 @@ REMEMBERED = Path(".cache") / "composed"
 
 # The field of each group's YAML that names its schema when a stored configuration is read back.
 _SCHEMA_KEY = {"method": "name", "backbone": "family", "task": "name"}
+_PARTS = {
+    "data": DataConfig, "train": TrainConfig, "eval": EvalConfig, "execution": ExecutionConfig,
+    "expected": list[ExpectedConfig],
+}  # fmt: skip
 
 
 @functools.cache
@@ -90,9 +95,9 @@ def compose(experiment: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
     _check_exists(experiment, file)
     groups, changes = split(overrides)
     if file is None:
-        values = json.loads(_composed(experiment, tuple(groups)))
+        values = marshal.loads(_composed(experiment, tuple(groups)))
     else:
-        values = json.loads(_composed_own(file, tuple(groups), _beside(file)))
+        values = marshal.loads(_composed_own(file, tuple(groups), _beside(file)))
     for key, value in changes:
         _put(values, key, value)
     try:
@@ -160,6 +165,7 @@ def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def _config(values: Mapping[str, Any]) -> ExperimentConfig:
     """Plain values as a validated configuration, each group by the schema that its own name stands for."""
     parts = {group: _schema_of(values, group) for group in _SCHEMA_KEY}
+    parts |= {name: part for name, part in _PARTS.items() if name in values}
     config = typed(ExperimentConfig, values, parts)
     config.validate()
     return config
@@ -174,8 +180,8 @@ def _schema_of(values: Mapping[str, Any], group: str) -> type:
 
 
 @functools.lru_cache(maxsize=256)
-def _composed(experiment: str, groups: tuple[str, ...]) -> str:
-    """Compose an experiment and its groups by Hydra; the values as JSON.
+def _composed(experiment: str, groups: tuple[str, ...]) -> bytes:
+    """Compose an experiment and its groups by Hydra; the values by marshal.
 
     Remembered on disk: Hydra's import and one composition take a second, as much as the rest of ``grid status``.
     """
@@ -186,11 +192,11 @@ def _composed(experiment: str, groups: tuple[str, ...]) -> str:
     if not isinstance(values, dict) or values.keys() != {item.name for item in fields(ExperimentConfig)}:
         values = _compose_groups(experiment, groups)
         remember(file, values)
-    return json.dumps(values)
+    return marshal.dumps(values)
 
 
 @functools.lru_cache(maxsize=16)
-def _composed_own(file: Path, groups: tuple[str, ...], beside: str) -> str:
+def _composed_own(file: Path, groups: tuple[str, ...], beside: str) -> bytes:
     """``_composed`` of a user's own experiment, made from ``beside``. Remembered by this process alone.
 
     Nobody but Hydra knows which other files a user's file starts from.
@@ -200,7 +206,7 @@ def _composed_own(file: Path, groups: tuple[str, ...], beside: str) -> str:
     if lacking:
         start = "begin its defaults with /experiment_schema, or with an experiment, e.g. /experiment/flash/emoji"
         raise UserError(f"{file.name} has no {', '.join(sorted(lacking))}; {start}")
-    return json.dumps(values)
+    return marshal.dumps(values)
 
 
 def _beside(file: Path) -> str:

@@ -14,9 +14,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from safetensors import SafetensorError, safe_open
 
-from core.remembered import recall, remember
+from core.remembered import packed, recall, remember
 from core.schema import REVISIONS, ExperimentConfig, UserError
 from core.splits import HELD_OUT_SHARE, is_split_by_key
 
@@ -25,6 +26,8 @@ _NOT_WEIGHTS = {".md", ".png", ".jpg", ".log"}  # cards and sample sheets may be
 _NOT_DATA = {".md", ".sha256"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _RUN_ID = re.compile(r"[0-9a-f]{10}")
+MOST_WRITTEN = 4096
+_WRITTEN: dict[tuple[type, bytes], str] = {}  # parts of configurations as JSON
 
 
 def locate(path: str) -> Path:
@@ -101,13 +104,32 @@ def posed_problem(config: ExperimentConfig) -> dict[str, Any] | None:
 def run_id(config: ExperimentConfig) -> str:
     """10 hex digits; ``config`` must have gone through ``core.config.resolve``."""
     assert config.backbone.weights_hash and config.data.data_hash, "resolve the configuration first"
-    payload = {
-        "schema_version": SCHEMA_VERSION,
-        "method_revision": REVISIONS[config.method.name],
-        "config": identity_dict(config),
-    }
-    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    revision = REVISIONS[config.method.name]
+    text = f'{{"config":{_canonical(config)},"method_revision":{revision},"schema_version":{SCHEMA_VERSION}}}'
     return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+
+
+def _canonical(config: Any) -> str:
+    """The ``identity_dict`` of a schema instance as JSON with sorted keys; equal parts of many are written once."""
+    texts = []
+    for name, old in sorted(_identity_fields(type(config))):
+        value = getattr(config, name)
+        if old is dataclasses.MISSING or value != old:
+            texts.append(f'"{name}":{_canonical_part(value) if dataclasses.is_dataclass(value) else _json(value)}')
+    return "{" + ",".join(texts) + "}"
+
+
+def _canonical_part(part: Any) -> str:
+    key = type(part), packed(msgspec.to_builtins(part))
+    if key not in _WRITTEN:
+        if len(_WRITTEN) >= MOST_WRITTEN:
+            _WRITTEN.clear()
+        _WRITTEN[key] = _json(identity_dict(part))
+    return _WRITTEN[key]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def fill_hashes(config: ExperimentConfig, known: dict[str, str]) -> None:

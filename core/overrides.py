@@ -6,7 +6,6 @@ read as JSON. What Hydra made of other texts is remembered on disk, so that a co
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import re
@@ -24,8 +23,9 @@ _ALIKE = re.compile(rf"{_PART}|\[(?:{_PART}(?:,{_PART})*)?\]")
 REMEMBERED = Path(".cache") / "composed" / "overrides.json"
 
 
+@functools.lru_cache(maxsize=4096)
 def parse(text: str) -> tuple[str, Any]:
-    """Key and value of an override; UserError for what is none."""
+    """Key and value of an override, the value not to be written into; UserError for what is none."""
     if (read := _read_as_json(text)) is not None:
         return read
     known = _remembered()
@@ -69,7 +69,7 @@ def _parse(text: str) -> tuple[str, Any]:
 
 
 def split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
-    """Choices of a group (``method=flash``) for Hydra, and values by dotted key."""
+    """Choices of a group (``method=flash``) for Hydra, and values by dotted key, as ``parse`` gives them."""
     groups: list[str] = []
     values: list[tuple[str, Any]] = []
     for text in overrides:
@@ -77,5 +77,5 @@ def split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
         if key in SCHEMAS:
             groups.append(text)
         else:
-            values.append((key, copy.deepcopy(value)))  # parsed values are remembered
+            values.append((key, value))
     return groups, values

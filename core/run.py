@@ -13,9 +13,10 @@ import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,10 +26,10 @@ from typing import Any, TextIO
 import msgspec
 
 from core.config import ExperimentConfig, UserError, from_yaml, run_id, to_yaml
+from core.measured import KEY, Number, read_numbers
 from core.provenance import provenance
 
 END_STATES = ("done", "failed", "diverged", "stopped")
-_EVAL_KEY = ("metric", "split", "steps", "weights", "images", "protocol")
 KILLED = "interrupted; the same command goes on from its last checkpoint"
 _SYNCED_AT_ONCE = 16  # a disk writes many small files together in a fraction of the time of one after the other
 _LOCK_TRIES = 10  # a reader that asks for the state holds the lock for microseconds
@@ -106,11 +107,22 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def find_runs(runs_dir: Path | str) -> Iterator[Path]:
     """All run folders below ``runs_dir``, in the order of their names."""
-    for folder, names, files in os.walk(runs_dir, followlinks=True):
-        names[:] = sorted(n for n in names if not n.startswith("."))
-        if "config.yaml" in files:
-            names.clear()
-            yield Path(folder)
+    return map(Path, _run_folders(str(runs_dir)))
+
+
+def _run_folders(folder: str) -> Iterator[str]:
+    """``find_runs`` as texts. What a run's folder holds is not listed: one question is enough to know it."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISDIR(os.lstat(f"{folder}/config.yaml").st_mode):
+            yield folder
+            return
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except OSError:  # not there, or not ours
+        return
+    for name in names:
+        if not name.startswith("."):
+            yield from _run_folders(os.path.join(folder, name))
 
 
 def _find(runs_dir: Path | str, identity: str) -> Path | None:
@@ -223,7 +235,19 @@ class Run:
 
     def attempts(self) -> list[dict[str, Any]]:
         """All that was noted of each attempt: attempt, started, host; once it is over also ended, state, reason."""
-        return [_read_json(p) for p in sorted((self.path / "attempts").glob("*.json"))]
+        return [_read_json(file) for file in self._attempt_files()]
+
+    def _attempt_files(self) -> list[str]:
+        folder = f"{self.path}/attempts"
+        try:
+            names = os.listdir(folder)
+        except OSError:  # none has begun
+            return []
+        return [f"{folder}/{name}" for name in sorted(names) if name.endswith(".json") and name[0] != "."]
+
+    def _newest_attempt(self) -> dict[str, Any] | None:
+        files = self._attempt_files()
+        return _read_json(files[-1]) if files else None
 
     def heartbeat(self, facts: Mapping[str, Any]) -> None:
         """Tell other processes that this one lives and where it is."""
@@ -233,7 +257,7 @@ class Run:
     def last_heartbeat(self) -> dict[str, Any] | None:
         """The trainer's latest heartbeat with time (s since the epoch), pid and host; None before the first."""
         file = self.path / "heartbeat.json"
-        return _read_json(file) if file.exists() else None
+        return _read_json(str(file)) if file.exists() else None
 
     def progress(self) -> str:
         """The last heartbeat as text: ``images 64  images_per_s 11.2  eta_s 30``; empty before the first."""
@@ -247,31 +271,29 @@ class Run:
         """
         if not self._holds_lock and self._is_locked():
             return "running"
-        attempts = self.attempts()  # after the lock was asked for: who lets it go has closed its attempt
-        if not self._holds_lock and self._beats_elsewhere(attempts):
-            return "running"
-        if not attempts or attempts[-1].get("state") == "stopped":
+        attempt = self._newest_attempt()  # after the lock was asked for: who lets it go has closed its attempt
+        if attempt is None or attempt.get("state") == "stopped":
             return "planned"
-        return attempts[-1].get("state", "failed")
+        if not self._holds_lock and "state" not in attempt and self._beats_elsewhere():
+            return "running"
+        return attempt.get("state", "failed")
 
     def reason(self) -> str:
         """Why the latest attempt ended as it did."""
-        attempts = self.attempts()
-        if not attempts:
+        attempt = self._newest_attempt()
+        if attempt is None:
             return ""
-        return attempts[-1].get("reason", "") if "state" in attempts[-1] else KILLED
+        return attempt.get("reason", "") if "state" in attempt else KILLED
 
     def _is_locked(self) -> bool:
         try:
-            with (self.path / "lock").open("r") as stream:
+            with open(f"{self.path}/lock") as stream:
                 return not _try_lock(stream, tries=1)
         except OSError:  # nobody has ever locked it
             return False
 
-    def _beats_elsewhere(self, attempts: Sequence[Mapping[str, Any]]) -> bool:
+    def _beats_elsewhere(self) -> bool:
         """Another host's lock may not be visible here; a fresh heartbeat of an open attempt counts too."""
-        if not attempts or "state" in attempts[-1]:
-            return False
         beat = self.last_heartbeat()
         if beat is None or beat["host"] == socket.gethostname():
             return False
@@ -304,13 +326,17 @@ class Run:
 
     def append_eval(self, record: Mapping[str, Any]) -> None:
         """Add one measured value with its protocol to evals.jsonl."""
-        assert all(key in record for key in (*_EVAL_KEY, "value", "n")), record
+        assert all(key in record for key in (*KEY, "value", "n")), record
         _append_line(self.path / "evals.jsonl", {"run": self.id, "time": _now(), **record})
 
     def evals(self) -> list[dict[str, Any]]:
         """Measured values; of several with one metric, split, steps, weights, images, protocol the newest."""
-        newest = {tuple(line[k] for k in _EVAL_KEY): line for line in _read_lines(self.path / "evals.jsonl")}
+        newest = {tuple(line[k] for k in KEY): line for line in _read_lines(self.path / "evals.jsonl")}
         return list(newest.values())
+
+    def numbers(self) -> list[Number]:
+        """The measured values of ``evals``, each with its protocol as it is in the file."""
+        return read_numbers(self.path / "evals.jsonl")
 
 
 def _try_lock(stream: TextIO, tries: int) -> bool:
@@ -360,8 +386,9 @@ def _decoded(line: bytes) -> dict[str, Any]:
         return json.loads(line)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        with open(path, "rb") as stream:
+            return _decoded(stream.read())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: is damaged ({error})") from error

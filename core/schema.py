@@ -298,19 +298,8 @@ class ExperimentConfig:
     expected: list[ExpectedConfig] = rows(ExpectedConfig)  # what a finished run is compared with, by fewstep verify
 
     def validate(self) -> None:
-        """Raise UserError for the first value that is not allowed."""
+        """Raise UserError for values that are not allowed, or not together; its parts are valid (core/typed.py)."""
         check_choice("scale", self.scale, SCALES)
-        for part in (
-            self.method,
-            self.backbone,
-            self.task,
-            self.data,
-            self.train,
-            self.eval,
-            self.execution,
-            *self.expected,
-        ):
-            part.validate()
         micro_batch = self.execution.micro_batch
         if micro_batch is not None and self.train.batch_size % micro_batch:
             batch_size = self.train.batch_size

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import marshal
 import re
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from core.remembered import packed
 from core.schema import MISSING, UserError, nearest
 
 T = TypeVar("T")
@@ -45,20 +47,28 @@ def load_yaml(text: str, noun: str) -> dict[str, Any]:
     return values
 
 
+# The floats of YAML 1.2, 1e-5 among them, as OmegaConf reads them
+_FLOAT = re.compile(
+    r"""^(?:[-+]?[0-9]+(?:_[0-9]+)*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?[0-9]+(?:_[0-9]+)*(?:[eE][-+]?[0-9]+)
+    |\.[0-9]+(?:_[0-9]+)*(?:[eE][-+][0-9]+)?
+    |[-+]?[0-9]+(?:_[0-9]+)*(?::[0-5]?[0-9])+\.[0-9_]*
+    |[-+]?\.(?:inf|Inf|INF)
+    |\.(?:nan|NaN|NAN))$""",
+    re.VERBOSE,
+)
+
+
 @functools.cache
 def _loader() -> type:
-    """The C library's safe loader, if it is there, with OmegaConf's rules; OmegaConf takes 60 ms for a configuration.
+    """The C library's safe loader, if it is there, with OmegaConf's rules: its own takes 60 ms for a configuration.
 
-    1e-5 is a number, a date a text, and a key that comes twice an error.
+    1e-5 is a number, a date a text, and a key that comes twice an error. OmegaConf takes as long to import as a grid of
+    a hundred cells to expand.
     """
     import yaml
-    from omegaconf._utils import get_yaml_loader
-
-    rules = get_yaml_loader().yaml_implicit_resolvers
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        yaml_implicit_resolvers = rules
-
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
             keys = [key.value for key, _ in node.value]
             for number, key in enumerate(keys):
@@ -67,6 +77,10 @@ def _loader() -> type:
                     raise yaml.constructor.ConstructorError(None, None, f"found duplicate key {key}", place)
             return super().construct_mapping(node, deep=deep)
 
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+    for first, rules in Loader.yaml_implicit_resolvers.items():
+        kept = [(tag, form) for tag, form in rules if tag != "tag:yaml.org,2002:timestamp"]
+        Loader.yaml_implicit_resolvers[first] = kept
     return Loader
 
 
@@ -86,13 +100,16 @@ def read_yaml(path: Path, schema: type[T], noun: str) -> T:
     return typed(schema, load_yaml(text, noun))
 
 
-def typed(schema: type[T], values: Mapping[str, Any], parts: Mapping[str, type] | None = None) -> T:
-    """``values`` as the dataclass ``schema``; ``parts``: schemas of fields, instead of those that it declares.
+def typed(schema: type[T], values: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> T:
+    """``values`` as the dataclass ``schema``; ``parts``: types of fields, instead of those that it declares.
+
+    Parts are validated, too.
 
     Raises:
-        UserError: a key that is unknown, a mandatory one without a value, or a value of another type; it names the key.
+        UserError: a key that is unknown, a mandatory one without a value, a value of another type, or, in a part, one
+            that is not allowed; it names the key.
     """
-    own = {name: _typed(part, values[name], f"{name}.") for name, part in (parts or {}).items()}
+    own = {name: _part(kind, values[name], name) for name, kind in (parts or {}).items()}
     rest = {name: value for name, value in values.items() if name not in own}
     result = _typed(schema, rest, "", given=own)
     for name, part in own.items():
@@ -100,11 +117,38 @@ def typed(schema: type[T], values: Mapping[str, Any], parts: Mapping[str, type] 
     return result
 
 
-def _typed(schema: type[T], values: Any, prefix: str, given: Collection[str] = ()) -> T:
-    """``values`` as ``schema``; ``given``: fields that lie elsewhere and are not missing."""
-    prepared = _prepared(schema, values, prefix, given)
+def _part(kind: Any, values: Any, name: str) -> Any:
+    """``values`` as a field's type. Equal values are checked once: the cells of a grid differ in few parts."""
     try:
-        return msgspec.convert(prepared, schema, strict=False)
+        key = packed(values)
+    except ValueError:
+        return _checked(kind, values, name)
+    known = _known_part(kind, key, name)
+    return msgspec.convert(msgspec.to_builtins(known), kind)  # a copy: configurations are written into
+
+
+@functools.lru_cache(maxsize=4096)
+def _known_part(kind: Any, key: bytes, name: str) -> Any:
+    return _checked(kind, marshal.loads(key), name)
+
+
+def _checked(kind: Any, values: Any, name: str) -> Any:
+    """Typed and validated: a dataclass, or a list of them."""
+    is_one = dataclasses.is_dataclass(kind)
+    result = _typed(kind, values, f"{name}." if is_one else name)
+    for part in [result] if is_one else result:
+        part.validate()
+    return result
+
+
+def _typed(kind: Any, values: Any, prefix: str, given: Collection[str] = ()) -> Any:
+    """``values`` as a dataclass or a list of them; ``given``: fields that lie elsewhere and are not missing."""
+    if dataclasses.is_dataclass(kind):
+        prepared = _prepared(kind, values, prefix, given)
+    else:
+        prepared = _preparer(kind)(values, prefix)
+    try:
+        return msgspec.convert(prepared, kind, strict=False)
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$")
         key = (prefix + place.strip("`.").replace("[...]", "")).strip(".")

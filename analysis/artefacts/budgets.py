@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.artefacts.context import Context, File, figure_files
+from analysis.artefacts.context import Context, Piece, figure, logs
 from analysis.artefacts.grids import has_students
 from analysis.captions import notes
 from analysis.collect import CellRun, Results
@@ -31,7 +31,7 @@ WINDOWS = 4  # parts of the training, in each of which the loss's variation is t
 AXES = {"iteration": "Iterations", "student_images": "Student images", "evaluations": "Network evaluations"}
 
 
-def build(context: Context) -> Iterator[File]:
+def build(context: Context) -> Iterator[Piece]:
     """The figure; nothing as long as no run of the grid has been measured."""
     of = context.grids[GRID]
     if not has_students(of):
@@ -45,7 +45,8 @@ def build(context: Context) -> Iterator[File]:
         f"the student's loss in {WINDOWS} parts of the training, of all seeds together, each value a mean over equally "
         "many of the student's updates."
     )
-    yield from figure_files("budgets", draw(of), " ".join([text, *notes(shown, (shown_column(of.grid, METRIC),))]))
+    caption = " ".join([text, *notes(shown, (shown_column(of.grid, METRIC),))])
+    yield from figure("budgets", draw, of, caption=caption, reads=logs(of))
 
 
 def draw(of: Results) -> Figure:

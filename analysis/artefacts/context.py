@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from ablations.grid import load, names
 from analysis.collect import Results, results
 from analysis.columns import shown_column
-from analysis.looks import encode
+from analysis.drawing import FORMATS, Drawing, draw_all
 from analysis.stats import Summary, summarize
 from analysis.tables import Table, build_table
 
 File = tuple[str, str | bytes]  # name, content
+Piece = File | Drawing
 SCALE, BUDGET = "emoji", "full"
 
 
@@ -49,8 +51,26 @@ def measured(of: Results, split: str, nfe: int) -> dict[tuple[str, str], Summary
     }
 
 
-def figure_files(name: str, figure: Figure, caption: str) -> Iterator[File]:
-    """Yield a figure as PNG and PDF, and its caption as text."""
-    for format in ("png", "pdf"):
-        yield f"{name}.{format}", encode(figure, format)
+def figure(
+    name: str, draw: Callable[..., Figure], *arguments: Any, caption: str, reads: Sequence[Path] = ()
+) -> Iterator[Piece]:
+    """Yield a figure that is still to be drawn, as PNG and PDF, and its caption as text."""
+    yield Drawing(name, draw, arguments, tuple(reads))
     yield f"{name}.txt", caption + "\n"
+
+
+def finished(pieces: Iterable[Piece]) -> Iterator[File]:
+    """The files of ``pieces``, in their order, with all figures drawn."""
+    pieces = list(pieces)
+    contents = draw_all([piece for piece in pieces if isinstance(piece, Drawing)])
+    for piece in pieces:
+        if isinstance(piece, Drawing):
+            yield from zip((f"{piece.name}.{format}" for format in FORMATS), next(contents), strict=True)
+        else:
+            yield piece
+
+
+def logs(of: Results) -> list[Path]:
+    """The files of the logs and numbers of all runs of a grid."""
+    runs = [item.first.run.path for item in of.items if item.first is not None]
+    return [path / name for path in runs for name in ("metrics.jsonl", "evals.jsonl")]

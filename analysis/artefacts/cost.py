@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.artefacts.context import Context, File, figure_files, measured
+from analysis.artefacts.context import Context, Piece, figure, logs, measured
 from analysis.captions import notes
 from analysis.collect import Results
 from analysis.columns import column, shown_column
@@ -21,7 +21,7 @@ COSTS = (TEACHER_EVALUATIONS.name, STUDENT_EVALUATIONS.name, DEVICE_HOURS.name)
 METRIC, SPLIT, NFE = KD_EFFNET.name, "train", 2
 
 
-def build(context: Context) -> Iterator[File]:
+def build(context: Context) -> Iterator[Piece]:
     """Yield one figure over all grids that share a training budget."""
     grids = {name: of for name, of in context.grids.items() if name.startswith("flash_")}
     frames = [of.shared for of in grids.values()]
@@ -34,7 +34,8 @@ def build(context: Context) -> Iterator[File]:
     )
     first = next(iter(grids.values()))
     caption = " ".join([text, *notes(shown, (shown_column(first.grid, METRIC),))])
-    yield from figure_files("cost", draw(grids), caption)
+    reads = [file for of in grids.values() for file in logs(of)]
+    yield from figure("cost", draw, grids, caption=caption, reads=reads)
 
 
 def draw(grids: Mapping[str, Results]) -> Figure:

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.artefacts.context import Context, File, figure_files, measured
+from analysis.artefacts.context import Context, Piece, figure, measured
 from analysis.captions import notes
 from analysis.collect import Results, comparable
 from analysis.columns import Column, shown_column
@@ -40,11 +40,12 @@ NFE = 2
 FAR = 3.0  # of many rows: nearer than in a grid's figure, so that effects within panels stay visible
 
 
-def build(context: Context) -> Iterator[File]:
+def build(context: Context) -> Iterator[Piece]:
     """Yield one figure for each split of captions."""
-    for split in context.grids[GUIDANCE].grid.layout.splits:
+    grids = {name: context.grids[name] for name in (*(name for name, _, _ in PANELS), GUIDANCE)}
+    for split in grids[GUIDANCE].grid.layout.splits:
         name = "figure_5" if split == "train" else f"figure_5-{split}"
-        yield from figure_files(name, draw(context.grids, split), caption(context.grids, split))
+        yield from figure(name, draw, grids, split, caption=caption(grids, split))
 
 
 def draw(grids: Mapping[str, Results], split: str) -> Figure:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ablations.grid import load
-from analysis.artefacts.context import BUDGET, Context, File, figure_files
+from analysis.artefacts.context import BUDGET, Context, File, Piece, figure
 from analysis.claims import Judgement
 from analysis.collect import Results, results
 from analysis.figures import caption, grid_figure
-from analysis.log_curves import training_curves
+from analysis.log_curves import first_logs, log_curves
 from analysis.render import FORMATS, claims_markdown, render
 from analysis.tables import Table, build_table
 
@@ -19,7 +19,7 @@ PAPER_TABLES = {  # at paper scale
 }  # fmt: skip
 
 
-def build(context: Context) -> Iterator[File]:
+def build(context: Context) -> Iterator[Piece]:
     """Yield the files of ``fewstep table``, ``figure`` and ``claims``, at the full budget."""
     judgements: list[Judgement] = []
     for name, of in context.grids.items():
@@ -28,11 +28,11 @@ def build(context: Context) -> Iterator[File]:
         yield from _tables(name, table)
         if not has_students(of):  # the table names the runs that are missing; a figure of nothing says nothing
             continue
-        yield from figure_files(name, grid_figure(of.grid, of.frame), caption(of.grid, of.frame))
-        curves = training_curves(of.grid, of.items)
-        if curves is not None:
+        yield from figure(name, grid_figure, of.grid, of.frame, caption=caption(of.grid, of.frame))
+        logs = first_logs(of.grid, of.items)
+        if logs:
             text = f"{of.grid.title}: losses and gradient norms in training, first seed of each row."
-            yield from figure_files(f"{name}{TRAINING}", curves, text)
+            yield from figure(f"{name}{TRAINING}", log_curves, logs, caption=text)
     for name, artefact in PAPER_TABLES.items():
         of = results(load(name), "paper", BUDGET, context.sources)
         yield from _tables(f"{artefact}-paper", build_table(of))

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.artefacts.context import Context, File, figure_files
+from analysis.artefacts.context import Context, Piece, figure
 from analysis.looks import style
 
 PICTURES = Path(__file__).parents[1] / "records" / "pictures"
@@ -29,7 +29,7 @@ TEXTS = {
 WEIGHTS = {"ema": "student (EMA)"}  # where a title says more than samples.json
 
 
-def build(context: Context, folder: Path | None = None) -> Iterator[File]:
+def build(context: Context, folder: Path | None = None) -> Iterator[Piece]:
     """Yield the figures whose pictures are committed."""
     for name, text in TEXTS.items():
         file = (folder or PICTURES) / name / "samples.json"
@@ -37,7 +37,8 @@ def build(context: Context, folder: Path | None = None) -> Iterator[File]:
             continue
         facts = json.loads(file.read_text())
         source = f"Run {facts['run']} after {facts['images']:,} images, commit {str(facts['commit'])[:12]}."
-        yield from figure_files(name, draw(file.parent, facts["files"]), f"{text} {source}")
+        pictures = [file.parent / entry["file"] for entry in facts["files"]]
+        yield from figure(name, draw, file.parent, facts["files"], caption=f"{text} {source}", reads=pictures)
 
 
 def draw(folder: Path, entries: list[dict[str, Any]]) -> Figure:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.artefacts.context import Context, File, figure_files
+from analysis.artefacts.context import Context, Piece, figure
 from analysis.looks import style
 from core.config import compose
 from core.diffusion.timesteps import timestep_pmf
@@ -19,7 +19,7 @@ BAR, SAMPLED = "#9fb8c8", "#0072B2"
 KINDS = {"uniform": "uniform", "gaussian": "gaussian", "sharp": "sharp", "mixture": "ours"}
 
 
-def build(context: Context) -> Iterator[File]:
+def build(context: Context) -> Iterator[Piece]:
     """Yield both figures, from the configuration of the paper's own experiment."""
     method = compose(EXPERIMENT, ["data.path=none"]).method
     count, variance = method.num_timesteps, method.mixture_variance
@@ -31,13 +31,13 @@ def build(context: Context) -> Iterator[File]:
         "its right half. Computed from the configuration of flash/sd15, no run is needed."
     )
     text = "The distribution of training timesteps in each quarter of the budget (after Flash Diffusion, Figure 2). "
-    yield from figure_files("figure_2", draw(stages, titles), text + shared)
+    yield from figure("figure_2", draw, stages, titles, caption=text + shared)
 
     last = method.stage_weights[-1]
     variants = [timestep_pmf(kind, count, last, variance) for kind in KINDS]
     titles = [rf"$\pi^{{\mathrm{{{name}}}}}(t)$" for name in KINDS.values()]
     text = "The distributions of the ablation, in the last stage (after Flash Diffusion, Figure 11). "
-    yield from figure_files("figure_11", draw(variants, titles), text + shared)
+    yield from figure("figure_11", draw, variants, titles, caption=text + shared)
 
 
 def draw(masses: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:

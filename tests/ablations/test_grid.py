@@ -28,7 +28,8 @@ def test_cell_id_is_that_of_the_command_it_runs(tmp_path: Path) -> None:
     cells = grid(tmp_path, rows).expand("tiny")
     assert [(cell.row, cell.seed) for cell in cells] == [("a", 0), ("a", 1)]
     for cell in cells:
-        assert run_id(resolve(compose(cell.experiment, cell.overrides))) == cell.id
+        command = resolve(compose(cell.experiment, cell.overrides))
+        assert run_id(command) == cell.id and command == cell.config
         assert cell.config.method.dmd_weight == [0.0, 0.0, 0.0, 1.0] and cell.config.seed == cell.seed
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ablations.grid import load
 from analysis.artefacts import budgets, cost, figure_5, samples, timesteps
-from analysis.artefacts.context import Context
+from analysis.artefacts.context import Context, finished
 from analysis.collect import Results, results
 from analysis.index import index_page
 from analysis.labels import without_math
@@ -96,9 +96,9 @@ def test_the_caption_says_what_the_numbers_are(grids: dict[str, Results]) -> Non
 
 
 def test_timesteps_are_the_papers(tmp_path: Path) -> None:
-    files = dict(timesteps.build(Context((tmp_path,))))
+    files = dict(finished(timesteps.build(Context((tmp_path,)))))
     assert files.keys() == {f"figure_{n}.{kind}" for n in (2, 11) for kind in ("png", "pdf", "txt")}
-    assert files == dict(timesteps.build(Context((tmp_path,))))
+    assert files == dict(finished(timesteps.build(Context((tmp_path,)))))
     figure = timesteps.draw([np.eye(8)[0], np.full(8, 1 / 8)] * 2, ["a", "b", "c", "d"])
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == [1, 0, 0, 0, 0, 0, 0, 0]
@@ -149,7 +149,7 @@ def _sampled(weights: str, steps: int, guidance: float, images: int | None = Non
 
 @pytest.mark.parametrize("name", ["figure_4", "checkpoints"])
 def test_samples_are_laid_out(tmp_path: Path, name: str) -> None:
-    assert dict(samples.build(Context(()), tmp_path)) == {}
+    assert list(samples.build(Context(()), tmp_path)) == []
     folder, entries = tmp_path / name, []
     folder.mkdir()
     for p, prompt in enumerate(("red apple", "a very long caption of a picture")):
@@ -159,7 +159,7 @@ def test_samples_are_laid_out(tmp_path: Path, name: str) -> None:
             entries.append({"file": file, "prompt": prompt} | _sampled(*setting))
     facts = {"run": "0123456789", "images": 5, "commit": "abcdef0123456789", "files": entries}
     (folder / "samples.json").write_text(json.dumps(facts))
-    files = dict(samples.build(Context(()), tmp_path))
+    files = dict(finished(samples.build(Context(()), tmp_path)))
     assert files.keys() == {f"{name}.{kind}" for kind in ("png", "pdf", "txt")}
     assert "Run 0123456789 after 5 images, commit abcdef012345." in files[f"{name}.txt"]
     axes = np.array(samples.draw(folder, entries).axes).reshape(2, 2)

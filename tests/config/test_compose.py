@@ -1,6 +1,6 @@
 """Composition: one way of applying values, equal to Hydra's own; what is stored is what is read."""
 
-import json
+import marshal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +8,7 @@ from pathlib import Path
 import hydra
 import pytest
 from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader
 
 from core.config import (
     UserError,
@@ -21,7 +22,7 @@ from core.config import (
     to_yaml,
 )
 from core.overrides import _parse, parse
-from core.typed import load_yaml
+from core.typed import _loader, load_yaml
 
 OVERRIDES = [
     "method.num_timesteps=16",
@@ -49,7 +50,7 @@ def test_a_remembered_composition_is_the_composed_one(name: str) -> None:
     _composed.cache_clear()
     composed = _composed(name, ())
     _composed.cache_clear()
-    assert json.loads(composed) == _compose_groups(name, ()) == json.loads(_composed(name, ()))
+    assert marshal.loads(composed) == _compose_groups(name, ()) == marshal.loads(_composed(name, ()))
     assert list(Path(".cache/composed").glob("*-*.json"))
 
 
@@ -186,3 +187,23 @@ def test_yaml_is_read_by_omegaconf_s_rules() -> None:
         load_yaml("a: 1\nb: 2\na: 1\n", "a mapping")
     with pytest.raises(UserError, match=r"^not a grid \(a mapping is expected\)$"):
         load_yaml("- a\n", "a grid")
+
+
+def test_yaml_is_read_by_omegaconfs_rules() -> None:
+    """They stand in core/typed.py, because OmegaConf is slow to import."""
+
+    def rules(loader: type) -> dict[str, list[tuple[str, str]]]:
+        found = loader.yaml_implicit_resolvers.items()
+        return {first: [(tag, "".join(form.pattern.split())) for tag, form in kept] for first, kept in found}
+
+    assert rules(_loader()) == rules(get_yaml_loader())
+
+
+def test_what_is_written_into_one_configuration_is_in_no_other() -> None:
+    """Equal parts are checked once and remembered, and each configuration has its own copies."""
+    first = compose("flash/tiny", ["method.dmd_weight=[0, 0, 0, 1]"])
+    first.method.dmd_weight.append(2.0)
+    first.execution.label, first.eval.steps[0] = "mine", 8
+    second = compose("flash/tiny", ["method.dmd_weight=[0, 0, 0, 1]"])
+    assert second.method.dmd_weight == [0.0, 0.0, 0.0, 1.0]
+    assert second.execution.label == "" and second.eval == compose("flash/tiny").eval != first.eval

@@ -26,7 +26,7 @@ from experiments.train import train_config
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "analysis" / "records" / "runs" / "157e67d615"  # of an experiment that states what it should reach
 READ_ALIKE_IN = ("core/config.py", "core/typed.py")
-READ_ALIKE_BY = ("identity_dict", "validate", "_validate_stages")
+READ_ALIKE_BY = ("identity_dict", "_canonical", "_canonical_part", "validate", "_validate_stages")
 # Filled in by resolve, for the id alone
 CONTENT = {"Dmd2Config.dino_hash"}
 # Read by nobody, but a part of the ids of all committed runs

@@ -1,12 +1,14 @@
 """Identity: what is computed decides the id; where, how fast and under which name does not."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from core.config import added, compose, from_yaml, resolve, run_id, to_yaml
-from core.identity import folder_hash, teacher_problem
+from core.identity import folder_hash, identity_dict, teacher_problem
 from core.methods.clock import Clock
 from core.methods.flash_config import FlashConfig
 from core.schema import REVISIONS, SCHEMAS
@@ -124,3 +126,14 @@ def test_a_younger_field_keeps_old_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_id(read) == old_id
     read.method.huber_delta = 2.0
     assert run_id(read) != old_id
+
+
+@pytest.mark.parametrize("changed", [{}, {"student_lr": 1}, {"dmd_weight": [0, 1e-7, 2.0, 3]}])
+def test_the_id_is_the_hash_of_the_identity_as_json(changed: dict[str, object]) -> None:
+    """Parts that many runs share are written once; the text is that of the whole."""
+    config = resolve(compose("flash/tiny", [NO_DATA]))
+    for name, value in changed.items():
+        setattr(config.method, name, value)
+    payload = {"schema_version": 1, "method_revision": REVISIONS["flash"], "config": identity_dict(config)}
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
+    assert run_id(config) == hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
