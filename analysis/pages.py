@@ -15,6 +15,7 @@ import jinja2
 from analysis.artefacts.context import Context
 from analysis.facts import Facts
 from analysis.render import fold
+from analysis.speed import speed
 
 FOLDER = Path(__file__).parent
 TEMPLATES = FOLDER / "templates"
@@ -83,7 +84,7 @@ def build_pages(context: Context, templates: Path = TEMPLATES) -> Iterator[tuple
     )
     facts = Facts(context)
     functions = {name: getattr(facts, name) for name in dir(facts) if not name.startswith("_") and name != "context"}
-    environment.globals.update(functions, fold=fold)
+    environment.globals.update(functions, fold=fold, speed=speed)
     for page in PAGES:
         yield page.file, _render(environment, page.file, grids=page.grids)
     yield INDEX, _render(environment, INDEX, pages=PAGES)

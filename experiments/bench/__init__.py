@@ -1,4 +1,4 @@
-"""What things cost: ``fewstep bench [EXPERIMENT] [key=value ...]``.
+"""Speed and memory: ``fewstep bench [EXPERIMENT] [key=value ...]``.
 
 Without an experiment: the table of ``rows``, ours against reference steps and the cheap commands, in one run. With one:
 the cost of its training step. Efficiency = time of a period's network evaluations, replayed alone / time of the

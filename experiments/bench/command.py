@@ -1,4 +1,4 @@
-"""What ``fewstep bench`` is asked for, and how it is printed."""
+"""The command ``fewstep bench``: measure what is asked for and print it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from experiments.bench.alone import versus
 from experiments.bench.peaks import MEMORY, compare_memory, peak_of_two_iterations
 from experiments.bench.sampling import sampling
 from experiments.bench.step import measure
-from experiments.bench.table import measure_table
+from experiments.bench.table import keep, measure_table
 
 
 def run_command(arguments: Namespace) -> int:
@@ -29,10 +29,12 @@ def run_command(arguments: Namespace) -> int:
         return 0
     if not (arguments.experiment or arguments.memory or arguments.versus or arguments.sampling):
         found = measure_table(arguments.only, arguments.repeats, partial(print, flush=True))
-    else:
-        found = _measured(arguments, words)
-        for key, value in found.items():
-            print(f"{key:<24}{_text(value)}")
+        if arguments.out:
+            keep(found, arguments.out)
+        return 0
+    found = _measured(arguments, words)
+    for key, value in found.items():
+        print(f"{key:<24}{_text(value)}")
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     return 0

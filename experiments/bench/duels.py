@@ -1,4 +1,4 @@
-"""Who is measured against whom: our training steps and pictures against the references'."""
+"""Pairs that are measured: our training steps and pictures against the references'."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def dmd2_duel(folder: Path, targets: Sequence[str]) -> Duel:
 
 
 def fastgen_duel(folder: Path, targets: Sequence[str]) -> Duel:
-    """As many updates as ours makes in a period, one of the student and five of the critics: six iterations there."""
+    """Our period against as many updates: one of the student and five of the critics, six iterations there."""
     words = ["method.student_input=noised_data", "train.precision=fp32", *lora(targets)]
     period = Period(configured("dmd2/emoji", folder, words), folder, STAGE)
     source, device = source_of(period.trainer.config), period.backbone.device
@@ -90,13 +90,14 @@ def fastgen_duel(folder: Path, targets: Sequence[str]) -> Duel:
 
 def step_duel(period: Period, run: Callable[[], None], evaluations: Counter[str]) -> Duel:
     """A period of ours against ``run``, which trains on the same images."""
+    precision = period.trainer.config.train.precision
     ours = Side(lambda repeat: period.run(), period.backbone.evaluations)
     reference = Side(lambda repeat: run(), evaluations)
-    return Duel(ours, reference, period.recorder.replay, period.images, period.backbone.device)
+    return Duel(ours, reference, period.images, period.backbone.device, period.recorder, precision)
 
 
 def sampling_duel(folder: Path, targets: Sequence[str]) -> Duel:
-    """From prompts to pictures; each repeat has prompts of its own, so that none is encoded already."""
+    """Pictures from prompts; each repeat has prompts of its own, so that none is encoded already."""
     words = ["train.precision=bf16", f"eval.batch_size={SAMPLES}", *lora(targets)]
     config = configured("flash/emoji", folder, words)
     backbone = build_backbone(config)
@@ -109,11 +110,11 @@ def sampling_duel(folder: Path, targets: Sequence[str]) -> Duel:
         made.update(session.sample(Requests(prompts(repeat)), setting).cost.evaluations)
 
     theirs = Side(lambda repeat: reference.sample(prompts(repeat), SAMPLING_STEPS), reference.evaluations)
-    return Duel(Side(ours, made), theirs, None, SAMPLES, backbone.device)
+    return Duel(Side(ours, made), theirs, SAMPLES, backbone.device)
 
 
 def prompts(repeat: int) -> tuple[str, ...]:
-    """As many different texts as pictures, others in each repeat."""
+    """Different texts for all pictures, others in each repeat."""
     numbers = range(repeat * SAMPLES, (repeat + 1) * SAMPLES)
     return tuple(f"red apple {number}" for number in numbers)
 

@@ -46,3 +46,15 @@ def held_gb() -> float:
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, lowest and highest of repeated measurements."""
     return {"median": median(values), "low": min(values), "high": max(values)}
+
+
+# Dense matrix products of GPUs, from their data sheets, in TFLOP/s; fp32 without TF32, as the table's fp32 rows run
+PEAK_TFLOPS: dict[str, dict[str, float]] = {
+    "H200": {"bf16": 989, "fp32": 67}, "H100 PCIe": {"bf16": 756, "fp32": 51}, "H100": {"bf16": 989, "fp32": 67},
+    "A100": {"bf16": 312, "fp32": 19.5}, "L40S": {"bf16": 362, "fp32": 91.6}, "B200": {"bf16": 2250, "fp32": 75},
+}  # fmt: skip
+
+
+def peak_tflops(device: str, dtype: str) -> float | None:
+    """The peak of a GPU by its name; None for one that is not listed."""
+    return next((peaks[dtype] for name, peaks in PEAK_TFLOPS.items() if name in device), None)

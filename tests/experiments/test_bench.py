@@ -7,7 +7,7 @@ import pytest
 
 from core.config import UserError, compose, resolve
 from experiments.bench import alone, peaks, sampling
-from experiments.bench.step import Recorder
+from experiments.bench.recorder import Recorder
 from experiments.build import build_backbone
 from experiments.cli import main
 from tests import worlds

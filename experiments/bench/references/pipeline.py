@@ -1,6 +1,6 @@
 """Sampling as a user of diffusers writes it: a pipeline in bf16 with LCM's scheduler, four steps, guidance off.
 
-Mirrored: all parts are loaded in bf16; adapters stay attached as ``load_lora_weights`` leaves them; prompts are encoded
+Mirrored: all parts are in bf16; adapters stay attached as ``load_lora_weights`` leaves them; prompts are encoded
 at each call. Spared: pictures are arrays, none is made for PIL.
 """
 
@@ -26,8 +26,8 @@ class PipelineReference:
 
     def __init__(self, source: str, adapters: Adapters | None, device: torch.device) -> None:
         self.evaluations: Counter[str] = Counter()
-        options = {"torch_dtype": torch.bfloat16, "safety_checker": None, "requires_safety_checker": False}
-        self.pipeline = StableDiffusionPipeline.from_pretrained(source, **options).to(device)
+        options = {"safety_checker": None, "requires_safety_checker": False}
+        self.pipeline = StableDiffusionPipeline.from_pretrained(source, **options).to(device, torch.bfloat16)
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.scheduler = LCMScheduler.from_config(self.pipeline.scheduler.config, original_inference_steps=4)
         if adapters is not None:
