@@ -62,8 +62,8 @@ class Cond:
 class Backbone(ABC):
     """One or more roles (teacher, student, fake_score, ...) of one denoising network.
 
-    ``evaluations`` counts network evaluations in samples, by role; guidance costs ``passes`` a sample. What a method gets
-    is contiguous, however a network lays out its own: the order of a sum must not depend on who computed the summands.
+    ``evaluations`` counts network evaluations in samples, by role; guidance costs ``passes`` a sample. What a method
+    gets is contiguous, however a network lays out its own: a sum's order must not depend on who computed the summands.
     """
 
     process: Process
