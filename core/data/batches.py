@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ class LatentData:
 
     def __init__(self, cache: LatentCache, seed: int, device: torch.device | str = "cpu") -> None:
         self.cache, self.seed, self.device = cache, seed, torch.device(device)
-        self.null = self._cond(cache.cond, np.zeros(1, dtype=np.int64))
+        self.null = self._cond(cache.cond, np.zeros(1, dtype=np.int64)).to(self.device)
+        self._being_read: dict[bytes, Future[tuple[Tensor, Cond]]] = {}  # at most one batch, by its positions
 
     @property
     def content_hash(self) -> str:
@@ -54,13 +56,28 @@ class LatentData:
         size = len(self.cache.latents)
         return np.array([self._order(int(p) // size)[int(p) % size] for p in positions], dtype=np.int64)
 
-    def batch(self, positions: np.ndarray) -> Batch:
+    @cached_property
+    def _reader(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1)
+
+    def batch(self, positions: np.ndarray, following: np.ndarray | None = None) -> Batch:
+        """The samples at ``positions``; those at ``following`` are read meanwhile, for the next call."""
+        being_read = self._being_read.pop(positions.tobytes(), None)
+        x0, cond = self._read(positions) if being_read is None else being_read.result()
+        if following is not None:
+            self._being_read = {following.tobytes(): self._reader.submit(self._read, following)}
+        return Batch(positions, x0.to(self.device, non_blocking=True), cond.to(self.device), self.null)
+
+    def _read(self, positions: np.ndarray) -> tuple[Tensor, Cond]:
+        """Latents and conditions on the host, in memory from which a GPU can copy while it computes."""
         items = self.items(positions)
-        x0 = torch.from_numpy(np.asarray(self.cache.latents[items], dtype=np.float32))
-        cond = self._cond(self.cache.cond, np.asarray(self.cache.caption_index[items], dtype=np.int64))
-        cond = cond.also(self._cond(self.cache.item_cond, items).tensors)
-        return Batch(positions, x0.to(self.device, non_blocking=True), cond, self.null)
+        x0 = self._on_host(self.cache.latents[items])
+        rows = np.asarray(self.cache.caption_index[items], dtype=np.int64)
+        return x0, self._cond(self.cache.cond, rows).also(self._cond(self.cache.item_cond, items).tensors)
 
     def _cond(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> Cond:
-        chosen = {name: np.asarray(values[rows], dtype=np.float32) for name, values in arrays.items()}
-        return Cond({name: torch.from_numpy(values) for name, values in chosen.items()}).to(self.device)
+        return Cond({name: self._on_host(values[rows]) for name, values in arrays.items()})
+
+    def _on_host(self, values: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.asarray(values, dtype=np.float32))
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor

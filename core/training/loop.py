@@ -96,7 +96,8 @@ class Trainer:
         raise Preempted(f"stopped at {self.clock.images} images; the same command goes on from there")
 
     def _iteration(self) -> None:
-        batch = self.data.batch(self.world.share(self.clock.positions()))
+        positions = self.clock.positions()
+        batch = self.data.batch(self.world.share(positions), self.world.share(positions + self.clock.batch_size))
         rollouts = [self.ahead.rollout(micro) for micro in batch.split(self.micro_batch)]
         turns = self.method.turns(self.clock)
         for turn in turns:
