@@ -15,7 +15,7 @@ from core.config import UserError
 from experiments.bench.folders import write_grid, write_runs
 from experiments.bench.timing import spread
 
-POLL_S = 0.01
+POLL_S = 0.02
 PATIENCE_S = 600.0
 FIRST_STEP = (  # a step of a training whose latents and teacher solutions are cached
     "train", "flash/emoji", "data.num_variants=1", "execution.num_threads=1", "execution.log_every_images=32",
