@@ -15,9 +15,11 @@ from core.run import Run
 from experiments.bench import folders
 from experiments.bench.blocks import HUB_IDS, Size, call_of, counted_flops, measure_block, size_of
 from experiments.bench.contest import Duel, Side, contest, shares
+from experiments.bench.duels import DUELS, step_duel
+from experiments.bench.gpu import beside_on_gpu, tflops_of
 from experiments.bench.machine import machine
 from experiments.bench.printed import lines_of, parts, with_spread
-from experiments.bench.processes import Places, seconds_of
+from experiments.bench.processes import COMMANDS, Places, seconds_of
 from experiments.bench.profile import package_of
 from experiments.bench.rows import ROWS, Row
 from experiments.bench.step import Period
@@ -84,6 +86,13 @@ def test_a_period_comes_again_and_is_chosen_for_its_work(tmp_path: Path) -> None
     kinds = set(period.recorder.seconds())
     assert kinds == {"student", "student, with gradient", "teacher", "fake_score", "fake_score, with gradient"}
     assert shares(Counter(a=3.0, b=1.0), 0.8) == pytest.approx({"a": 0.6, "b": 0.2, "beside the networks": 0.2})
+    duel = step_duel(period, lambda: None, Counter())
+    found = contest(duel, 1)
+    assert found["ours"]["evaluations_per_image"] == {"student": 2.5, "teacher": 1.0, "fake_score": 1.5}
+    assert set(found["time"]) == kinds | {"beside the networks"} and found["efficiency"]["median"] > 0
+    assert sum(found["time"].values()) == pytest.approx(max(1, found["efficiency"]["median"]))
+    assert beside_on_gpu(duel, found) == {}, "no GPU here"
+    assert tflops_of(duel, 8.0) * 1e12 == 2 * counted_flops(duel.recorder.replay), "four images in half a second"
 
 
 def test_a_row_is_printed_with_its_spread_and_its_work() -> None:
@@ -178,9 +187,6 @@ def test_the_peak_of_a_gpu_is_looked_up_by_its_name() -> None:
 
 
 def test_every_row_is_measured_by_something() -> None:
-    from experiments.bench.duels import DUELS
-    from experiments.bench.processes import COMMANDS
-
     ratios, seconds = ([row.name for row in ROWS if row.kind == kind] for kind in ("ratio", "seconds"))
     assert list(DUELS) == ratios and list(COMMANDS) == seconds
 
