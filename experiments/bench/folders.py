@@ -32,7 +32,7 @@ def write_grid(folder: Path, rates: int = RATES, seeds: int = SEEDS) -> Path:
         "base": {"emoji": EXPERIMENT},
         "seeds": list(range(seeds)),
         "axes": {"rate": {"method.student_lr": learning_rates(rates)}},
-        "metrics": ["kd_effnet", "fd_effnet", "clip_score", "diversity"],
+        "metrics": [*compose(EXPERIMENT).eval.metrics],
         "evaluate": {"steps": [1, 2, 4]},
         "layout": {"nfe": [2, 1, 4], "splits": ["train", "heldout"]},
     }

@@ -16,7 +16,7 @@ from core.backbones.tiny import write_tiny_flux2, write_tiny_sd
 from core.config import UserError, compose
 from core.losses.perceptual import PERCEPTUAL_LOSSES
 from experiments.architectures import FILE
-from experiments.bench import MEMORY, peak_of_two_iterations
+from experiments.bench.peaks import MEMORY, peak_of_two_iterations
 from experiments.build import FAMILIES, source_of
 from experiments.cli import main
 from experiments.fake_training import LiveBytes, Lived, as_on_cuda, build, iteration
