@@ -67,7 +67,7 @@ def check_base(configs: Sequence[ExperimentConfig]) -> None:
             )
     first, *others = map(base_of, configs)
     for other in others:
-        for key in first.keys() | other.keys():
+        for key in {**first, **other}:  # in this order, whatever the process
             if first.get(key) != other.get(key):
                 values = f"{first.get(key)} and {other.get(key)}"
                 raise UserError(f"{key} is {values} in one pack; runs that share a base agree in it")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +30,6 @@ FAST = [
     "train.lr_decay=0.5",
     *QUIET,
 ]
-CACHE = Path(tempfile.gettempdir()) / f"packed-{os.getpid()}"  # latents of all tests
 NO_STORE = "execution.use_solution_store=false"
 FLASH = [
     ["method.adversarial_weight=[.1,.1,.2,.3]", "method.dmd_weight=[.1,.3,.5,.7]", "method.adversarial_loss=hinge"],
@@ -43,11 +41,18 @@ DMD2 = [
     ["method.ttur=1", "method.gan=off", "method.regression_weight=.25", "method.regression_steps=4"],
 ]
 LCM = [["method.student_lr=1e-3"], ["method.distance=mse", "method.target_decay=0.5"]]
+PLACES: dict[str, Path] = {}
 CELLS = {"flash/tiny": FLASH, "dmd2/tiny": DMD2, "lcm/tiny": LCM}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Latents are computed once for all tests."""
+    PLACES["cache"] = tmp_path_factory.mktemp("cache")
+
+
 def configs(where: str, experiment: str, cells: Sequence[Sequence[str]], *more: str) -> list[ExperimentConfig]:
-    common = [*FAST, f"execution.runs_dir={where}", f"execution.cache_dir={CACHE}", *more]
+    common = [*FAST, f"execution.runs_dir={where}", f"execution.cache_dir={PLACES['cache']}", *more]
     return [resolve(compose(experiment, [*common, *cell])) for cell in cells]
 
 
@@ -128,7 +133,8 @@ def test_a_signal_lets_all_save_and_they_go_on_from_different_positions(monkeypa
         ["0000000008"],
     ]
     words = [
-        [*FAST, f"execution.cache_dir={CACHE}", "execution.runs_dir=packed", NO_STORE, *cell] for cell in FLASH[:2]
+        [*FAST, f"execution.cache_dir={PLACES['cache']}", "execution.runs_dir=packed", NO_STORE, *cell]
+        for cell in FLASH[:2]
     ]
     file = write_pack(Path("packs"), [Entry("flash/tiny", tuple(own), f"{i}.log") for i, own in enumerate(words)])
     assert main([str(file)]) == DONE
