@@ -41,7 +41,7 @@ class LatentData:
     def __init__(self, cache: LatentCache, seed: int, device: torch.device | str = "cpu") -> None:
         self.cache, self.seed, self.device = cache, seed, torch.device(device)
         self.null = self._cond(cache.cond, np.zeros(1, dtype=np.int64)).to(self.device)
-        self._being_read: dict[bytes, Future[tuple[Tensor, Cond]]] = {}  # at most one batch, by its positions
+        self._being_read: dict[tuple[int, ...], Future[tuple[Tensor, Cond]]] = {}  # at most one batch, by its positions
 
     @property
     def content_hash(self) -> str:
@@ -62,10 +62,10 @@ class LatentData:
 
     def batch(self, positions: np.ndarray, following: np.ndarray | None = None) -> Batch:
         """The samples at ``positions``; those at ``following`` are read meanwhile, for the next call."""
-        being_read = self._being_read.pop(positions.tobytes(), None)
+        being_read = self._being_read.pop(tuple(positions), None)
         x0, cond = self._read(positions) if being_read is None else being_read.result()
         if following is not None:
-            self._being_read = {following.tobytes(): self._reader.submit(self._read, following)}
+            self._being_read = {tuple(following): self._reader.submit(self._read, following)}
         return Batch(positions, x0.to(self.device, non_blocking=True), cond.to(self.device), self.null)
 
     def _read(self, positions: np.ndarray) -> tuple[Tensor, Cond]:
