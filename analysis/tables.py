@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -136,17 +136,28 @@ def build_table(of: Results) -> Table:
     )
 
 
-_READ = ("split", "row", "nfe", "metric", "run", "seed", "state", "dirty", "value")  # columns that a table reads
-# Numbers and holes, one for each planned seed, by (split, row, nfe, metric).
-Numbers = Mapping[tuple[str, str, int | None, str], Sequence[Mapping[str, Any]]]
+class _Read(NamedTuple):
+    """A number or a hole, as far as a table reads it."""
+
+    run: str
+    row: str
+    seed: int
+    state: str
+    dirty: bool
+    value: float
+
+
+# One for each planned seed, by (split, row, nfe, metric).
+Numbers = Mapping[tuple[str, str, int | None, str], Sequence[_Read]]
 
 
 def _index(frame: pd.DataFrame) -> Numbers:
-    out: dict[tuple[str, str, int | None, str], list[dict[str, Any]]] = {}
-    for values in zip(*(frame[name].tolist() for name in _READ), strict=True):
-        line = dict(zip(_READ, values, strict=True))
-        nfe = None if pd.isna(line["nfe"]) else int(line["nfe"])
-        out.setdefault((line["split"], line["row"], nfe, line["metric"]), []).append(line)
+    out: dict[tuple[str, str, int | None, str], list[_Read]] = {}
+    places = zip(*(frame[name].tolist() for name in ("split", "row", "nfe", "metric")), strict=True)
+    lines = zip(*(frame[name].tolist() for name in _Read._fields), strict=True)
+    for (split, row, nfe, metric), line in zip(places, lines, strict=True):
+        key = split, row, None if nfe is None or nfe != nfe else int(nfe), metric
+        out.setdefault(key, []).append(_Read(*line))
     return out
 
 
@@ -158,9 +169,7 @@ def _costs(of: Results) -> Numbers:
             seeds = by_seed(of.items, row.id, metric)
             cells = [item for item in of.items if item.cell.row == row.id]
             out["", row.id, None, metric] = [
-                {"run": i.cell.id, "row": row.id, "seed": i.cell.seed, "state": i.state, "dirty": False}
-                | {"value": seeds.get(i.cell.seed, math.nan)}
-                for i in cells
+                _Read(i.cell.id, row.id, i.cell.seed, i.state, False, seeds.get(i.cell.seed, math.nan)) for i in cells
             ]
     return out
 
@@ -205,28 +214,28 @@ def _rising(lines: Sequence[Line]) -> tuple[Line, ...]:
     return tuple(sorted(lines, key=lambda line: math.inf if line.nfe is None else line.nfe))
 
 
-def _entry(lines: Sequence[Mapping[str, Any]], shown: Column) -> Entry:
+def _entry(lines: Sequence[_Read], shown: Column) -> Entry:
     """The entry of one row; ``lines`` holds one number or hole for each planned seed."""
     counted, lost, num_diverged = [], [], 0
     for line in lines:
-        diverged = line["state"] == "diverged"
+        diverged = line.state == "diverged"
         num_diverged += diverged
-        (lost if diverged or math.isnan(line["value"]) else counted).append(line)
+        (lost if diverged or math.isnan(line.value) else counted).append(line)
     marks = []
-    if any(line["dirty"] for line in counted):
+    if any(line.dirty for line in counted):
         marks.append("dirty")
     if num_diverged:
         marks.append("diverged")
     if 0 < len(counted) < len(lines) - num_diverged:
         marks.append("seeds")
-    summary = summarize([shown.factor * line["value"] for line in counted])
+    summary = summarize([shown.factor * line.value for line in counted])
     return Entry(summary, tuple(map(_missing_name, lost)), tuple(marks))
 
 
-def _missing_name(line: Mapping[str, Any]) -> str:
+def _missing_name(line: _Read) -> str:
     """How a hole names its run; a finished run only lacks this evaluation."""
-    state = "not evaluated" if line["state"] == "done" else line["state"]
-    return f"{line['run']} (row {line['row']}, seed {line['seed']}): {state}"
+    state = "not evaluated" if line.state == "done" else line.state
+    return f"{line.run} (row {line.row}, seed {line.seed}): {state}"
 
 
 def _mark_best(panel: Panel, columns: tuple[Column, ...], digits: tuple[int, ...]) -> Panel:
