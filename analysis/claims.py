@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import pandas as pd
 import yaml
 
 from ablations.grid import Grid
@@ -157,14 +156,13 @@ def _load(file: Path) -> tuple[Claim, ...]:
 def judge(of: Results, claims: Sequence[Claim] | None = None) -> list[Judgement]:
     """The claims that are made of this grid, on each of its splits; once where training logs alone decide."""
     out = []
-    frame = of.shared
     for claim in load_claims() if claims is None else claims:
         if claim.grid != of.grid.name:
             continue
         _check_rows(claim, of.grid)
         from_logs = all(contrast.metric in READINGS for contrast in claim.contrasts)
         for split in ("",) if from_logs else of.grid.layout.splits:
-            comparisons = tuple(_compare(claim, contrast, split, of, frame) for contrast in claim.contrasts)
+            comparisons = tuple(_compare(claim, contrast, split, of) for contrast in claim.contrasts)
             out.append(Judgement(claim, split, comparisons))
     return out
 
@@ -178,12 +176,12 @@ def _check_rows(claim: Claim, grid: Grid) -> None:
             raise UserError(f"{FILE.name}: {claim.id}: {contrast.metric} is not among the metrics of {grid.name}")
 
 
-def _compare(claim: Claim, contrast: Contrast, split: str, of: Results, frame: pd.DataFrame) -> Comparison:
+def _compare(claim: Claim, contrast: Contrast, split: str, of: Results) -> Comparison:
     nfe, column = of.grid.layout.nfe[0], shown_column(of.grid, contrast.metric)
     if contrast.metric in READINGS:
         values = [training.by_seed(of.items, row, contrast.metric) for row in (contrast.row, contrast.versus)]
     else:
-        values = [values_by_seed(frame, row, contrast.metric, split, nfe) for row in (contrast.row, contrast.versus)]
+        values = [values_by_seed(of, row, contrast.metric, split, nfe) for row in (contrast.row, contrast.versus)]
     ours, theirs = ({seed: column.factor * value for seed, value in found.items()} for found in values)
     labels = {row.id: row.label for row in (*of.grid.rows, *of.grid.references)}
     return Comparison(

@@ -190,7 +190,7 @@ class Facts:
         of = self.context.grids[name]
         references = [reference.id for reference in of.grid.references]
         asked = None if row in references else nfe or self._nfe(name)
-        found = values_by_seed(of.shared, self._row(name, row), metric, split, asked)
+        found = values_by_seed(of, self._row(name, row), metric, split, asked)
         if not found:
             raise UserError(f"{name}: row {row} has no {metric} on {split} captions")
         factor = shown_column(of.grid, metric).factor
