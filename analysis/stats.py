@@ -1,9 +1,9 @@
-"""Statistics over seeds: mean, standard deviation, Student t interval, seed-paired differences."""
+"""Statistics over seeds: mean, standard deviation, Student t interval."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,22 +42,3 @@ def _half_width(sd: float, n: int, confidence: float) -> float:
     from scipy.special import stdtrit  # a third of a second of import that tables do not need
 
     return float(stdtrit(n - 1, 0.5 + confidence / 2)) * sd / math.sqrt(n)
-
-
-def seeds_to_decide(sd: float, distance: float, most: int, least: int = 2, confidence: float = 0.95) -> int | None:
-    """The fewest values, of standard deviation ``sd``, whose interval is narrower than ``distance`` to each side.
-
-    Never fewer than ``least``; None without a known spread, or when ``most`` are too few.
-    """
-    if math.isnan(sd) or math.isnan(distance):
-        return None
-    return next((n for n in range(least, most + 1) if _half_width(sd, n, confidence) < distance), None)
-
-
-def paired_difference(ours: Mapping[int, float], versus: Mapping[int, float], confidence: float = 0.95) -> Summary:
-    """Summary of ``ours - versus`` over the seeds that both have.
-
-    Cells of a grid with one seed draw the same data, noise and teacher problems, so the difference within a
-    seed is much less noisy than the difference of two means.
-    """
-    return summarize([ours[seed] - versus[seed] for seed in sorted(ours.keys() & versus.keys())], confidence)
