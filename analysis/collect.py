@@ -19,6 +19,7 @@ import pandas as pd
 
 from ablations.grid import Cell, Grid
 from ablations.status import FINAL, as_asked
+from analysis import manifest
 from core.measured import Number, newest, protocol_fields
 from core.metrics.cost import TrainingCost, training_cost
 from core.metrics.protocol import SAMPLING_FIELDS, comparable_id
@@ -119,6 +120,7 @@ def results(grid: Grid, scale: str, budget: str, sources: Sequence[Path]) -> Res
 
 
 def _copy(path: Path, cell: Cell) -> Copy:
+    manifest.check(path)
     run = Run(path, cell.id, cell.config)
     return Copy(run, run.state(), run.provenance())
 

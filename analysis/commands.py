@@ -221,10 +221,13 @@ def run_records(arguments: argparse.Namespace) -> int:
     grid = load_grid(arguments)
     from analysis.collect import RECORDS, cell_runs
     from analysis.keep_records import save_records
+    from analysis.manifest import seal
 
     folder = arguments.out or RECORDS
     items = cell_runs(grid, arguments.scale, arguments.budget, [arguments.runs_dir])
     saved = save_records(items, folder)
+    if folder == RECORDS:
+        seal()
     size = sum(file.stat().st_size for path in saved for file in path.rglob("*") if file.is_file())
     print(f"{len(saved)} of {len(items)} runs kept in {folder} ({size / 1e6:.2f} MB)")
     return 0

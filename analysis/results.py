@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from analysis import index, spread
+from analysis import index, manifest, spread
 from analysis.artefacts import budgets, cost, figure_5, grids, samples, timesteps
 from analysis.artefacts.context import Context, File, finished
 from analysis.collect import RECORDS
@@ -20,6 +20,7 @@ def write_results(out: Path, runs_dir: Path | None = None, pages: Path | None = 
 
     ``runs_dir``: runs that are not records yet. ``pages``: where to write the result pages, too.
     """
+    manifest.check(RECORDS.parent)
     context = Context((RECORDS,) if runs_dir is None else (runs_dir, RECORDS))
     if pages is not None:
         yield from _write_spread(pages, context)
@@ -35,6 +36,7 @@ def write_results(out: Path, runs_dir: Path | None = None, pages: Path | None = 
 
 def write_pages(folder: Path = FOLDER) -> Iterator[Path]:
     """Write the result pages alone, from the committed records."""
+    manifest.check(RECORDS.parent)
     context = Context((RECORDS,))
     yield from _write_spread(folder, context)
     yield from _write(folder, build_pages(context))
