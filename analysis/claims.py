@@ -1,136 +1,63 @@
-"""The papers' qualitative claims (claims.yaml), each an inequality between rows of a grid, judged from our runs.
+"""The papers' qualitative claims (claims.yaml), each an inequality between rows of a grid.
 
-A contrast is judged by the seed-paired difference of its two rows: the same seed has the same data, noise and teacher
-problems in both. It is *reproduced* when the 95% t interval lies on the published side, *contradicted* when it lies on
-the other one, *inconclusive* otherwise, and from fewer than LEAST_SEEDS in any case. A claim is reproduced when all of
-its contrasts are, and contradicted when one of them is; on each split of captions apart. No correction is made for the
-number of contrasts: of twenty without an effect, one will be decided.
+What is fixed before the runs stands with each claim: its metric, how many seeds, and the margin below which a
+difference is negligible (one for all claims about a metric). A later change is a new claim. ``analysis.verdicts``
+judges them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 import yaml
 
 from ablations.grid import Grid
-from analysis import training
-from analysis.collect import Results, values_by_seed
-from analysis.columns import Column, shown_column
-from analysis.stats import Summary, paired_difference, seeds_to_decide, summarize
 from core.catalogue import METRICS, READINGS
 from core.schema import UserError, check_choice
 
 FILE = Path(__file__).parent / "claims.yaml"
-EXPECTED = ("lower", "higher", "equal")
-MOST_SEEDS = 50
-DECIDED = ("reproduced", "contradicted")
+EQUAL = "equal"
+EXPECTED = ("lower", "higher", EQUAL)
 LEAST_SEEDS = 3  # the interval of two is right in 95 of 100 cases too, but its width says next to nothing
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """metric(row) is ``lower`` or ``higher`` than metric(versus), or ``equal`` within ``margin`` times the latter."""
+    """metric(row) is ``lower`` or ``higher`` than metric(versus), or ``equal``: within ``margin`` times the latter.
+
+    Of ``lower`` and ``higher``, ``margin`` is the metric's: a difference inside of it is negligible.
+    """
 
     row: str
     versus: str
     metric: str
     expected: str
-    margin: float = 0.0
+    margin: float
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence of a paper; its contrasts are judged at the grid's first NFE, the one that the source reports."""
+    """One sentence of a paper, judged on the first ``seeds`` seeds of its grid.
+
+    ``nfe`` is the number of evaluations of a sample at which it is judged; None: the grid's first, which the source
+    reports.
+    """
 
     id: str
     claim: str
     source: str
     grid: str
+    seeds: int
     contrasts: tuple[Contrast, ...]
+    nfe: int | None = None
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """A contrast beside our seed-paired difference ``row - versus`` in shown units, on one split at one NFE."""
-
-    claim: Claim
-    contrast: Contrast
-    label: str
-    split: str
-    nfe: int
-    column: Column
-    difference: Summary
-    allowed: float = 0.0  # of ``equal``: how far from zero, in shown units
-
-    @property
-    def as_published(self) -> bool:
-        """Whether the mean, whatever its interval, lies where the source says."""
-        mean = self.difference.mean
-        return {"lower": mean < 0, "higher": mean > 0, "equal": abs(mean) <= self.allowed}[self.contrast.expected]
-
-    @property
-    def verdict(self) -> str:
-        """reproduced | contradicted | inconclusive | no data."""
-        if self.difference.n == 0:
-            return "no data"
-        if self.difference.n < LEAST_SEEDS or not self.difference.half_width < self._distance():
-            return "inconclusive"
-        return "reproduced" if self.as_published else "contradicted"
-
-    @property
-    def at(self) -> str:
-        """`` at 2 NFE``; nothing for what is read from a training's log."""
-        return "" if self.contrast.metric in READINGS else f" at {self.nfe} NFE"
-
-    def _distance(self) -> float:
-        """The distance of the mean from the nearest value that would change the verdict."""
-        return abs(abs(self.difference.mean) - self.allowed)
-
-    @property
-    def seeds_needed(self) -> int | None:
-        """How many seeds would decide if mean and spread stayed as they are; None: unknown, or more than MOST_SEEDS."""
-        return seeds_to_decide(self.difference.sd, self._distance(), MOST_SEEDS, LEAST_SEEDS)
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """A claim on one split of captions; ``""`` where it is about training logs alone."""
-
-    claim: Claim
-    split: str
-    comparisons: tuple[Comparison, ...]
-
-    @property
-    def verdict(self) -> str:
-        verdicts = {comparison.verdict for comparison in self.comparisons}
-        if "contradicted" in verdicts:
-            return "contradicted"
-        if verdicts == {"reproduced"}:
-            return "reproduced"
-        return "no data" if verdicts <= {"no data"} else "inconclusive"
-
-    @property
-    def seeds(self) -> int:
-        return min((comparison.difference.n for comparison in self.comparisons), default=0)
-
-    @property
-    def to_decide(self) -> str:
-        """The number of seeds that an inconclusive claim waits for; empty for one that is decided."""
-        if self.verdict in DECIDED:
-            return ""
-        undecided = [comparison for comparison in self.comparisons if comparison.verdict not in DECIDED]
-        fewest = min((comparison.difference.n for comparison in undecided), default=LEAST_SEEDS)
-        if fewest < LEAST_SEEDS:
-            return f"at least {LEAST_SEEDS} seeds"
-        needed = [comparison.seeds_needed for comparison in undecided]
-        if None in needed:
-            return f"more than {MOST_SEEDS} seeds"
-        return f"about {max(needed, default=0)} seeds"
+    def nfe_in(self, grid: Grid) -> int:
+        """The number of evaluations at which the claim is judged in its grid."""
+        return grid.layout.nfe[0] if self.nfe is None else self.nfe
 
 
 def load_claims(file: Path | None = None) -> tuple[Claim, ...]:
@@ -140,66 +67,42 @@ def load_claims(file: Path | None = None) -> tuple[Claim, ...]:
 
 @cache
 def _load(file: Path) -> tuple[Claim, ...]:
-    claims = []
-    for entry in yaml.safe_load(file.read_text()):
-        try:
-            contrasts = tuple(Contrast(**contrast) for contrast in entry["contrasts"])
-            claim = Claim(**{**entry, "contrasts": contrasts})
-        except (TypeError, KeyError) as error:
-            raise UserError(f"{file.name}: claim {entry.get('id', '?')}: {error}") from None
-        for contrast in contrasts:
-            check_choice(f"{file.name}: {claim.id}: expected", contrast.expected, EXPECTED)
-            check_choice(f"{file.name}: {claim.id}: metric", contrast.metric, (*METRICS, *READINGS))
-        claims.append(claim)
-    return tuple(claims)
+    entries = yaml.safe_load(file.read_text())
+    margins = entries["margins"]
+    for metric in margins:
+        check_choice(f"{file.name}: margins: metric", metric, (*METRICS, *READINGS))
+    return tuple(_claim(file.name, entry, margins) for entry in entries["claims"])
 
 
-def judge(of: Results, claims: Sequence[Claim] | None = None) -> list[Judgement]:
-    """The claims that are made of this grid, on each of its splits; once where training logs alone decide."""
-    out = []
-    frame = of.shared
-    for claim in load_claims() if claims is None else claims:
-        if claim.grid != of.grid.name:
-            continue
-        _check_rows(claim, of.grid)
-        from_logs = all(contrast.metric in READINGS for contrast in claim.contrasts)
-        for split in ("",) if from_logs else of.grid.layout.splits:
-            comparisons = tuple(_compare(claim, contrast, split, of, frame) for contrast in claim.contrasts)
-            out.append(Judgement(claim, split, comparisons))
-    return out
+def _claim(file: str, entry: Mapping[str, Any], margins: Mapping[str, float]) -> Claim:
+    name = f"{file}: claim {entry.get('id', '?')}"
+    try:
+        contrasts = tuple(_contrast(name, contrast, margins) for contrast in entry["contrasts"])
+        claim = Claim(**{**entry, "contrasts": contrasts})
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{name}: {error}") from None
+    if claim.seeds < LEAST_SEEDS:
+        raise UserError(f"{name}: seeds={claim.seeds}: fewer than {LEAST_SEEDS} decide nothing")
+    return claim
 
 
-def _check_rows(claim: Claim, grid: Grid) -> None:
+def _contrast(claim: str, entry: Mapping[str, Any], margins: Mapping[str, float]) -> Contrast:
+    check_choice(f"{claim}: expected", entry["expected"], EXPECTED)
+    check_choice(f"{claim}: metric", entry["metric"], (*METRICS, *READINGS))
+    if "margin" in entry and entry["expected"] != EQUAL:
+        raise UserError(f"{claim}: only expected=equal has a margin of its own; others have the metric's, of `margins`")
+    if entry["metric"] not in margins and "margin" not in entry:
+        raise UserError(f"{claim}: {entry['metric']} has no margin in `margins`")
+    return Contrast(**{"margin": margins.get(entry["metric"]), **entry})
+
+
+def check_rows(claim: Claim, grid: Grid) -> None:
+    """UserError for a row, a metric or a number of evaluations that the claim's grid does not have."""
     rows = [row.id for row in (*grid.rows, *grid.references)]
+    if claim.nfe_in(grid) not in grid.layout.nfe:
+        raise UserError(f"{FILE.name}: {claim.id}: nfe={claim.nfe} is none of {grid.name}'s: {grid.layout.nfe}")
     for contrast in claim.contrasts:
         for row in (contrast.row, contrast.versus):
             check_choice(f"{FILE.name}: {claim.id}: row of {grid.name}", row, rows)
         if contrast.metric not in (*grid.metrics, *READINGS):
             raise UserError(f"{FILE.name}: {claim.id}: {contrast.metric} is not among the metrics of {grid.name}")
-
-
-def _compare(claim: Claim, contrast: Contrast, split: str, of: Results, frame: pd.DataFrame) -> Comparison:
-    nfe, column = of.grid.layout.nfe[0], shown_column(of.grid, contrast.metric)
-    if contrast.metric in READINGS:
-        values = [training.by_seed(of.items, row, contrast.metric) for row in (contrast.row, contrast.versus)]
-    else:
-        values = [values_by_seed(frame, row, contrast.metric, split, nfe) for row in (contrast.row, contrast.versus)]
-    ours, theirs = ({seed: column.factor * value for seed, value in found.items()} for found in values)
-    labels = {row.id: row.label for row in (*of.grid.rows, *of.grid.references)}
-    return Comparison(
-        claim=claim,
-        contrast=contrast,
-        label=f"{labels[contrast.row]} − {labels[contrast.versus]}",
-        split=split,
-        nfe=nfe,
-        column=column,
-        difference=paired_difference(ours, theirs),
-        allowed=contrast.margin * abs(summarize(list(theirs.values())).mean) if contrast.margin else 0.0,
-    )
-
-
-def counts(judgements: Sequence[Judgement]) -> dict[str, int]:
-    """How many judgements have each verdict."""
-    verdicts = ("reproduced", "contradicted", "inconclusive", "no data")
-    found = [judgement.verdict for judgement in judgements]
-    return {verdict: found.count(verdict) for verdict in verdicts if verdict in found}

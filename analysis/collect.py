@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ import pandas as pd
 
 from ablations.grid import Cell, Grid
 from ablations.status import FINAL, as_asked
+from analysis import manifest
 from core.measured import Number, newest, protocol_fields
 from core.metrics.cost import TrainingCost, training_cost
 from core.metrics.protocol import SAMPLING_FIELDS, comparable_id
@@ -100,6 +101,16 @@ class Results:
         """The lines of ``frame`` that may stand in one table (``comparable``), chosen once; not to be written into."""
         return comparable(self.frame)
 
+    @cached_property
+    def values(self) -> Mapping[tuple[str, str, str], Sequence[tuple[int, float, float]]]:
+        """(seed, number of evaluations, raw value) of every number of ``shared``, by row, metric and split."""
+        found: dict[tuple[str, str, str], list[tuple[int, float, float]]] = {}
+        columns = ("row", "metric", "split", "seed", "nfe", "value", "state")
+        for row, metric, split, seed, nfe, value, state in _rows(self.shared, columns):
+            if value == value and state != "diverged":
+                found.setdefault((row, metric, split), []).append((seed, nfe, value))
+        return found
+
 
 def results(grid: Grid, scale: str, budget: str, sources: Sequence[Path]) -> Results:
     """Numbers below ``sources`` of a grid."""
@@ -109,6 +120,7 @@ def results(grid: Grid, scale: str, budget: str, sources: Sequence[Path]) -> Res
 
 
 def _copy(path: Path, cell: Cell) -> Copy:
+    manifest.check(path)
     run = Run(path, cell.id, cell.config)
     return Copy(run, run.state(), run.provenance())
 
@@ -120,31 +132,29 @@ def collect(grid: Grid, items: Sequence[CellRun], scale: str, budget: str) -> pd
     Only numbers at the end of a run's budget count; a run that is still training has none.
     """
     references = {reference.id for reference in grid.references}
-    lines: list[dict[str, Any]] = []
+    lines: list[tuple[Any, ...]] = []
     for item in items:
         cell = item.cell
-        base = {
-            "grid": grid.name, "scale": scale, "budget": budget, "row": cell.row, "label": cell.label,
-            "reference": cell.row in references, "seed": cell.seed, "run": cell.id, "state": item.state,
-        }  # fmt: skip
-        measured = [
-            base | {"state": copy.state, "dirty": copy.dirty} | _shown(number)
-            for copy in item.copies
-            for number in as_asked(_final_numbers(copy), cell.config)
-        ]
-        lines += measured + [base | {"dirty": False} | hole for hole in _holes(grid, measured, base["reference"])]
+        is_reference = cell.row in references
+        base = (grid.name, scale, budget, cell.row, cell.label, is_reference, cell.seed, cell.id)
+        measured: list[Number] = []
+        for copy in item.copies:
+            found = as_asked(_final_numbers(copy), cell.config)
+            lines += [(*base, copy.state, copy.dirty, *_shown(number)) for number in found]
+            measured += found
+        lines += [(*base, item.state, False, *hole) for hole in _holes(grid, measured, is_reference)]
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
-def _holes(grid: Grid, measured: Sequence[dict[str, Any]], reference: bool) -> Iterator[dict[str, Any]]:
-    """A line for each number of one cell that the grid asks for and nobody has measured."""
+def _holes(grid: Grid, measured: Sequence[Number], reference: bool) -> Iterator[tuple[Any, ...]]:
+    """The end of a line for each number of one cell that the grid asks for and nobody has measured."""
     asked: list[int | None] = [None]  # a reference is measured at its own number of evaluations
     if not reference:
         asked = list(dict.fromkeys([*grid.layout.nfe, *grid.evaluate.steps]))
-    have = {(line["metric"], line["split"], None if reference else line["nfe"]) for line in measured}
+    have = {(number.metric, number.split, None if reference else number.nfe) for number in measured}
     for metric, split, nfe in itertools.product(grid.metrics, grid.layout.splits, asked):
         if (metric, split, nfe) not in have:
-            yield {"metric": metric, "split": split, "steps": nfe, "nfe": nfe, "value": math.nan}
+            yield metric, split, nfe, nfe, *(math.nan,) * 9
 
 
 def _final_numbers(copy: Copy) -> list[Number]:
@@ -157,12 +167,13 @@ def _final_numbers(copy: Copy) -> list[Number]:
     return newest(number for number in numbers if number.weights == config.eval.weights)
 
 
-_SHOWN = ("metric", "split", "steps", "nfe", "guidance", "weights", "images", "value", "n", "protocol", "time")
-
-
-def _shown(number: Number) -> dict[str, Any]:
+def _shown(number: Number) -> tuple[Any, ...]:
+    """The end of a line, from ``metric`` on."""
     fields = protocol_fields(bytes(number.protocol_fields))
-    return {name: getattr(number, name) for name in _SHOWN} | {"fields": fields, "comparable": comparable_id(fields)}
+    return (
+        number.metric, number.split, number.steps, number.nfe, number.guidance, number.weights, number.images,
+        number.value, number.n, number.protocol, comparable_id(fields), fields, number.time,
+    )  # fmt: skip
 
 
 def comparable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -174,38 +185,61 @@ def comparable(frame: pd.DataFrame) -> pd.DataFrame:
         values = sorted(frame[key].unique())
         if len(values) > 1:
             raise UserError(f"numbers of {key} {' and '.join(values)} may not stand in one table; give one --{key}")
-    kept = [frame[frame["value"].isna()]]
-    for _, part in frame[frame["value"].notna()].groupby(["metric", "split"], sort=False):
-        kept.append(part[part["comparable"] == _shared_protocol(part)])
-    newest = pd.concat(kept).sort_values("time", kind="stable")
-    return newest.drop_duplicates(["run", "row", "metric", "split", "steps"], keep="last").sort_index()
+    protocols = _shared_protocols(frame)
+    newest: dict[tuple[Any, ...], tuple[bool, str, int]] = {}
+    columns = ("run", "row", "metric", "split", "steps", "value", "comparable", "time")
+    for place, (*cell, steps, value, protocol, time) in enumerate(_rows(frame, columns)):
+        is_hole = value != value
+        if not is_hole and protocol != protocols[cell[2], cell[3]]:
+            continue
+        key, rank = (*cell, None if steps != steps else steps), (is_hole, "" if time != time else time, place)
+        newest[key] = max(newest.get(key, rank), rank)
+    return frame.iloc[sorted(place for _, _, place in newest.values())]
 
 
-def values_by_seed(frame: pd.DataFrame, row: str, metric: str, split: str, nfe: int | None = None) -> dict[int, float]:
-    """Raw values of one row by training seed, in a ``comparable`` frame; a diverged seed is left out.
-
-    ``nfe`` None: at whatever number of evaluations it was measured, for a reference that is measured at one.
-    """
-    part = frame[(frame["row"] == row) & (frame["metric"] == metric) & (frame["split"] == split)]
-    if nfe is not None:
-        part = part[part["nfe"] == nfe]
-    counted = part[part["value"].notna() & (part["state"] != "diverged")]
-    return dict(zip(counted["seed"], counted["value"], strict=True))
+def _rows(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """The lines of a frame as plain values, which is quicker than asking pandas for each group of a small table."""
+    return zip(*(frame[name].tolist() for name in columns), strict=True)
 
 
-def _shared_protocol(part: pd.DataFrame) -> str:
-    runs = part["run"].nunique()
-    holders = part.groupby("comparable").agg(runs=("run", "nunique"), time=("time", "max"))
-    shared = holders[holders["runs"] == runs]
-    if len(shared):
-        return str(shared["time"].idxmax())
-    one, other = (part[part["comparable"] == name].iloc[0] for name in holders.index[:2])
+def _shared_protocols(frame: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """The protocol of each (metric, split) that all evaluated runs share, the newest of several."""
+    runs: dict[tuple[str, str], dict[str, set[str]]] = {}
+    times: dict[tuple[str, str, str], str] = {}
+    columns = ("metric", "split", "comparable", "run", "time", "value")
+    for metric, split, protocol, run, time, value in _rows(frame, columns):
+        if value == value:
+            runs.setdefault((metric, split), {}).setdefault(protocol, set()).add(run)
+            times[metric, split, protocol] = max(times.get((metric, split, protocol), time), time)
+    chosen = {}
+    for (metric, split), holders in runs.items():
+        every = set().union(*holders.values())
+        shared = sorted(protocol for protocol, own in holders.items() if own == every)
+        if not shared:
+            raise _mixed(frame, metric, split, sorted(holders)[:2])
+        chosen[metric, split] = max(shared, key=lambda protocol: times[metric, split, protocol])  # noqa: B023
+    return chosen
+
+
+def _mixed(frame: pd.DataFrame, metric: str, split: str, protocols: Sequence[str]) -> UserError:
+    """The mistake of numbers that were measured in two ways."""
+    part = frame[(frame["metric"] == metric) & (frame["split"] == split)]
+    one, other = (part[part["comparable"] == name].iloc[0] for name in protocols)
     differing = [
         f"{key} ({one['fields'].get(key)} and {other['fields'].get(key)})"
         for key in {**one["fields"], **other["fields"]}
         if key not in SAMPLING_FIELDS and one["fields"].get(key) != other["fields"].get(key)
     ]
-    raise UserError(
-        f"{part['metric'].iat[0]} on {part['split'].iat[0]} captions mixes protocols: runs {one['run']} and "
-        f"{other['run']} differ in {', '.join(differing)}; evaluate them alike (fewstep evaluate RUN)"
+    return UserError(
+        f"{metric} on {split} captions mixes protocols: runs {one['run']} and {other['run']} differ in "
+        f"{', '.join(differing)}; evaluate them alike (fewstep evaluate RUN)"
     )
+
+
+def values_by_seed(of: Results, row: str, metric: str, split: str, nfe: int | None = None) -> dict[int, float]:
+    """Raw values of one row by training seed, of numbers that may stand together; a diverged seed is left out.
+
+    ``nfe`` None: at whatever number of evaluations it was measured, for a reference that is measured at one.
+    """
+    found = of.values.get((row, metric, split), ())
+    return {seed: value for seed, at, value in found if nfe is None or at == nfe}

@@ -34,6 +34,9 @@ def register(subparsers: Any) -> None:
     )
     claims.add_argument("--out", type=Path, help="Markdown file to write instead of printing")
     claims.set_defaults(run=run_claims)
+    summary = "how many seeds a grid's claims need, from the spread of committed records"
+    power = add_command(subparsers, "plan-power", summary)
+    add_grid_arguments(power).set_defaults(run=run_plan_power)
     everything = add_command(subparsers, "results", "rebuild every table and figure from runs and committed records")
     everything.add_argument("--runs-dir", type=Path, metavar="DIR", help="run folders to read besides the records")
     everything.add_argument("--out", type=Path, default=Path("out/results"), help="folder; default: out/results")
@@ -169,9 +172,10 @@ def run_claims(arguments: argparse.Namespace) -> int:
 
     for name in arguments.names:
         check_choice("GRID", name, names())
-    from analysis.claims import judge, load_claims
+    from analysis.claims import load_claims
     from analysis.collect import RECORDS, results
     from analysis.render import claims_markdown
+    from analysis.verdicts import judge, with_rates
 
     known = tuple(dict.fromkeys(claim.grid for claim in load_claims()))
     for name in arguments.names:
@@ -181,7 +185,21 @@ def run_claims(arguments: argparse.Namespace) -> int:
         grid = load(name, arguments.machine)
         of = results(grid, arguments.scale, arguments.budget, [arguments.runs_dir, RECORDS])
         judgements += judge(of)
-    return _give(claims_markdown(judgements), arguments.out)
+    return _give(claims_markdown(with_rates(judgements)), arguments.out)
+
+
+def run_plan_power(arguments: argparse.Namespace) -> int:
+    of = next(_results(arguments))
+    from analysis.plan_power import markdown
+    from analysis.spread import BUDGET, SCALE
+    from core.schema import UserError
+
+    if (of.scale, of.budget) != (SCALE, BUDGET):
+        raise UserError(
+            f"the spread of seeds is known at --scale {SCALE} --budget {BUDGET} alone (analysis/spread.csv)"
+        )
+    print(markdown(of), end="")
+    return 0
 
 
 def run_results(arguments: argparse.Namespace) -> int:
@@ -203,10 +221,13 @@ def run_records(arguments: argparse.Namespace) -> int:
     grid = load_grid(arguments)
     from analysis.collect import RECORDS, cell_runs
     from analysis.keep_records import save_records
+    from analysis.manifest import seal
 
     folder = arguments.out or RECORDS
     items = cell_runs(grid, arguments.scale, arguments.budget, [arguments.runs_dir])
     saved = save_records(items, folder)
+    if folder == RECORDS:
+        seal()
     size = sum(file.stat().st_size for path in saved for file in path.rglob("*") if file.is_file())
     print(f"{len(saved)} of {len(items)} runs kept in {folder} ({size / 1e6:.2f} MB)")
     return 0

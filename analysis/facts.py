@@ -6,19 +6,21 @@ defaults to the one that the grid's source reports, the first of its layout. Use
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from analysis.artefacts.budgets import moments
 from analysis.artefacts.context import Context
-from analysis.claims import Judgement, counts
 from analysis.collect import CellRun, values_by_seed
 from analysis.columns import column, shown_column
+from analysis.inference import Estimate, ratio_interval, variance
 from analysis.labels import without_math
 from analysis.render import claims_markdown, difference, number, to_markdown, verdicts_markdown
 from analysis.tables import PUBLISHED, REFERENCE, Block, Line, Panel, Table
 from analysis.training import logged
+from analysis.verdicts import Judgement, counts
 from core.metrics.cost import training_cost
 from core.schema import UserError, check_choice
 
@@ -49,6 +51,15 @@ class Facts:
     def tally(self, names: Sequence[str]) -> str:
         """``14 reproduced, 4 contradicted, 13 inconclusive``."""
         return ", ".join(f"{count} {verdict}" for verdict, count in counts(self._judgements(names)).items())
+
+    def tally_together(self, names: Sequence[str] = ()) -> str:
+        """``tally`` when the claims of all grids are seen together; no names: of all grids."""
+        judgements = self._judgements(names) if names else self.context.judgements
+        return ", ".join(f"{count} {verdict}" for verdict, count in counts(judgements, together=True).items())
+
+    def num_judgements(self) -> str:
+        """How many judgements there are, each claim on each split of captions."""
+        return str(len(self.context.judgements))
 
     def glossary(self) -> str:
         """A list of the metrics in the tables with their meanings."""
@@ -108,14 +119,21 @@ class Facts:
     def closed(
         self, name: str, row: str, between: tuple[str, str], metric: str, split: str, nfe: int | None = None
     ) -> str:
-        """How much of the gap between two references a row closes, in percent; of its mean over seeds."""
-        shares = self._shares(name, row, between, metric, split, nfe)
-        return _percent(shares["mean"])
+        """How much of the gap between two references a row closes, with its 95% interval: ``84% [71, 97]``.
 
-    def closed_by_seed(self, name: str, row: str, between: tuple[str, str], metric: str, split: str) -> str:
-        """``closed`` of each seed: ``61%, 73%, 97%``, in rising order."""
-        shares = self._shares(name, row, between, metric, split, None)
-        return ", ".join(_percent(share) for share in sorted(v for seed, v in shares.items() if seed != "mean"))
+        The interval is Fieller's: the gap is measured, too. A reference that is measured once counts as known.
+        """
+        start, goal = (self._raw(name, each, metric, split) for each in between)
+        ours = self._raw(name, row, metric, split, nfe)
+        top, bottom = (_difference(start, other) for other in (ours, goal))
+        shared = variance(list(start.values())) / len(start) if len(start) > 1 else 0.0
+        share = _percent(top.mean / bottom.mean)
+        if len(ours) < 2:
+            return share
+        low, high = ratio_interval(top, bottom, shared)
+        if math.isinf(low):
+            return f"{share} (the gap may be nothing)"
+        return f"{share} [{100 * low:.0f}, {100 * high:.0f}]".replace("-", "−")
 
     def change(self, name: str, row: str, versus: str, metric: str, split: str, nfe: int | None = None) -> str:
         """The relative difference of a row to another or to a reference: ``−3.7%``."""
@@ -165,7 +183,9 @@ class Facts:
         raise UserError(f"{table.name}: row {row} is not shown on {split} captions at {nfe} NFE")
 
     def _judgements(self, names: Sequence[str]) -> list[Judgement]:
-        return [judgement for name in names for judgement in self._table(name).judgements]
+        for name in names:
+            self._table(name)  # its UserError
+        return [judgement for judgement in self.context.judgements if judgement.claim.grid in names]
 
     def _runs(self, name: str, row: str) -> list[CellRun]:
         """The finished runs of a row; UserError when there is none."""
@@ -190,20 +210,19 @@ class Facts:
         of = self.context.grids[name]
         references = [reference.id for reference in of.grid.references]
         asked = None if row in references else nfe or self._nfe(name)
-        found = values_by_seed(of.shared, self._row(name, row), metric, split, asked)
+        found = values_by_seed(of, self._row(name, row), metric, split, asked)
         if not found:
             raise UserError(f"{name}: row {row} has no {metric} on {split} captions")
         factor = shown_column(of.grid, metric).factor
         return {seed: factor * value for seed, value in found.items()}
 
-    def _shares(
-        self, name: str, row: str, between: tuple[str, str], metric: str, split: str, nfe: int | None
-    ) -> dict[int | str, float]:
-        """The closed share of the gap for each seed and for their ``mean``."""
-        start, goal = (fmean(self._raw(name, each, metric, split).values()) for each in between)
-        ours = self._raw(name, row, metric, split, nfe)
-        reached: dict[int | str, float] = {**ours, "mean": fmean(ours.values())}
-        return {seed: (start - value) / (start - goal) for seed, value in reached.items()}
+
+def _difference(reference: Mapping[int, float], other: Mapping[int, float]) -> Estimate:
+    """reference - other, of means; one value of the reference is known without error."""
+    means = fmean(reference.values()) - fmean(other.values())
+    parts = [(variance(list(values.values())) / len(values), len(values)) for values in (reference, other)]
+    known = [(part, n) for part, n in parts if n > 1]
+    return Estimate(means, math.sqrt(sum(part for part, _ in known)), min((n for _, n in known), default=math.inf) - 1)
 
 
 def _percent(share: float) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from ablations.grid import Grid
+from analysis import manifest
 from analysis.columns import column
 
 FILE = Path(__file__).parent / "published.csv"
@@ -39,6 +40,7 @@ class Published:
 
 @cache
 def _table() -> pd.DataFrame:
+    manifest.check(FILE)
     return pd.read_csv(FILE, dtype={"nfe": "Int64", "value": str})
 
 

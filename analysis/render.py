@@ -8,12 +8,13 @@ import io
 import math
 from collections.abc import Callable, Sequence
 
-from analysis.claims import Comparison, Judgement, counts
 from analysis.columns import ARROWS
+from analysis.inference import Estimate
 from analysis.labels import stacked_tex, to_tex, without_math
 from analysis.labels import to_html as label_html
 from analysis.stats import Summary
 from analysis.tables import Entry, Line, Panel, Table
+from analysis.verdicts import INCONCLUSIVE, RATE, TOO_SMALL, Comparison, Judgement, counts
 from core.splits import captions
 
 FORMATS = ("md", "csv", "tex", "html")
@@ -36,13 +37,15 @@ def number(found: Summary, digits: int, plus_minus: str = " ± ") -> str:
 
 def difference(comparison: Comparison) -> str:
     """``−1.20 [−1.51, −0.89]``, or the bare difference of one seed; three significant digits of the mean."""
-    found = comparison.difference
-    if found.n == 0:
-        return "no data"
+    return estimated(comparison.estimate) if comparison.seeds else "no data"
+
+
+def estimated(found: Estimate) -> str:
+    """The mean of an estimate and its 95% interval, to three significant digits of the mean."""
     digits = 3 if not found.mean else min(max(2 - math.floor(math.log10(abs(found.mean))), 0), 6)
     text = f"{found.mean:+.{digits}f}"
-    if found.n > 1:
-        low, high = found.mean - found.half_width, found.mean + found.half_width
+    if not math.isnan(found.error):
+        low, high = found.mean - found.half_width(), found.mean + found.half_width()
         text += f" [{low:+.{digits}f}, {high:+.{digits}f}]"
     return text.replace("-", "−")
 
@@ -89,7 +92,7 @@ def _markdown_cell(entry: Entry, digits: int) -> str:
     return (f"**{text}**" if entry.best else text) + entry.symbols.replace("*", r"\*")
 
 
-JUDGEMENT_COLUMNS = ("Claim", "Captions", "Ours: difference [95% t interval]", "Published", "Seeds", "Verdict")
+JUDGEMENT_COLUMNS = ("Claim", "Captions", "Ours: difference [95% interval]", "Published", "Seeds", "Verdict")
 
 
 def judgements_markdown(judgements: Sequence[Judgement]) -> str:
@@ -99,10 +102,38 @@ def judgements_markdown(judgements: Sequence[Judgement]) -> str:
 
 
 def claims_markdown(judgements: Sequence[Judgement]) -> str:
-    """``judgements_markdown`` with the count of verdicts."""
-    total = ", ".join(f"{count} {verdict}" for verdict, count in counts(judgements).items())
-    rule = "a claim about samples counts once on each split of captions; each interval stands for itself"
-    return f"{judgements_markdown(judgements)}\n\n{total} ({rule})\n"
+    """Every contrast with its tests: ``judgements_markdown``, p values by three ways of testing, and what is left of
+    each verdict when all are seen together (``analysis.verdicts.with_rates``)."""
+    heads = (*JUDGEMENT_COLUMNS, "p", "p within seeds", "p of means", "q", "Verdict among all")
+    lines = [_pipe(heads), _pipe(["---"] * len(heads))]
+    for judgement in judgements:
+        rows = zip(judgement_cells(judgement), judgement.comparisons, strict=True)
+        for place, (cells, comparison) in enumerate(rows):
+            together = [p_value(judgement.q), judgement.verdict_together] if place == 0 else ["", ""]
+            lines.append(_pipe([*cells, *_tests(comparison), *together]))
+    alone, among = (_tally(judgements, together) for together in (False, True))
+    rule = "a claim about samples counts once on each split of captions"
+    rates = f"among all of them, at a rate of false discoveries of {RATE:.0%}"
+    return "\n".join(lines) + f"\n\nEach by itself: {alone} ({rule}).  \n{rates.capitalize()}: {among}.\n"
+
+
+def _tests(comparison: Comparison) -> list[str]:
+    """p of the estimate that is judged, of the plain paired t test, and of the plain unpaired one."""
+    ways = (comparison.estimate, comparison.within_seeds, comparison.between_means)
+    return [p_value(comparison.evidence_of(way).p if comparison.seeds > 1 else math.nan) for way in ways]
+
+
+def p_value(p: float) -> str:
+    """``.032``, ``<.001``, ``1``; nothing where none is known."""
+    if math.isnan(p):
+        return ""
+    if p < 0.001:
+        return "<.001"
+    return f"{p:.3f}".lstrip("0") if p < 0.9995 else "1"
+
+
+def _tally(judgements: Sequence[Judgement], together: bool) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts(judgements, together).items())
 
 
 def verdicts_markdown(judgements: Sequence[Judgement]) -> str:
@@ -133,7 +164,7 @@ def judgement_cells(judgement: Judgement, show: Callable[[str], str] = without_m
                 _split(judgement) if first else "",
                 f"{c.column.label} of {show(c.label)}{c.at}: {difference(c)}",
                 expected(c),
-                str(c.difference.n),
+                seeds(c),
                 verdict(judgement) if first else "",
             ]
         )
@@ -151,13 +182,21 @@ def expected(comparison: Comparison) -> str:
     return {"lower": "below 0", "higher": "above 0", "equal": equal}[comparison.contrast.expected]
 
 
+def seeds(comparison: Comparison) -> str:
+    """``5``, or ``3 of 5`` while there are fewer than were planned."""
+    planned = comparison.claim.seeds
+    return str(planned) if comparison.seeds >= planned else f"{comparison.seeds} of {planned}"
+
+
 def verdict(judgement: Judgement) -> str:
     """The verdict; of an undecided claim also which way it leans and how many seeds would decide."""
-    if judgement.verdict != "inconclusive":
+    as_published = all(c.as_published for c in judgement.comparisons if c.seeds)
+    side = {True: "as published", False: "against it"}[as_published]
+    if judgement.verdict == TOO_SMALL:
+        return f"{TOO_SMALL} ({side})"
+    if judgement.verdict != INCONCLUSIVE:
         return judgement.verdict
-    known = [c for c in judgement.comparisons if c.difference.n]
-    leaning = "leans as published" if all(c.as_published for c in known) else "leans against"
-    return f"inconclusive ({leaning}; needs {judgement.to_decide})"
+    return f"inconclusive (leans {side}; needs {judgement.to_decide})"
 
 
 def _pipe(cells: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from analysis import index
+from analysis import index, manifest, spread
 from analysis.artefacts import budgets, cost, figure_5, grids, samples, timesteps
 from analysis.artefacts.context import Context, File, finished
 from analysis.collect import RECORDS
@@ -20,7 +20,10 @@ def write_results(out: Path, runs_dir: Path | None = None, pages: Path | None = 
 
     ``runs_dir``: runs that are not records yet. ``pages``: where to write the result pages, too.
     """
+    manifest.check(RECORDS.parent)
     context = Context((RECORDS,) if runs_dir is None else (runs_dir, RECORDS))
+    if pages is not None:
+        yield from _write_spread(pages, context)
     written: dict[str, str | bytes] = {}
     for artefact in ARTEFACTS:
         for name, content in finished(artefact.build(context)):
@@ -33,7 +36,16 @@ def write_results(out: Path, runs_dir: Path | None = None, pages: Path | None = 
 
 def write_pages(folder: Path = FOLDER) -> Iterator[Path]:
     """Write the result pages alone, from the committed records."""
-    yield from _write(folder, build_pages(Context((RECORDS,))))
+    manifest.check(RECORDS.parent)
+    context = Context((RECORDS,))
+    yield from _write_spread(folder, context)
+    yield from _write(folder, build_pages(context))
+
+
+def _write_spread(folder: Path, context: Context) -> Iterator[Path]:
+    """Write the spread of seeds, with which everything that comes after is judged."""
+    yield from _write(folder, [(spread.FILE.name, context.spread)])
+    spread.load.cache_clear()
 
 
 def _write(folder: Path, files: Iterable[File]) -> Iterator[Path]:

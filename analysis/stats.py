@@ -1,9 +1,9 @@
-"""Statistics over seeds: mean, standard deviation, Student t interval, seed-paired differences."""
+"""Statistics over seeds: mean, standard deviation, Student t interval."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,49 +11,34 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Summary:
-    """``n`` values: their mean, sample standard deviation and half-width of the t interval of the mean.
+    """``n`` values: their mean and sample standard deviation, and the t interval of the mean.
 
     One value has no spread: ``sd`` and ``half_width`` are nan then, and all three when ``n`` is 0.
     """
 
     mean: float
     sd: float
-    half_width: float
     n: int
+    confidence: float = 0.95
+
+    @property
+    def half_width(self) -> float:
+        """Half the width t_{n-1} sd / sqrt(n) of the mean's ``confidence`` interval."""
+        return _half_width(self.sd, self.n, self.confidence) if self.n > 1 else math.nan
 
 
 def summarize(values: Sequence[float], confidence: float = 0.95) -> Summary:
-    """Mean, sd (n - 1) and the half-width t_{n-1} sd / sqrt(n) of the mean's ``confidence`` interval."""
+    """Mean, sd (n - 1) and, by ``confidence``, the mean's interval."""
     data = np.asarray(values, dtype=np.float64)
     n = len(data)
     if n == 0:
-        return Summary(math.nan, math.nan, math.nan, 0)
+        return Summary(math.nan, math.nan, 0, confidence)
     if n == 1:
-        return Summary(float(data[0]), math.nan, math.nan, 1)
-    sd = float(data.std(ddof=1))
-    return Summary(float(data.mean()), sd, _half_width(sd, n, confidence), n)
+        return Summary(float(data[0]), math.nan, 1, confidence)
+    return Summary(float(data.mean()), float(data.std(ddof=1)), n, confidence)
 
 
 def _half_width(sd: float, n: int, confidence: float) -> float:
-    from scipy.special import stdtrit  # a second of import that a grid with one seed does not need
+    from scipy.special import stdtrit  # a third of a second of import that tables do not need
 
     return float(stdtrit(n - 1, 0.5 + confidence / 2)) * sd / math.sqrt(n)
-
-
-def seeds_to_decide(sd: float, distance: float, most: int, least: int = 2, confidence: float = 0.95) -> int | None:
-    """The fewest values, of standard deviation ``sd``, whose interval is narrower than ``distance`` to each side.
-
-    Never fewer than ``least``; None without a known spread, or when ``most`` are too few.
-    """
-    if math.isnan(sd) or math.isnan(distance):
-        return None
-    return next((n for n in range(least, most + 1) if _half_width(sd, n, confidence) < distance), None)
-
-
-def paired_difference(ours: Mapping[int, float], versus: Mapping[int, float], confidence: float = 0.95) -> Summary:
-    """Summary of ``ours - versus`` over the seeds that both have.
-
-    Cells of a grid with one seed draw the same data, noise and teacher problems, so the difference within a
-    seed is much less noisy than the difference of two means.
-    """
-    return summarize([ours[seed] - versus[seed] for seed in sorted(ours.keys() & versus.keys())], confidence)

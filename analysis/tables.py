@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import pandas as pd
 
 from ablations.grid import Grid
 from ablations.schema import Row
 from analysis.captions import notes
-from analysis.claims import Judgement, judge
 from analysis.collect import Results
 from analysis.columns import Column, shown_column
+from analysis.inference import LEVEL
 from analysis.labels import capitalized
 from analysis.published import Published, published_numbers
+from analysis.spread import Spread, borrowed
 from analysis.stats import Summary, summarize
 from analysis.training import by_seed
+from analysis.verdicts import Judgement, judge
 from core.splits import captions
 
 MARKS = {
@@ -42,6 +44,7 @@ class Entry:
     missing: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
     best: bool = False
+    seeds: Mapping[int, float] = field(default_factory=dict)  # the values behind ``summary``
 
     @property
     def is_empty(self) -> bool:
@@ -130,23 +133,34 @@ def build_table(of: Results) -> Table:
         columns=columns,
         digits=digits,
         published_columns=published.headings,
-        panels=tuple(_mark_best(panel, columns, digits) for panel in panels),
+        panels=tuple(_mark_best(panel, columns, of) for panel in panels),
         judgements=tuple(judge(of)),
         notes=(*notes(frame, columns), *_cost_notes(columns, grid)),
     )
 
 
-_READ = ("split", "row", "nfe", "metric", "run", "seed", "state", "dirty", "value")  # columns that a table reads
-# Numbers and holes, one for each planned seed, by (split, row, nfe, metric).
-Numbers = Mapping[tuple[str, str, int | None, str], Sequence[Mapping[str, Any]]]
+class _Read(NamedTuple):
+    """A number or a hole, as far as a table reads it."""
+
+    run: str
+    row: str
+    seed: int
+    state: str
+    dirty: bool
+    value: float
+
+
+# One for each planned seed, by (split, row, nfe, metric).
+Numbers = Mapping[tuple[str, str, int | None, str], Sequence[_Read]]
 
 
 def _index(frame: pd.DataFrame) -> Numbers:
-    out: dict[tuple[str, str, int | None, str], list[dict[str, Any]]] = {}
-    for values in zip(*(frame[name].tolist() for name in _READ), strict=True):
-        line = dict(zip(_READ, values, strict=True))
-        nfe = None if pd.isna(line["nfe"]) else int(line["nfe"])
-        out.setdefault((line["split"], line["row"], nfe, line["metric"]), []).append(line)
+    out: dict[tuple[str, str, int | None, str], list[_Read]] = {}
+    places = zip(*(frame[name].tolist() for name in ("split", "row", "nfe", "metric")), strict=True)
+    lines = zip(*(frame[name].tolist() for name in _Read._fields), strict=True)
+    for (split, row, nfe, metric), line in zip(places, lines, strict=True):
+        key = split, row, None if nfe is None or nfe != nfe else int(nfe), metric
+        out.setdefault(key, []).append(_Read(*line))
     return out
 
 
@@ -158,9 +172,7 @@ def _costs(of: Results) -> Numbers:
             seeds = by_seed(of.items, row.id, metric)
             cells = [item for item in of.items if item.cell.row == row.id]
             out["", row.id, None, metric] = [
-                {"run": i.cell.id, "row": row.id, "seed": i.cell.seed, "state": i.state, "dirty": False}
-                | {"value": seeds.get(i.cell.seed, math.nan)}
-                for i in cells
+                _Read(i.cell.id, row.id, i.cell.seed, i.state, False, seeds.get(i.cell.seed, math.nan)) for i in cells
             ]
     return out
 
@@ -205,65 +217,79 @@ def _rising(lines: Sequence[Line]) -> tuple[Line, ...]:
     return tuple(sorted(lines, key=lambda line: math.inf if line.nfe is None else line.nfe))
 
 
-def _entry(lines: Sequence[Mapping[str, Any]], shown: Column) -> Entry:
+def _entry(lines: Sequence[_Read], shown: Column) -> Entry:
     """The entry of one row; ``lines`` holds one number or hole for each planned seed."""
     counted, lost, num_diverged = [], [], 0
     for line in lines:
-        diverged = line["state"] == "diverged"
+        diverged = line.state == "diverged"
         num_diverged += diverged
-        (lost if diverged or math.isnan(line["value"]) else counted).append(line)
+        (lost if diverged or math.isnan(line.value) else counted).append(line)
     marks = []
-    if any(line["dirty"] for line in counted):
+    if any(line.dirty for line in counted):
         marks.append("dirty")
     if num_diverged:
         marks.append("diverged")
     if 0 < len(counted) < len(lines) - num_diverged:
         marks.append("seeds")
-    summary = summarize([shown.factor * line["value"] for line in counted])
-    return Entry(summary, tuple(map(_missing_name, lost)), tuple(marks))
+    seeds = {line.seed: shown.factor * line.value for line in counted}
+    summary = summarize([shown.factor * line.value for line in counted])
+    return Entry(summary, tuple(map(_missing_name, lost)), tuple(marks), seeds=seeds)
 
 
-def _missing_name(line: Mapping[str, Any]) -> str:
+def _missing_name(line: _Read) -> str:
     """How a hole names its run; a finished run only lacks this evaluation."""
-    state = "not evaluated" if line["state"] == "done" else line["state"]
-    return f"{line['run']} (row {line['row']}, seed {line['seed']}): {state}"
+    state = "not evaluated" if line.state == "done" else line.state
+    return f"{line.run} (row {line.row}, seed {line.seed}): {state}"
 
 
-def _mark_best(panel: Panel, columns: tuple[Column, ...], digits: tuple[int, ...]) -> Panel:
-    """Mark the best number of each column at each NFE; equal as shown is equal, and nothing is best among equals."""
+def _mark_best(panel: Panel, columns: tuple[Column, ...], of: Results) -> Panel:
+    """Mark the best numbers of each column at each NFE."""
     blocks = []
     for block in panel.blocks:
         if block.title in (REFERENCE, PUBLISHED):
             blocks.append(block)
             continue
-        marked = [_marked_column(block, index, shown, digits[index]) for index, shown in enumerate(columns)]
+        marked = [_marked_column(block, index, shown, panel.split, of) for index, shown in enumerate(columns)]
         lines = [replace(line, entries=tuple(row)) for line, *row in zip(block.lines, *marked, strict=True)]
         blocks.append(replace(block, lines=tuple(lines)))
     return replace(panel, blocks=tuple(blocks))
 
 
-def _marked_column(block: Block, index: int, shown: Column, digits: int) -> list[Entry]:
-    """The entries of one column of a block, the best of them marked; one of fewer seeds than others is never best."""
+def _marked_column(block: Block, index: int, shown: Column, split: str, of: Results) -> list[Entry]:
+    """The entries of one column of a block, with those marked that cannot be told from the best at the 5% level.
+
+    An entry of fewer seeds than others is never best, and none is where rows have a single seed, or where nothing is
+    worse than the best.
+    """
     entries = [line.entries[index] for line in block.lines]
-    means = _comparable_means(entries, digits)
-    best = _best(means, shown.better)
-    if best is None:
+    if not shown.better:
         return entries
-    return [replace(entry, best=mean == best) for entry, mean in zip(entries, means, strict=True)]
+    spread = borrowed(of, shown.metric, split, block.lines[0].nfe or 0)
+    best = _best(entries, 1 if shown.better == "min" else -1, spread)
+    return [replace(entry, best=entry in best) for entry in entries]
 
 
-def _comparable_means(entries: Sequence[Entry], digits: int) -> list[float]:
-    """The means of the entries of most seeds, as they are shown; nan for the others."""
+def _best(entries: Sequence[Entry], sign: int, spread: Spread) -> list[Entry]:
+    """The entry of the least ``sign`` times its mean, and all that are not told apart from it; none if all are."""
+    rivals = _of_most_seeds(entries)
+    first = min(rivals, key=lambda rival: sign * rival.summary.mean, default=None)
+    as_good = []
+    for rival in rivals:
+        if not _differs(rival, first, spread):
+            as_good.append(rival)
+    return as_good if len(as_good) < len(rivals) else []
+
+
+def _of_most_seeds(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries of as many seeds as any; none where that is a single one."""
     most = max(entry.summary.n for entry in entries)
-    return [round(entry.summary.mean, digits) if entry.summary.n == most else math.nan for entry in entries]
+    return [entry for entry in entries if entry.summary.n == most > 1]
 
 
-def _best(means: Sequence[float], better: str | None) -> float | None:
-    """The best of the known values; None where no direction is better, or where all are equal."""
-    known = {mean for mean in means if not math.isnan(mean)}
-    if not better or len(known) < 2:
-        return None
-    return min(known) if better == "min" else max(known)
+def _differs(rival: Entry, best: Entry, spread: Spread) -> bool:
+    """Whether two rows are told apart, by the test that claims are judged by."""
+    difference = spread.estimate(rival.seeds, best.seeds)
+    return rival is not best and 2 * min(difference.below(0.0), difference.above(0.0)) <= LEVEL
 
 
 def _digits(panels: tuple[Panel, ...], index: int) -> int:

@@ -8,18 +8,16 @@ run may have had a shorter budget, another seed or other settings, and its recor
 
 from __future__ import annotations
 
-import math
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from core.config import UserError, resolve, run_id
 from core.metrics.cost import amount
-from core.metrics.protocol import Protocol
 from core.provenance import changed_since, package_versions
 from core.run import Run
 from experiments.expected import outcomes
+from experiments.soundness import wrong_log, wrong_numbers, wrong_origin
 
 PASSED, FAILED, UNKNOWN = "ok", "FAILED", "not checked"
 
@@ -36,7 +34,16 @@ class Check:
 def verify(run: Run) -> list[Check]:
     """All checks of a run folder."""
     expected = [Check(outcome.name, outcome.verdict, outcome.detail) for outcome in outcomes(run)]
-    return [*_identity(run), _provenance(run), _training(run), _numbers(run), _packages(run), *expected]
+    return [
+        *_identity(run),
+        _provenance(run),
+        _origin(run),
+        _training(run),
+        _log(run),
+        _numbers(run),
+        _packages(run),
+        *expected,
+    ]
 
 
 def _check(name: str, holds: bool, detail: str) -> Check:
@@ -91,23 +98,22 @@ def _training(run: Run) -> Check:
 
 
 def _numbers(run: Run) -> Check:
-    """Every number is finite, of this run, and its protocol id is the hash of its protocol."""
+    """Every number is finite, of this run, once, under its own protocol, and none that was asked for is missing."""
+    problem = next(wrong_numbers(run), "")
     lines = run.evals()
-    wrong = [line for line in lines if not _is_sound(line, run.id)]
-    if wrong:
-        line = wrong[0]
-        return Check(
-            "numbers", FAILED, f"{line.get('metric')} on {line.get('split')}: protocol, run or value is damaged"
-        )
-    return _check("numbers", bool(lines), f"{len(lines)} with their protocols")
+    return _check("numbers", bool(lines) and not problem, problem or f"{len(lines)} with their protocols")
 
 
-def _is_sound(line: dict[str, Any], identity: str) -> bool:
-    try:
-        protocol = Protocol(**line["protocol_fields"])
-    except (KeyError, TypeError):
-        return False
-    return protocol.id == line["protocol"] and line["run"] == identity and math.isfinite(line["value"])
+def _log(run: Run) -> Check:
+    """Lines are whole and finite, and totals rise."""
+    problem = next(wrong_log(run), "")
+    return _check("log", not problem, problem or f"{len(run.metrics())} lines")
+
+
+def _origin(run: Run) -> Check:
+    """The provenance names the weights and data of the configuration."""
+    problem = next(wrong_origin(run), "")
+    return _check("origin", not problem, problem or "as the configuration says")
 
 
 def _packages(run: Run) -> Check:

@@ -11,15 +11,19 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ablations.grid import load, names
+from analysis import spread
+from analysis.claims import load_claims
 from analysis.collect import Results, results
 from analysis.columns import shown_column
 from analysis.drawing import FORMATS, Drawing, draw_all
+from analysis.spread import BUDGET, SCALE
 from analysis.stats import Summary, summarize
 from analysis.tables import Table, build_table
+from analysis.verdicts import Judgement, with_rates
+from core.catalogue import READINGS
 
 File = tuple[str, str | bytes]  # name, content
 Piece = File | Drawing
-SCALE, BUDGET = "emoji", "full"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,19 @@ class Context:
     def tables(self) -> Mapping[str, Table]:
         """The table of each of ``grids``."""
         return {name: build_table(of) for name, of in self.grids.items()}
+
+    @cached_property
+    def judgements(self) -> Sequence[Judgement]:
+        """The claims about all grids, judged together."""
+        return with_rates([judgement for table in self.tables.values() for judgement in table.judgements])
+
+    @cached_property
+    def spread(self) -> str:
+        """``spread.csv`` as these results give it."""
+        readings = {name: [] for name in self.grids}
+        for claim in load_claims():
+            readings[claim.grid] += [c.metric for c in claim.contrasts if c.metric in READINGS]
+        return spread.to_csv(spread.measure(self.grids.values(), readings))
 
 
 def measured(of: Results, split: str, nfe: int) -> dict[tuple[str, str], Summary]:

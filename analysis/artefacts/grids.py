@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from ablations.grid import load
 from analysis.artefacts.context import BUDGET, Context, File, Piece, figure
-from analysis.claims import Judgement
 from analysis.collect import Results, results
 from analysis.figures import caption, grid_figure
 from analysis.log_curves import first_logs, log_curves
@@ -21,10 +20,8 @@ PAPER_TABLES = {  # at paper scale
 
 def build(context: Context) -> Iterator[Piece]:
     """Yield the files of ``fewstep table``, ``figure`` and ``claims``, at the full budget."""
-    judgements: list[Judgement] = []
     for name, of in context.grids.items():
         table = context.tables[name]
-        judgements += table.judgements
         yield from _tables(name, table)
         if not has_students(of):  # the table names the runs that are missing; a figure of nothing says nothing
             continue
@@ -36,7 +33,7 @@ def build(context: Context) -> Iterator[Piece]:
     for name, artefact in PAPER_TABLES.items():
         of = results(load(name), "paper", BUDGET, context.sources)
         yield from _tables(f"{artefact}-paper", build_table(of))
-    yield "claims.md", claims_markdown(judgements)
+    yield "claims.md", claims_markdown(context.judgements)
 
 
 def has_students(of: Results) -> bool:

@@ -40,10 +40,13 @@ evaluate: {steps: [1, 2]}
 layout: {nfe: [2], splits: [train], best: [kid, clip_score]}
 """
 CLAIMS = """
+margins: {kid: 0.02, clip_score: 0.02}
+claims:
 - id: term
   claim: The term lowers FID
   source: A paper, Section 1
   grid: influence
+  seeds: 3
   contrasts: [{row: full, versus: plain, metric: kid, expected: lower}]
 """
 

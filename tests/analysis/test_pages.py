@@ -13,6 +13,7 @@ from analysis.collect import RECORDS, results
 from analysis.facts import Facts
 from analysis.pages import FOLDER, INDEX, PAGES, build_pages
 from analysis.render import render
+from analysis.spread import FILE
 from analysis.tables import build_table
 from core.catalogue import METRICS, READINGS, REPORTED
 from core.schema import UserError
@@ -36,6 +37,10 @@ def facts(full) -> Facts:
     context = Context((full.runs,))
     context.__dict__["grids"] = {"influence": full.results()}
     return Facts(context)
+
+
+def test_the_committed_spread_is_what_the_records_give(context: Context) -> None:
+    assert context.spread == FILE.read_text(), "write it again with `fewstep results --pages`"
 
 
 def test_committed_pages_are_what_the_records_give(pages: dict[str, str]) -> None:
@@ -68,11 +73,18 @@ def test_prose_shows_a_number_as_the_table_does(facts: Facts) -> None:
     assert "| **4.0 ± 0.9** |" in facts.table("influence")
 
 
-def test_gaps_are_closed_by_seed_and_on_average(facts: Facts) -> None:
-    between = ("plain", "teacher")
-    assert facts.closed("influence", "full", between, "kid", "train") == "71%"
-    assert facts.closed_by_seed("influence", "full", between, "kid", "train") == "7%, 71%, all"
-    assert facts.closed("influence", "plain", ("full", "teacher"), "kid", "train") == "none"
+def test_gaps_are_closed_with_an_interval(facts: Facts) -> None:
+    """full closes 1 of the 1.4 from plain to the teacher; from the teacher to plain, both ends but one are measured."""
+    closed = facts.closed("influence", "full", ("plain", "teacher"), "kid", "train")
+    assert closed == "71% (the gap may be nothing)"  # 1.4 with an error of 0.58 and two degrees of freedom
+    assert facts.closed("influence", "plain", ("full", "teacher"), "kid", "train").startswith("none")
+
+
+def test_a_gap_between_known_ends_has_the_interval_of_the_row(facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(9 - 4) / (9 - 3) with the row's error 0.9018 / sqrt(3) over 6, t = 4.3027."""
+    known = {"start": {0: 9.0}, "goal": {0: 3.0}, "row": {0: 3.1, 1: 4.9, 2: 4.0}}
+    monkeypatch.setattr(Facts, "_raw", lambda self, name, row, *place: known[row])
+    assert facts.closed("influence", "row", ("start", "goal"), "kid", "train") == "83% [46, 121]"
 
 
 def test_rows_are_compared_at_the_same_seeds(facts: Facts) -> None:

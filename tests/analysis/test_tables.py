@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -172,3 +174,12 @@ def test_costs_stand_beside_the_rows_and_not_beside_the_teacher(full) -> None:
     assert _entry(table, "teacher", "device_hours").is_empty
     assert "| Teacher, 50 steps | 100 | 3.6 | 0.304 |  |  | 1 |" in render(table, "md")
     assert "Device-hours: of training" in render(table, "md")
+
+
+def test_a_table_waits_for_no_library_that_it_does_not_need() -> None:
+    """Of SciPy the t distribution alone, which says whether rows can be told apart."""
+    code = (
+        "import sys; from experiments.cli import main; assert main(['table', 'few_steps']) == 0\n"
+        "assert not {'scipy.stats', 'scipy.optimize', 'matplotlib', 'torch'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True)

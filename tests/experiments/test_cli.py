@@ -62,6 +62,7 @@ TYPOS = {
     "report flash_loses": "nearest: flash_losses",
     "records flash_loses": "nearest: flash_losses",
     "claims flash_loses": "GRID=flash_loses is unknown",
+    "plan-power flash_loses": "nearest: flash_losses",
     "results --pagse": "nearest: --pages",
 }
 IN_ONE_PROCESS = """

@@ -22,6 +22,9 @@ SMALL = [
 ]  # fmt: skip
 
 
+CHECKS = ("identity", "weights", "data", "code", "origin", "training", "log", "numbers", "packages")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a trained and measured run."""
@@ -47,7 +50,7 @@ def outcome(run: Run, name: str) -> str:
 
 def test_a_sound_run_passes(run: Run, capsys: pytest.CaptureFixture) -> None:
     checks = verify(Run.open(run.path))
-    assert {c.name for c in checks} == {"identity", "weights", "data", "code", "training", "numbers", "packages"}
+    assert {c.name for c in checks} == {*CHECKS}
     assert FAILED not in {check.outcome for check in checks}
     assert main(["verify", str(run.path)]) == 0
     assert "4 with their protocols" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_RECORDS_BYTES = 10_000_000
-MAX_OTHER_BYTES = 47_000_000  # teachers, judge, pictures and code
+MAX_OTHER_BYTES = 48_000_000  # teachers, judge, pictures and code
 MAX_TRAINING_BYTES = 20_000_000  # milestones, which go when what they lead to is an asset
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -25,7 +25,7 @@ def function_lengths(source: str) -> dict[str, int]:
 
 
 def test_tracked_files_stay_small(tracked: list[Path]) -> None:
-    """Records of all runs fit in 10 MB, trainings under way in 20, everything else with data and weights in 47."""
+    """Records of all runs fit in 10 MB, trainings under way in 20, everything else with data and weights in 48."""
 
     def size(folder: str) -> int:
         return sum(path.stat().st_size for path in tracked if path.is_relative_to(ROOT / folder))
