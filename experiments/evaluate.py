@@ -84,8 +84,9 @@ def evaluate(session: Session, run: Run, say: Callable[[str], None] = print) -> 
     wanted = []
     for name in config.eval.splits:
         split = Split(config, name)
-        for setting in config.settings():
-            wanted.extend(_evaluate_setting(session, run, split, setting, judges, say))
+        with session.unchanged():
+            for setting in config.settings():
+                wanted.extend(_evaluate_setting(session, run, split, setting, judges, say))
     return wanted
 
 

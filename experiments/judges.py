@@ -58,7 +58,7 @@ def _emoji_clip(device: str) -> ClipJudge:
         raise UserError(f"clip_score needs eval.clip_path or the in-domain judge in {folder}")
     model, preprocess, tokenize = load_emoji_clip(folder)
     digest = "+".join(file_sha256(file) for file in weights)
-    model = model.to(device).eval()
+    model = model.to(device, memory_format=torch.channels_last).eval()
     return ClipJudge(folder.name, digest, "native", model, preprocess, tokenize, torch.device(device))
 
 

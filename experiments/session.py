@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.backbones.answers import Answers, Kept
 from core.backbones.base import STUDENT, STUDENT_EMA, Cond
 from core.config import ExperimentConfig, UserError, resolve
 from core.data.requests import Requests, dataset_requests
@@ -46,6 +49,7 @@ class Session:
         self.backbone = method.backbone
         self.task = build_task(config)
         self._encoded: dict[tuple[str, ...], Cond] = {}
+        self._kept: Kept[Cond] | None = None
         self.null = self.backbone.encode_text([""])
 
     def encode_now(self, requests: Requests) -> None:
@@ -58,8 +62,27 @@ class Session:
         return (requests[start : start + size] for start in range(0, len(requests), size))
 
     def _cond(self, requests: Requests) -> Cond:
-        text = self._encoded.get(requests.texts) or self.backbone.encode_text(requests.texts)
-        return text.also(self.task.encode_inputs(self.backbone, requests.inputs))
+        text = self._encoded.get(requests.texts)
+        if text is None and self._kept is not None:
+            text = self._kept.get(requests.texts, partial(self._encode, requests.texts))
+        return (text or self._encode(requests.texts)).also(self.task.encode_inputs(self.backbone, requests.inputs))
+
+    def _encode(self, texts: tuple[str, ...]) -> Cond:
+        """Encode each text once, however often it is asked for."""
+        distinct = list(dict.fromkeys(texts))
+        rows = torch.tensor([distinct.index(text) for text in texts])
+        encoded = self.backbone.encode_text(distinct)
+        return encoded if len(distinct) == len(texts) else encoded[rows.to(self.backbone.device)]
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """No weight changes inside: texts are encoded once, and samplers that begin alike share their first call."""
+        self._kept = Kept(lambda cond: list(cond.tensors.values()))
+        self.backbone.answers = Answers()
+        try:
+            yield
+        finally:
+            self._kept = self.backbone.answers = None
 
     def noises(self, count: int, positions: np.ndarray, seed: int) -> list[Tensor]:
         """Keyed noises of one sampling call: ``count`` of (B, C, H, W); position i always gets the same."""
@@ -76,11 +99,11 @@ class Session:
             for part in self._batches(requests):
                 positions = np.arange(first, first + len(part))
                 first += len(part)
-                images.append(self.backbone.decode(self._latents(setting, self._cond(part), positions, seed)))
+                images.append(self.backbone.decode(self._latents(setting, part, positions, seed)))
         return Pictures(np.concatenate(images), SamplingCost(len(requests), evaluations))
 
-    def _latents(self, setting: Setting, cond: Cond, positions: np.ndarray, seed: int) -> Tensor:
-        sampler = setting.sampler
+    def _latents(self, setting: Setting, requests: Requests, positions: np.ndarray, seed: int) -> Tensor:
+        sampler, cond = setting.sampler, self._cond(requests)
         if setting.weights == "teacher":
             noise = self.noises(1, positions, seed)[0]
             return teacher_sample(self.backbone, noise, cond, self.null, sampler, self.method.teacher)
@@ -90,6 +113,8 @@ class Session:
                 f"weights={setting.weights}: this run has none; allowed: teacher, student, ema (train.ema_decay > 0)"
             )
         noises = self.noises(self.method.num_noises(sampler.steps), positions, seed)
+        if self.backbone.answers is not None:
+            self.backbone.answers.expect(noises[0], (requests.hash, positions.tobytes(), seed, sampler.guidance))
         return self.method.sample(role, noises, cond, self.null, sampler)
 
 

@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.backbones.answers import Answers
 from core.backbones.precision import computing_in
 from core.config import UserError
 from core.diffusion.guidance import combine
@@ -73,6 +75,7 @@ class Backbone(ABC):
     def __init__(self) -> None:
         self.evaluations: Counter[str] = Counter()
         self.compute_dtype: torch.dtype | None = None  # autocast dtype of every forward, rollouts included
+        self.answers: Answers | None = None  # given while pictures are drawn again and again from the same noise
 
     # What a family implements.
     @abstractmethod
@@ -169,6 +172,13 @@ class Backbone(ABC):
 
     def predict(self, role: str, x_t: Tensor, t: Tensor, cond: Cond, as_: str = "x0") -> Tensor:
         """The role's prediction converted once, in fp32, to ``as_``: "x0", "eps", "v" or "flow"."""
+        if self.answers is None:
+            return self._predicted(role, x_t, t, cond, as_)
+        question = (role, as_, float(t[0]), len(t))
+        call = partial(self._predicted, role, x_t, t, cond, as_)
+        return self.answers.answer(x_t, question, self.evaluations, call)
+
+    def _predicted(self, role: str, x_t: Tensor, t: Tensor, cond: Cond, as_: str) -> Tensor:
         self.evaluations[role] += len(x_t)
         with self._autocast(x_t):
             raw = self.network(role, x_t, t, cond)

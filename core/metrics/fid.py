@@ -11,6 +11,7 @@ functions both distances are tested."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -78,6 +79,7 @@ def _load_effnet(path: str | Path | None, device: torch.device) -> Extractor:
     model, file = efficientnet_lite(0, path)
     digest = file_sha256(file)
     model.reset_classifier(0)  # pooled features instead of logits
+    model.to(memory_format=torch.channels_last)  # a tenth faster on a CPU, and what tensor cores want
     resize = f"native up to {EFFNET_MAX_SIZE} px, else PIL bicubic float to {EFFNET_MAX_SIZE}"
     return Extractor("efficientnet-lite0", digest, 1280, resize, _prepare_effnet, model.to(device), device)
 
@@ -174,10 +176,23 @@ def kernel_distance(features_1: np.ndarray, features_2: np.ndarray, block: int =
     over every subset: the same expectation, no random choice, least variance. The value is not scaled.
     """
     n, m = len(features_1), len(features_2)
-    within_1 = _kernel_sum(features_1, features_1, block) - _diagonal_sum(features_1)
-    within_2 = _kernel_sum(features_2, features_2, block) - _diagonal_sum(features_2)
+    within_1, within_2 = _kernel_within(features_1, block), _kernel_within(features_2, block)
     cross = _kernel_sum(features_1, features_2, block)
     return within_1 / (n * (n - 1)) + within_2 / (m * (m - 1)) - 2.0 * cross / (n * m)
+
+
+_WITHIN: deque[tuple[np.ndarray, float]] = deque(maxlen=4)
+
+
+def _kernel_within(x: np.ndarray, block: int) -> float:
+    """Sum of the kernel over all pairs of different rows; of an array that nobody may write to, computed once."""
+    for known, total in _WITHIN:
+        if known is x:
+            return total
+    total = _kernel_sum(x, x, block) - _diagonal_sum(x)
+    if not x.flags.writeable:
+        _WITHIN.append((x, total))
+    return total
 
 
 def _kernel_sum(x: np.ndarray, y: np.ndarray, block: int) -> float:

@@ -80,6 +80,7 @@ class Judges:
     def __init__(self, loaders: Mapping[str, Callable[[], JudgingNetwork]], cache_dir: Path) -> None:
         self._loaders, self._cache_dir = loaders, cache_dir
         self._loaded: dict[str, JudgingNetwork] = {}
+        self._real: dict[Path, np.ndarray] = {}
 
     def network(self, judge: str) -> JudgingNetwork:
         """The network of this name, loaded now unless it was before."""
@@ -88,10 +89,16 @@ class Judges:
         return self._loaded[judge]
 
     def reference_features(self, judge: str, reference: Reference) -> np.ndarray:
-        """Features (count, D) of real images, computed once per (images, network) and kept on disk."""
+        """Features (count, D) of real images, once per (images, network) and kept on disk; read only."""
         network = self.network(judge)
         key = "\x1f".join((reference.hash, str(reference.count), network.hash, network.resize))
         path = self._cache_dir / "reference" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.npy"
+        if path not in self._real:
+            self._real[path] = self._features_of(network, reference, path)
+            self._real[path].flags.writeable = False  # what is computed of them once holds as long as they do
+        return self._real[path]
+
+    def _features_of(self, network: JudgingNetwork, reference: Reference, path: Path) -> np.ndarray:
         features = _read(path, reference.count)
         if features is None:
             chunks = [network.outputs(chunk, Requests(())) for chunk in _chunks(reference.images(), 64)]

@@ -1,6 +1,7 @@
 """Evaluation: each value under its protocol, measured once; images made once for all metrics that share
 them."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +31,9 @@ class Recorder:
     def __init__(self, run: Run, images: int = 32) -> None:
         self.config, self.images, self.calls = run.config, images, []
         self.backbone = SimpleNamespace(device="cpu")
+
+    def unchanged(self) -> AbstractContextManager:
+        return nullcontext()
 
     def sample(self, requests: Requests, setting: Setting, seed: int, *, first: int) -> Pictures:
         self.calls.append((len(requests), setting, seed, first))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,6 +62,9 @@ class WhiteSession:
 
     def __init__(self, run: Run) -> None:
         self.config, self.images, self.backbone = run.config, 32, SimpleNamespace(device="cpu")
+
+    def unchanged(self) -> AbstractContextManager:
+        return nullcontext()
 
     def sample(self, requests: Requests, setting: Setting, seed: int, *, first: int) -> Pictures:
         white = np.full((len(requests), 8, 8, 3), 255, dtype=np.uint8)
