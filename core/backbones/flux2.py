@@ -105,17 +105,8 @@ class Flux2Backbone(PipelineBackbone):
         """Whether guidance is an input of the network instead of a second pass."""
         return self.roles.base.config.guidance_embeds
 
-    def guided(
-        self, role: str, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, w: Tensor | float, as_: str = "x0"
-    ) -> Tensor:
-        """Guidance as in every backbone, or in one pass that takes w where the network is guidance-distilled."""
-        if not self.has_embedded_guidance:
-            return super().guided(role, x_t, t, cond, null, w, as_)
-        scale = torch.as_tensor(w, dtype=torch.float32, device=x_t.device).expand(len(x_t))
-        return self.predict(role, x_t, t, Cond({**cond.tensors, "guidance": scale}), as_)
-
-    def passes(self, w: Tensor | float) -> int:
-        return 1 if self.has_embedded_guidance else super().passes(w)
+    def takes_guidance(self, role: str) -> bool:
+        return self.has_embedded_guidance or super().takes_guidance(role)
 
     def _inputs(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> dict[str, Tensor | None]:
         """The network's arguments: tokens, their positions (time, row, column, index in the text), time, guidance."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -95,6 +95,8 @@ class Rollout:
 class Method(ABC):
     """A distillation method on any backbone; see the module's docstring for the contract."""
 
+    consistency: ClassVar[bool] = True  # the student's x0 is combined with its input, as consistency models do
+
     def __init__(
         self,
         config: Any,
@@ -116,6 +118,7 @@ class Method(ABC):
         """
         self.config, self.backbone, self.seed = config, backbone, seed
         self.ema_decay, self.solutions, self.memory, self.lockstep = ema_decay, solutions, memory, lockstep
+        backbone.read_as = self.readings()
         for role in self.roles():
             if training or role.for_sampling:
                 self._make(role, (initial or {}).get(role.name))
@@ -136,6 +139,10 @@ class Method(ABC):
         if self.config.teacher_is_parent:
             rows.append(Role(PARENT, STUDENT, for_sampling=True))
         return rows
+
+    def readings(self) -> dict[str, str]:
+        """By role, what its network's output is taken for (x0, eps, v, flow), where that differs from the base's."""
+        return {}
 
     @property
     def teacher(self) -> str:
@@ -211,9 +218,15 @@ class Method(ABC):
         return found, was_kept * cost
 
     def few_step_x0(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """A role's f(x_t, t) = c_skip x_t + c_out x0, as the sampler evaluates it; latents (B, C, H, W)."""
+        """A role's f(x_t, t) = c_skip x_t + c_out x0, as the sampler evaluates it; latents (B, C, H, W).
+
+        x0 alone where the student is no ``consistency`` model.
+        """
+        x0 = self.backbone.predict(role, x_t, t, cond)
+        if not self.consistency:
+            return x0
         c_skip, c_out = boundary_scalings(t)
-        return c_skip * x_t + c_out * self.backbone.predict(role, x_t, t, cond)
+        return c_skip * x_t + c_out * x0
 
     def student_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """``few_step_x0`` of the student."""
@@ -243,7 +256,8 @@ class Method(ABC):
             return self.backbone.guided(role, x_t, t, cond[rows], null, guidance)
 
         timesteps = process.timesteps(sampler.steps)
-        return few_step_sample(denoise, noises, timesteps, process, sampler.solver, sampler.eta)
+        solver, eta = sampler.solver, sampler.eta
+        return few_step_sample(denoise, noises, timesteps, process, solver, eta, consistency=self.consistency)
 
 
 def draw(values: np.ndarray, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

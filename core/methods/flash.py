@@ -136,7 +136,7 @@ class Flash(Method):
             process, solver = self.backbone.process, self.config.solver
             return solve(denoise, x_t, index, self.timesteps, process, solver, first_call)[0]
 
-        cost = self.backbone.passes(guidance) * int((self.config.num_timesteps - index).sum())
+        cost = self.backbone.passes(guidance, self.teacher) * int((self.config.num_timesteps - index).sum())
         return self.teacher_solution(batch.positions, compute, cost)
 
     def _guidance(self, purpose: str, batch: Batch) -> Tensor | float:
