@@ -14,7 +14,8 @@ from core.config import ExperimentConfig
 from core.measured import Number, newest, protocol_fields
 from core.run import Run, find_runs
 
-FINAL = ("done", "diverged")  # a diverged run is a result
+DIVERGED = "diverged"
+FINAL = ("done", DIVERGED)  # a diverged run is a result, but nothing starts from it
 STALE_S = 90.0  # a heartbeat that is older is told with its age
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from core.allocator import keep_freed_memory
@@ -47,12 +45,11 @@ from core.methods.flash import Flash
 from core.methods.lcm import Lcm
 from core.methods.progressive import Progressive
 from core.methods.teacher import Teacher
-from core.run import Run
 from core.tasks.base import Task
 from core.tasks.text_to_image import TextToImage
-from core.training.checkpoint import latest_snapshot
 from experiments.dataset import num_variants, open_split, shown_view, view_of
 from experiments.needs import wrong_size
+from experiments.parents import merged_before, merges_parent, parent_adapter, parent_weights, read_weights
 
 FAMILIES: dict[str, type[PipelineBackbone]] = {
     "unet": UNetBackbone, "unet_sdxl": SDXLBackbone, "pixart": PixArtBackbone, "mmdit": SD3Backbone,
@@ -105,6 +102,8 @@ def build_backbone(config: ExperimentConfig, *, to_be_sharded: bool = False) -> 
         to_be_sharded=to_be_sharded,
     )
     backbone.compute_dtype = compute_dtype(config)
+    if merges_parent(config) and config.train.init_from is not None:
+        backbone.merge_parent(parent_adapter(config))
     return backbone
 
 
@@ -214,9 +213,15 @@ def build_method(
 
 def _initial(config: ExperimentConfig) -> dict[str, Callable[[Backbone, str], None]]:
     """Functions that load the weights of roles which start from a file, by role."""
-    if config.train.init_from is None:
+    if config.train.init_from is None or merges_parent(config):  # a new adapter on what the base holds
         return {}
-    return {STUDENT: partial(load_role, file=_parent_weights(config))}
+    file = parent_weights(config)
+    if merged_before(file) is not None:
+        raise UserError(
+            f"train.init_from={config.train.init_from} is a later round of a chain, whose student is an adapter on "
+            "those of the rounds before; allowed: methods whose teacher is the parent"
+        )
+    return {STUDENT: partial(load_role, file=file)}
 
 
 def storage_dtype(config: ExperimentConfig) -> torch.dtype:
@@ -249,25 +254,10 @@ def _solutions(config: ExperimentConfig, backbone: Backbone, data: LatentData, m
     return SolutionStore(root, key, key["samples"], backbone.latent_shape)
 
 
-def _parent_weights(config: ExperimentConfig) -> Path:
-    """The student file that ``train.init_from`` names: a run (folder or id) or a safetensors file."""
-    source = Path(config.train.init_from)
-    if source.is_file():
-        return source
-    run = Run.open(config.train.init_from, config.execution.runs_dir)
-    snapshot = latest_snapshot(run.path / "snapshots")
-    if snapshot is None:
-        raise UserError(f"train.init_from={config.train.init_from}: run {run.id} has no snapshot yet; train it first")
-    return snapshot / f"{STUDENT}.safetensors"
-
-
 @torch.no_grad()
 def load_role(backbone: Backbone, role: str, file: Path) -> None:
     """Overwrite a role's parameters with a snapshot's; UserError when they do not fit."""
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read as safetensors ({error})") from error
+    tensors = read_weights(file)
     parameters = backbone.role_parameters(role)
     if tensors.keys() != parameters.keys() or any(tensors[n].shape != p.shape for n, p in parameters.items()):
         raise UserError(f"{file}: not weights of this student (another backbone, sharing, or LoRA rank)")

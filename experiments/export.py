@@ -16,6 +16,7 @@ import shutil
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -24,6 +25,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchL
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from core.backbones.adapters import in_full, stacked
 from core.backbones.base import STUDENT, STUDENT_EMA
 from core.backbones.pipeline import PipelineBackbone, dtype_of
 from core.backbones.roles import Sharing
@@ -98,10 +100,10 @@ def family_of(backbone: PipelineBackbone) -> str:
 def _write_lora(backbone: PipelineBackbone, role: str, form: Form, folder: Path, name: str) -> tuple[str, torch.dtype]:
     """Write a LoRA; returns its file's name and its dtype."""
     file = f"{name}.safetensors" if form.is_one_file else LORA_FILE
-    parameters, sharing = backbone.role_parameters(role), backbone.roles.sharing
+    parameters, sharing = whole_adapter(backbone, role)
     dtype = DTYPES.get(form.dtype, next(iter(parameters.values())).dtype)
     if form.names_of(family_of(backbone)) == "kohya":
-        state = kohya_state(backbone, parameters)
+        state = kohya_state(backbone, parameters, sharing)
         about = {
             "ss_network_module": "networks.lora",
             "ss_network_dim": sharing.rank,
@@ -113,6 +115,16 @@ def _write_lora(backbone: PipelineBackbone, role: str, form: Form, folder: Path,
         save = getattr(diffusers, backbone.pipeline).save_lora_weights
         save(folder, weight_name=file, **{f"{backbone.network_folder}_lora_layers": state})
     return file, dtype
+
+
+def whole_adapter(backbone: PipelineBackbone, role: str) -> tuple[Mapping[str, Tensor], Sharing]:
+    """Factors and size of all that makes the role of the base as it is published: also those of earlier rounds."""
+    own, sharing = backbone.role_parameters(role), backbone.roles.sharing
+    if not backbone.merged_parent:
+        return own, sharing
+    whole = stacked(backbone.merged_parent, in_full(own, sharing.alpha / sharing.rank))
+    rank = max(len(value) for name, value in whole.items() if ".lora_A." in name)
+    return whole, replace(sharing, rank=rank, alpha=rank)
 
 
 def _stored(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

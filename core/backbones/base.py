@@ -75,6 +75,8 @@ class Backbone(ABC):
         self.compute_dtype: torch.dtype | None = None  # autocast dtype of every forward, rollouts included
         self.read_as: Mapping[str, str] = {}  # by role, what its output is taken for where that is not ``prediction``
         self.guidance_inputs: frozenset[str] = frozenset()  # the roles that take guidance as an input, in one pass
+        # One adapter that holds those of earlier rounds, which are part of the base's weights; None: it is what it was
+        self.merged_parent: Mapping[str, Tensor] | None = None
 
     # What a family implements.
     @abstractmethod

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from core.backbones.adapters import merge_into
 from core.backbones.base import Backbone, Cond, compile_block
 from core.backbones.merged import merged_bytes
 from core.backbones.roles import Roles, Sharing
@@ -171,6 +172,11 @@ class PipelineBackbone(Backbone):
         self, role: str, like: str | None = None, *, trainable: bool, average: bool = False, seed: int = 0
     ) -> None:
         self.roles.add(role, like, trainable=trainable, average=average, seed=seed)
+
+    def merge_parent(self, factors: Mapping[str, Tensor]) -> None:
+        """Make the parent's student the base, before there are roles; ``factors`` as ``core.backbones.adapters``."""
+        merge_into(self.roles.base, factors)
+        self.merged_parent = factors
 
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         return self.roles.parameters(role)

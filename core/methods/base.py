@@ -24,7 +24,9 @@ from core.data.memory import Memory, Rows
 from core.diffusion.solvers import boundary_scalings, few_step_sample
 from core.methods.clock import Clock
 from core.randomness import Stream
-from core.sampler import Sampler
+from core.sampler import Sampler, Setting, teacher_setting
+
+TEACHER_STEPS = 20  # of its pictures beside a student's
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Method(ABC):
         rows = [Role(STUDENT, trainable=True, for_sampling=True)]
         if self.ema_decay:
             rows.append(Role(STUDENT_EMA, STUDENT, follows=STUDENT, decay=self.ema_decay, for_sampling=True))
-        if self.config.teacher_is_parent:
+        if self.teacher == PARENT:
             rows.append(Role(PARENT, STUDENT, for_sampling=True))
         return rows
 
@@ -146,8 +148,16 @@ class Method(ABC):
 
     @property
     def teacher(self) -> str:
-        """The role that teaches: the base, or in a later round of a chain the student of the round before."""
-        return PARENT if self.config.teacher_is_parent else TEACHER
+        """The role that teaches: the base, or in a later round of a chain the student of the round before.
+
+        Where the base holds that student, it is the base again.
+        """
+        return PARENT if self.config.teacher_is_parent and self.backbone.merged_parent is None else TEACHER
+
+    @property
+    def teacher_setting(self) -> Setting:
+        """How the teacher's pictures beside the student's are drawn."""
+        return teacher_setting(TEACHER_STEPS, self.config.teacher_guidance)
 
     @abstractmethod
     def build(self) -> None:

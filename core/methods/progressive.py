@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.backbones.base import PARENT, STUDENT, STUDENT_EMA, TEACHER
+from core.backbones.base import STUDENT, STUDENT_EMA
 from core.config import UserError
 from core.data.batches import Batch
 from core.diffusion.solvers import ddim_coefficients
@@ -26,6 +26,7 @@ from core.losses.distill import mse
 from core.losses.weighting import WEIGHTINGS
 from core.methods.base import Method, Optimizer, Player, Rollout, Turn, draw
 from core.methods.clock import Clock
+from core.sampler import Sampler, Setting
 
 
 @dataclass
@@ -46,8 +47,16 @@ class Progressive(Method):
         """The student's, its average's and a parent's output as the setting says."""
         if self.config.prediction == "network":
             return {}
-        roles = (STUDENT, STUDENT_EMA, PARENT, *([TEACHER] if self.config.teacher_is_parent else ()))
-        return dict.fromkeys(roles, self.config.prediction)
+        parent = [self.teacher] if self.config.teacher_is_parent else []
+        return dict.fromkeys([STUDENT, STUDENT_EMA, *parent], self.config.prediction)
+
+    @property
+    def teacher_setting(self) -> Setting:
+        """A parent's pictures are drawn as it was trained."""
+        if not self.config.teacher_is_parent:
+            return super().teacher_setting
+        w = self.config.teacher_guidance if self.backbone.takes_guidance(self.teacher) else 1.0
+        return Setting("teacher", Sampler("ddim", self.config.teacher_steps, w))
 
     def build(self) -> None:
         process, steps, parts = self.backbone.process, self.config.student_steps, self.config.parts

@@ -62,7 +62,7 @@ def test_flux2_keys_join_q_k_and_v_and_diffusers_takes_them_apart(tmp_path: Path
     """Every layer that the paper-scale configuration trains; the products of the factors come back exactly."""
     backbone = _student(tmp_path, "flux2", FLUX2_LAYERS)
     ours = backbone.role_parameters(STUDENT)
-    state = kohya_state(backbone, ours)
+    state = kohya_state(backbone, ours, backbone.roles.sharing)
     fused = "lora_unet_double_blocks_0_txt_attn_qkv"
     assert len(state[f"{fused}.lora_down.weight"]) == 12 and state[f"{fused}.alpha"] == 6
     read = Flux2KleinPipeline.lora_state_dict(dict(state))
