@@ -42,6 +42,7 @@ from core.methods.base import Method
 from core.methods.clock import Clock
 from core.methods.dmd2 import Dmd2
 from core.methods.flash import Flash
+from core.methods.guidance import Guidance
 from core.methods.lcm import Lcm
 from core.methods.progressive import Progressive
 from core.methods.teacher import Teacher
@@ -56,7 +57,8 @@ FAMILIES: dict[str, type[PipelineBackbone]] = {
     "flux2": Flux2Backbone,
 }  # fmt: skip
 METHODS: dict[str, type[Method]] = {
-    "flash": Flash, "dmd2": Dmd2, "lcm": Lcm, "progressive": Progressive, "teacher": Teacher,
+    "flash": Flash, "dmd2": Dmd2, "lcm": Lcm, "progressive": Progressive, "guidance": Guidance,
+    "teacher": Teacher,
 }  # fmt: skip
 TASKS: dict[str, type[Task]] = {"text_to_image": TextToImage}
 RANDOM_PIPELINES = {
@@ -100,6 +102,7 @@ def build_backbone(config: ExperimentConfig, *, to_be_sharded: bool = False) -> 
         dtype=storage_dtype(config),
         image_size=config.data.image_size,
         to_be_sharded=to_be_sharded,
+        guidance_embedding=spec.guidance_embedding,
     )
     backbone.compute_dtype = compute_dtype(config)
     if merges_parent(config) and config.train.init_from is not None:
@@ -122,7 +125,10 @@ def source_of(config: ExperimentConfig) -> str:
 def sharing_of(config: ExperimentConfig) -> Sharing:
     """How the roles share one network."""
     spec = config.backbone
-    return Sharing(spec.sharing, spec.lora_rank, spec.lora_alpha, tuple(spec.lora_targets))
+    targets = dict.fromkeys(
+        [*spec.lora_targets, *(FAMILIES[spec.family].guidance_layers if spec.guidance_embedding else ())]
+    )
+    return Sharing(spec.sharing, spec.lora_rank, spec.lora_alpha, tuple(targets))
 
 
 def compute_dtype(config: ExperimentConfig) -> torch.dtype | None:
@@ -259,6 +265,9 @@ def load_role(backbone: Backbone, role: str, file: Path) -> None:
     """Overwrite a role's parameters with a snapshot's; UserError when they do not fit."""
     tensors = read_weights(file)
     parameters = backbone.role_parameters(role)
+    for name, parameter in parameters.items():  # of a parent that took no guidance yet
+        if "cond_proj" in name:
+            tensors.setdefault(name, parameter.detach())
     if tensors.keys() != parameters.keys() or any(tensors[n].shape != p.shape for n, p in parameters.items()):
         raise UserError(f"{file}: not weights of this student (another backbone, sharing, or LoRA rank)")
     for name, parameter in parameters.items():

@@ -45,6 +45,7 @@ def build(config: ExperimentConfig) -> Method:
             sharing_of(config),
             vae=known["vae"],
             image_size=config.data.image_size,
+            guidance_embedding=config.backbone.guidance_embedding,
         )
         # Not `.to`: diffusers warns of modules that it keeps in fp32
         for parameter in backbone.roles.base.parameters():

@@ -50,6 +50,13 @@ class Cond:
         """Add further tensors (B, ...) by name."""
         return Cond({**self.tensors, **tensors})
 
+    def where(self, rows: Tensor, other: Cond) -> Cond:
+        """The conditioning of ``other`` at ``rows``, bool (B,)."""
+        tensors = {}
+        for name, value in self.tensors.items():
+            tensors[name] = torch.where(rows.view(-1, *[1] * (value.ndim - 1)), other.tensors[name], value)
+        return Cond(tensors)
+
     def to(self, device: torch.device | str) -> Cond:
         """A copy on ``device``, made without waiting for it."""
         return Cond({name: value.to(device, non_blocking=True) for name, value in self.tensors.items()})
@@ -74,6 +81,7 @@ class Backbone(ABC):
         self.evaluations: Counter[str] = Counter()
         self.compute_dtype: torch.dtype | None = None  # autocast dtype of every forward, rollouts included
         self.read_as: Mapping[str, str] = {}  # by role, what its output is taken for where that is not ``prediction``
+        self.has_guidance_layer = False  # added for students that take guidance as an input
         self.guidance_inputs: frozenset[str] = frozenset()  # the roles that take guidance as an input, in one pass
         # One adapter that holds those of earlier rounds, which are part of the base's weights; None: it is what it was
         self.merged_parent: Mapping[str, Tensor] | None = None
@@ -179,7 +187,7 @@ class Backbone(ABC):
         return self.process.convert(raw.contiguous(), x_t, t, self.kind_of(role), as_)
 
     def kind_of(self, role: str) -> str:
-        """What the role's network predicts."""
+        """The kind of prediction that the role's network gives."""
         return self.read_as.get(role, self.prediction)
 
     def guided(

@@ -120,7 +120,7 @@ class Method(ABC):
         """
         self.config, self.backbone, self.seed = config, backbone, seed
         self.ema_decay, self.solutions, self.memory, self.lockstep = ema_decay, solutions, memory, lockstep
-        backbone.read_as = self.readings()
+        backbone.read_as, backbone.guidance_inputs = self.readings(), self.guidance_inputs()
         for role in self.roles():
             if training or role.for_sampling:
                 self._make(role, (initial or {}).get(role.name))
@@ -145,6 +145,13 @@ class Method(ABC):
     def readings(self) -> dict[str, str]:
         """By role, what its network's output is taken for (x0, eps, v, flow), where that differs from the base's."""
         return {}
+
+    def guidance_inputs(self) -> frozenset[str]:
+        """The roles that take guidance as an input, where the backbone's network has such a layer."""
+        if not self.backbone.has_guidance_layer:
+            return frozenset()
+        parent = [self.teacher] if self.config.parent_takes_guidance else []
+        return frozenset([STUDENT, STUDENT_EMA, *parent])
 
     @property
     def teacher(self) -> str:
@@ -261,7 +268,7 @@ class Method(ABC):
         process, guidance = self.backbone.process, sampler.guidance
 
         def denoise(x_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-            if guidance == 1:
+            if guidance == 1 and role not in self.backbone.guidance_inputs:
                 return self.backbone.predict(role, x_t, t, cond[rows])
             return self.backbone.guided(role, x_t, t, cond[rows], null, guidance)
 

@@ -20,6 +20,7 @@ from core.losses.weighting import WEIGHTINGS
 from core.methods.clock import Clock
 from core.methods.progressive import Progressive
 from core.methods.progressive_config import ProgressiveConfig
+from core.methods.regression import Problem
 from tests.oracle.test_gaussian import SHAPE, VP, mixture
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -43,7 +44,7 @@ class Exact(GaussianBackbone):
         grid = list(self.before.timesteps)
         index = np.array([grid.index(time) for time in t.tolist()])
         batch = Batch(np.arange(len(x_t)), x_t, cond, self.encode_text([""]))
-        x0 = self.before.target(batch, x_t, index, self.before.teacher_w(batch))
+        x0 = self.before.target(Problem(batch, x_t, t, self.before.teacher_w(batch), index))
         return self.process.convert(x0, x_t, t, "x0", self.prediction)
 
 
