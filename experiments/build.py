@@ -266,7 +266,7 @@ def load_role(backbone: Backbone, role: str, file: Path) -> None:
     tensors = read_weights(file)
     parameters = backbone.role_parameters(role)
     for name, parameter in parameters.items():  # of a parent that took no guidance yet
-        if "cond_proj" in name:
+        if any(f"{layer}." in name for layer in backbone.guidance_layers):
             tensors.setdefault(name, parameter.detach())
     if tensors.keys() != parameters.keys() or any(tensors[n].shape != p.shape for n, p in parameters.items()):
         raise UserError(f"{file}: not weights of this student (another backbone, sharing, or LoRA rank)")

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -76,6 +77,7 @@ class Backbone(ABC):
     process: Process
     prediction: str  # what the network predicts: "eps", "v", "x0" or "flow"
     latent_shape: tuple[int, int, int]
+    guidance_layers: ClassVar[tuple[str, ...]] = ()  # endings of the names of the layers of an added guidance input
 
     def __init__(self) -> None:
         self.evaluations: Counter[str] = Counter()

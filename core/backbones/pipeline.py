@@ -47,7 +47,6 @@ class PipelineBackbone(Backbone):
     # A base that stays frozen has its convolutions' weights in channels last: a tenth of a training step on a CPU, and
     # what tensor cores want. Copies that train start to the last bit as the teacher, so there none has
     channels_last: ClassVar[bool] = False
-    guidance_layers: ClassVar[tuple[str, ...]] = ()  # endings of the names of what ``add_guidance_layer`` adds
     student_guidance: float = 1.0  # what a pipeline is told when it samples a student: no guidance
 
     def __init__(

@@ -92,7 +92,12 @@ def test_a_layer_without_a_key_that_is_read_back_is_one_clear_line(tmp_path: Pat
 @pytest.mark.parametrize(
     ("family", "sharing", "form", "said"),
     [
-        ("unet", "full", Form("kohya"), "--format kohya is for a LoRA, not for whole weights (backbone.sharing=full)"),
+        (
+            "unet",
+            "full",
+            Form("kohya"),
+            "--format kohya is for a LoRA, not for whole weights (backbone.sharing=full, or",
+        ),
         ("unet", "lora", Form("comfyui", merge=True), "--format comfyui is for a LoRA, and --merge leaves none"),
         ("pixart", "lora", Form("kohya"), NO_READER.format("PixArt")),
         ("pixart", "lora", Form("comfyui"), NO_READER.format("PixArt")),
