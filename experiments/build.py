@@ -263,15 +263,23 @@ def _solutions(config: ExperimentConfig, backbone: Backbone, data: LatentData, m
 @torch.no_grad()
 def load_role(backbone: Backbone, role: str, file: Path) -> None:
     """Overwrite a role's parameters with a snapshot's; UserError when they do not fit."""
-    tensors = read_weights(file)
     parameters = backbone.role_parameters(role)
-    for name, parameter in parameters.items():  # of a parent that took no guidance yet
-        if any(f"{layer}." in name for layer in backbone.guidance_layers):
-            tensors.setdefault(name, parameter.detach())
-    if tensors.keys() != parameters.keys() or any(tensors[n].shape != p.shape for n, p in parameters.items()):
+    tensors = {**_of_guidance_layers(backbone, parameters), **read_weights(file)}
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
         raise UserError(f"{file}: not weights of this student (another backbone, sharing, or LoRA rank)")
     for name, parameter in parameters.items():
         parameter.data = tensors[name].to(parameter.device, parameter.dtype, copy=True)
+
+
+def _of_guidance_layers(backbone: Backbone, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters that a parent which took no guidance yet does not have: they stay as they are."""
+    added = backbone.guidance_layers if backbone.has_guidance_layer else ()
+    found = {}
+    for name, parameter in parameters.items():
+        if any(f"{layer}." in name for layer in added):
+            found[name] = parameter.detach()
+    return found
 
 
 @contextmanager

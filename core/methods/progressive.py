@@ -6,21 +6,25 @@ and the target is the x0 with which one step leads there:
     x~ = (z_s - (sigma_s / sigma_t) z) / (alpha_s - (sigma_s / sigma_t) alpha_t).
 
 Where the teacher has three times as many steps or more, it takes as many parts of a step. One run is one round; the
-student of the round before is the next teacher.
+student of the round before is the next teacher. An adversarial term may be added, for rounds below four steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.backbones.base import STUDENT
 from core.config import UserError
 from core.data.batches import Batch
 from core.diffusion.solvers import ddim_coefficients
-from core.methods.base import draw
-from core.methods.regression import Problem, Regression
+from core.methods.base import Player, Turn, draw
+from core.methods.clock import Clock
+from core.methods.latent_gan import CRITIC, LatentGan
+from core.methods.regression import Problem, Regression, RegressionRollout
 from core.sampler import Sampler, Setting
 
 
@@ -34,6 +38,10 @@ class Progressive(Regression):
         self.step, self.teacher_step = (
             ddim_coefficients(process, grid) for grid in (self.timesteps, self.teacher_timesteps)
         )
+        self.gan: LatentGan | None = None
+        if self.config.adversarial_weight:
+            config = self.config
+            self.gan = LatentGan(self, config.adversarial_loss, config.critic_channels, config.adversarial_timesteps)
         self._check_prediction()
 
     def _check_prediction(self) -> None:
@@ -44,6 +52,35 @@ class Progressive(Regression):
                 f"method.prediction={self.config.prediction} is eps, which says nothing of x0 at pure noise, where "
                 "this process has alpha = 0; allowed: x0, v, flow"
             )
+
+    def players(self) -> list[Player]:
+        players = super().players()
+        if self.gan is not None:
+            betas = tuple(self.config.adam_betas)
+            players.append(self.gan.player(self.config.critic_lr, betas, self.config.weight_decay))
+        return players
+
+    def networks_beside(self) -> dict[str, nn.Module]:
+        return {} if self.gan is None else {CRITIC: self.gan.critic}
+
+    def turns(self, clock: Clock) -> Sequence[Turn]:
+        """The student in every iteration, and its critic."""
+        return (Turn(STUDENT),) if self.gan is None else (Turn(STUDENT), Turn(CRITIC))
+
+    def weights(self, turn: str, clock: Clock) -> dict[str, float]:
+        if turn == CRITIC:
+            return {"critic": 1.0}
+        return super().weights(turn, clock) | {"adversarial": self.config.adversarial_weight}
+
+    def losses(self, turn: str, rollout: RegressionRollout, clock: Clock) -> dict[str, Tensor]:
+        if turn == CRITIC:
+            assert self.gan is not None
+            return {"critic": self.gan.critic_loss(rollout)}
+        return super().losses(turn, rollout, clock)
+
+    def further_terms(self, x0: Tensor, rollout: RegressionRollout) -> dict[str, Tensor]:
+        """The adversarial term, where it has a weight."""
+        return {} if self.gan is None else {"adversarial": self.gan.student_loss(x0, rollout)}
 
     @property
     def teacher_setting(self) -> Setting:

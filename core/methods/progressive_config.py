@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from core.methods.config_base import TeacherProblem
 from core.methods.config_regression import RegressionConfig
-from core.schema import UserError, check_range, register_schema
+from core.methods.flash_config import ADVERSARIAL_LOSSES
+from core.schema import UserError, check_choice, check_range, listing, register_schema
 
 REVISION = 1
 
@@ -25,6 +26,13 @@ class ProgressiveConfig(RegressionConfig):
     name: str = "progressive"
     teacher_steps: int = 50  # 50 -> 25 -> 12 -> 8 -> 4 [P]
     student_steps: int = 25  # each is about teacher_steps / student_steps of the teacher's, never fewer than two [I]
+    # Of a critic on the teacher's features of re-noised samples and data, as Flash Diffusion has it; 0: none. "Below 4
+    # steps adversarial losses are needed" [P], without a recipe
+    adversarial_weight: float = 0.0
+    adversarial_loss: str = "lsgan"  # lsgan | hinge | wgan | non_saturating | relativistic
+    adversarial_timesteps: list[float] = listing(0.01, 0.25, 0.5, 0.75)  # t' as a fraction of T
+    critic_lr: float = 1e-4
+    critic_channels: int = 64
 
     @property
     def parts(self) -> int:
@@ -48,6 +56,12 @@ class ProgressiveConfig(RegressionConfig):
         """Raise UserError for the first value that is not allowed."""
         super().validate()
         check_range("method.student_steps", self.student_steps, 1)
+        check_choice("method.adversarial_loss", self.adversarial_loss, ADVERSARIAL_LOSSES)
+        check_range("method.critic_channels", self.critic_channels, 1)
+        for key in ("adversarial_weight", "critic_lr"):
+            check_range(f"method.{key}", getattr(self, key), 0.0)
+        for fraction in self.adversarial_timesteps:
+            check_range("method.adversarial_timesteps", fraction, 0.0, 0.999)  # t = T does not exist
         if self.teacher_steps <= self.student_steps:
             raise UserError(
                 f"method.teacher_steps={self.teacher_steps} is not more than method.student_steps={self.student_steps}"

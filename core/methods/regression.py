@@ -1,4 +1,4 @@
-"""What methods share whose student regresses on an x0 that the teacher gives: one player, one weighted squared error.
+"""The base of methods whose student regresses on an x0 that the teacher gives: one player, one weighted squared error.
 
 The student is no consistency model: it is sampled along the ODE, as its teacher is.
 """
@@ -17,8 +17,9 @@ from core.backbones.base import STUDENT, STUDENT_EMA, Cond
 from core.data.batches import Batch
 from core.losses.distill import mse
 from core.losses.weighting import WEIGHTINGS
-from core.methods.base import Method, Optimizer, Player, Rollout, Turn, draw
+from core.methods.base import Method, Optimizer, Player, Turn, draw
 from core.methods.clock import Clock
+from core.methods.latent_gan import GanRollout
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Problem:
 
 
 @dataclass
-class RegressionRollout(Rollout):
+class RegressionRollout(GanRollout):
     """The student's input, and the x0 that it is to predict there."""
 
     x_t: Tensor  # (B, C, H, W)
@@ -115,4 +116,8 @@ class Regression(Method):
         rollout.samples = x0.detach()
         alpha, sigma = self.backbone.process.alpha_sigma(rollout.t)
         weight = WEIGHTINGS[self.config.weighting](alpha, sigma).flatten()
-        return {"distill": (weight * mse(x0, rollout.target)).mean()}
+        return {"distill": (weight * mse(x0, rollout.target)).mean(), **self.further_terms(x0, rollout)}
+
+    def further_terms(self, x0: Tensor, rollout: RegressionRollout) -> dict[str, Tensor]:
+        """Terms of the student's turn beside the regression."""
+        return {}

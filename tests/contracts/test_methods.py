@@ -34,7 +34,7 @@ METHODS = {
     "dmd2": ["method.fake_score_lr=1e-3"],
     "dmd2, critic on images": ["method.gan=effnet_lite1"],
     "lcm": ["method.guidance_max=9"],
-    "progressive": ["method.guidance_max=9"],
+    "progressive": ["method.guidance_max=9", "method.adversarial_weight=0.1", "method.critic_lr=1e-3"],
     "progressive, a later round": ["method.teacher=parent", "method.prediction=v", "method.null_prob=0.5"],
     "guidance": ["method.weighting=v"],
     "guidance, steps first": ["method.teacher=parent", "method.num_timesteps=4"],
