@@ -20,7 +20,7 @@ from ablations.job import start
 from ablations.logs import last_lines, log_of
 from ablations.packs import companions, pack_of
 from ablations.snapshot import ROOT, code_environment, held
-from ablations.status import Status, progress_of, status_of, statuses
+from ablations.status import DIVERGED, Status, progress_of, status_of, statuses
 from ablations.work import ALLOCATOR, TRAIN, job_environment, next_work, train_command, train_words
 from core.run import Run, disk_errors, find_runs
 
@@ -91,6 +91,8 @@ class LocalRunner:
                 left.append(cell)
             elif cell.id in self._failed:
                 self._tell(cell, "not started: its run has failed")
+            elif any(parent.state == DIVERGED for parent in parents):
+                self._tell(cell, f"not started: its parent {cell.parents[0]} has diverged")
             elif not self._may_become_final(parents):
                 self._tell(cell, f"not started: its parent {cell.parents[0]} is not done")
             elif not self._may_start(cell, parents) or self._look(cell).state == "running":

@@ -14,7 +14,8 @@ from core.config import ExperimentConfig
 from core.measured import Number, newest, protocol_fields
 from core.run import Run, find_runs
 
-FINAL = ("done", "diverged")  # a diverged run is a result
+DIVERGED = "diverged"
+FINAL = ("done", DIVERGED)  # a diverged run is a result, but nothing starts from it
 STALE_S = 90.0  # a heartbeat that is older is told with its age
 
 
@@ -93,6 +94,7 @@ class _Asked(NamedTuple):
     trains: bool
     solver: str  # of the student
     cache: str
+    guidance: float
     images_per_prompt: int
     num_images: int
     num_diversity_prompts: int
@@ -106,7 +108,7 @@ def as_asked(numbers: Iterable[Number], config: ExperimentConfig) -> list[Number
     """
     asked, sampler = config.eval, config.eval.sampler_at(1)
     wanted = _Asked(
-        config.method.trains, sampler.name, sampler.cache, asked.images_per_prompt, asked.num_images,
+        config.method.trains, sampler.name, sampler.cache, sampler.guidance, asked.images_per_prompt, asked.num_images,
         asked.num_diversity_prompts, asked.num_reference,
     )  # fmt: skip
     return [number for number in numbers if _is_asked(bytes(number.protocol_fields), wanted)]
@@ -116,7 +118,8 @@ def as_asked(numbers: Iterable[Number], config: ExperimentConfig) -> list[Number
 def _is_asked(written: bytes, asked: _Asked) -> bool:
     """Whether a protocol is one that is asked for; thousands of numbers share a few."""
     fields = protocol_fields(written)
-    if asked.trains and (fields["solver"], fields.get("cache", "none")) != (asked.solver, asked.cache):
+    how = fields["solver"], fields.get("cache", "none"), fields.get("guidance", 1.0)
+    if asked.trains and how != (asked.solver, asked.cache, asked.guidance):
         return False
     if fields["images_per_prompt"] > 1:  # a split may have fewer different prompts than asked for
         per_prompt = fields["images_per_prompt"] == asked.images_per_prompt

@@ -70,6 +70,11 @@ PAGES = (
             "sharing",
         ),
     ),
+    Page(
+        "step_and_guidance",
+        "Step and guidance distillation",
+        ("progressive_rounds", "progressive_targets", "guidance_then_steps", "guidance_against_steps"),
+    ),
 )
 
 

@@ -142,6 +142,8 @@ def fill_hashes(config: ExperimentConfig, known: dict[str, str]) -> None:
         path = getattr(config.method, file.path)
         if file.hash is not None and path is not None:
             setattr(config.method, file.hash, _source_hash(f"method.{file.path}", path, cache, _NOT_WEIGHTS, known))
+    if config.method.teacher_is_parent and train.init_from is None:
+        raise UserError("method.teacher=parent: train.init_from is not set; give train.init_from=RUN, the round before")
     train.parent = None if train.init_from is None else _parent_id(train.init_from, cache)
 
 

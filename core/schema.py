@@ -132,11 +132,19 @@ class BackboneConfig:
     lora_rank: int = 64
     lora_alpha: int = 64
     lora_targets: list[str] = listing("to_q", "to_k", "to_v", "to_out.0")
+    # Width of the Fourier features of guidance that the student takes beside the time, LCM's being 256; 0: none. The
+    # layer that reads them trains, too, whatever lora_targets says
+    guidance_embedding: int = added(0, old=0)
 
     def validate(self) -> None:
         check_choice("backbone.sharing", self.sharing, ("lora", "full"))
         check_range("backbone.lora_rank", self.lora_rank, 1)
         check_range("backbone.lora_alpha", self.lora_alpha, 1)
+        if self.guidance_embedding % 2 or not 0 <= self.guidance_embedding <= 4096 or self.guidance_embedding == 2:
+            raise UserError(
+                f"backbone.guidance_embedding={self.guidance_embedding} is out of range; allowed: 0, and even numbers "
+                "from 4 to 4096"
+            )
         if not self.lora_targets:
             raise UserError("backbone.lora_targets=[] is empty; give at least one module name")
 
@@ -183,6 +191,8 @@ class EvalConfig:
     weights: str = "student"  # student | ema
     sampler: str = "lcm"  # of the student: lcm (new noise at each step) [P] | ddim (the noise that it predicts)
     eta: float = 0.0  # of ddim: share of new noise, 0 (none) to 1 (as DDPM)
+    # w of the student: an input where it takes one, else two passes, x_w = w x_cond + (1 - w) x_null; 1: one pass
+    guidance: float = 1.0
     at: list[float] = listing(1.0)  # fractions of the budget
     # What sheets of pictures show, in place of captions of the last split: a prompt, or @FILE as of fewstep sample
     prompts: str | None = None
@@ -209,8 +219,8 @@ class EvalConfig:
             check_range(f"eval.{key}", getattr(self, key), 1)
 
     def sampler_at(self, steps: int) -> Sampler:
-        """The student's sampler with this number of steps; its guidance is distilled into it."""
-        return Sampler(self.sampler, steps, eta=self.eta)
+        """The student's sampler with this number of steps."""
+        return Sampler(self.sampler, steps, float(self.guidance), self.eta)
 
 
 @dataclass
@@ -306,6 +316,18 @@ class ExperimentConfig:
             raise UserError(f"execution.micro_batch={micro_batch} does not divide batch_size={batch_size}")
         if self.method.trains and self.train.budget.amount == 0:
             raise UserError(f"train.budget.amount=0 leaves {self.method.name} untrained; give at least 1")
+        self._check_guidance_input()
+
+    def _check_guidance_input(self) -> None:
+        """Methods and networks agree on whether the student takes guidance as an input."""
+        width, kind = self.backbone.guidance_embedding, self.method.guidance_input
+        if width and kind == "no":
+            raise UserError(f"backbone.guidance_embedding={width} is not for method={self.method.name}; allowed: 0")
+        if not width and kind == "must":
+            raise UserError(
+                f"backbone.guidance_embedding=0 leaves method={self.method.name} without an input for guidance; "
+                "allowed: a width, e.g. 256"
+            )
 
     def settings(self) -> list[Setting]:
         """How this run is sampled to be measured: a student at each of eval.steps, the teacher as its method says."""

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from core.allocator import keep_freed_memory
@@ -44,20 +42,24 @@ from core.methods.base import Method
 from core.methods.clock import Clock
 from core.methods.dmd2 import Dmd2
 from core.methods.flash import Flash
+from core.methods.guidance import Guidance
 from core.methods.lcm import Lcm
+from core.methods.progressive import Progressive
 from core.methods.teacher import Teacher
-from core.run import Run
 from core.tasks.base import Task
 from core.tasks.text_to_image import TextToImage
-from core.training.checkpoint import latest_snapshot
 from experiments.dataset import num_variants, open_split, shown_view, view_of
 from experiments.needs import wrong_size
+from experiments.parents import merged_before, merges_parent, parent_adapter, parent_weights, read_weights
 
 FAMILIES: dict[str, type[PipelineBackbone]] = {
     "unet": UNetBackbone, "unet_sdxl": SDXLBackbone, "pixart": PixArtBackbone, "mmdit": SD3Backbone,
     "flux2": Flux2Backbone,
 }  # fmt: skip
-METHODS: dict[str, type[Method]] = {"flash": Flash, "dmd2": Dmd2, "lcm": Lcm, "teacher": Teacher}
+METHODS: dict[str, type[Method]] = {
+    "flash": Flash, "dmd2": Dmd2, "lcm": Lcm, "progressive": Progressive, "guidance": Guidance,
+    "teacher": Teacher,
+}  # fmt: skip
 TASKS: dict[str, type[Task]] = {"text_to_image": TextToImage}
 RANDOM_PIPELINES = {
     "tiny-sd": write_tiny_sd, "tiny-sdxl": write_tiny_sdxl, "tiny-pixart": write_tiny_pixart,
@@ -100,8 +102,11 @@ def build_backbone(config: ExperimentConfig, *, to_be_sharded: bool = False) -> 
         dtype=storage_dtype(config),
         image_size=config.data.image_size,
         to_be_sharded=to_be_sharded,
+        guidance_embedding=spec.guidance_embedding,
     )
     backbone.compute_dtype = compute_dtype(config)
+    if merges_parent(config) and config.train.init_from is not None:
+        backbone.merge_parent(parent_adapter(config))
     return backbone
 
 
@@ -120,7 +125,10 @@ def source_of(config: ExperimentConfig) -> str:
 def sharing_of(config: ExperimentConfig) -> Sharing:
     """How the roles share one network."""
     spec = config.backbone
-    return Sharing(spec.sharing, spec.lora_rank, spec.lora_alpha, tuple(spec.lora_targets))
+    targets = dict.fromkeys(
+        [*spec.lora_targets, *(FAMILIES[spec.family].guidance_layers if spec.guidance_embedding else ())]
+    )
+    return Sharing(spec.sharing, spec.lora_rank, spec.lora_alpha, tuple(targets))
 
 
 def compute_dtype(config: ExperimentConfig) -> torch.dtype | None:
@@ -211,9 +219,15 @@ def build_method(
 
 def _initial(config: ExperimentConfig) -> dict[str, Callable[[Backbone, str], None]]:
     """Functions that load the weights of roles which start from a file, by role."""
-    if config.train.init_from is None:
+    if config.train.init_from is None or merges_parent(config):  # a new adapter on what the base holds
         return {}
-    return {STUDENT: partial(load_role, file=_parent_weights(config))}
+    file = parent_weights(config)
+    if merged_before(file) is not None:
+        raise UserError(
+            f"train.init_from={config.train.init_from} is a later round of a chain, whose student is an adapter on "
+            "those of the rounds before; allowed: methods whose teacher is the parent"
+        )
+    return {STUDENT: partial(load_role, file=file)}
 
 
 def storage_dtype(config: ExperimentConfig) -> torch.dtype:
@@ -246,30 +260,26 @@ def _solutions(config: ExperimentConfig, backbone: Backbone, data: LatentData, m
     return SolutionStore(root, key, key["samples"], backbone.latent_shape)
 
 
-def _parent_weights(config: ExperimentConfig) -> Path:
-    """The student file that ``train.init_from`` names: a run (folder or id) or a safetensors file."""
-    source = Path(config.train.init_from)
-    if source.is_file():
-        return source
-    run = Run.open(config.train.init_from, config.execution.runs_dir)
-    snapshot = latest_snapshot(run.path / "snapshots")
-    if snapshot is None:
-        raise UserError(f"train.init_from={config.train.init_from}: run {run.id} has no snapshot yet; train it first")
-    return snapshot / f"{STUDENT}.safetensors"
-
-
 @torch.no_grad()
 def load_role(backbone: Backbone, role: str, file: Path) -> None:
     """Overwrite a role's parameters with a snapshot's; UserError when they do not fit."""
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read as safetensors ({error})") from error
     parameters = backbone.role_parameters(role)
-    if tensors.keys() != parameters.keys() or any(tensors[n].shape != p.shape for n, p in parameters.items()):
+    tensors = {**_of_guidance_layers(backbone, parameters), **read_weights(file)}
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
         raise UserError(f"{file}: not weights of this student (another backbone, sharing, or LoRA rank)")
     for name, parameter in parameters.items():
         parameter.data = tensors[name].to(parameter.device, parameter.dtype, copy=True)
+
+
+def _of_guidance_layers(backbone: Backbone, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters that a parent which took no guidance yet does not have: they stay as they are."""
+    added = backbone.guidance_layers if backbone.has_guidance_layer else ()
+    found = {}
+    for name, parameter in parameters.items():
+        if any(f"{layer}." in name for layer in added):
+            found[name] = parameter.detach()
+    return found
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import shutil
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -24,9 +25,12 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchL
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from core.backbones.adapters import in_full, stacked
 from core.backbones.base import STUDENT, STUDENT_EMA
+from core.backbones.flux2 import Flux2Backbone
 from core.backbones.pipeline import PipelineBackbone, dtype_of
 from core.backbones.roles import Sharing
+from core.backbones.unet import PREDICTIONS
 from core.config import UserError
 from core.diffusion.process import FlowProcess
 from core.run import Run, atomic_folder
@@ -42,6 +46,7 @@ Scheduler = LCMScheduler | DDIMScheduler | FlowMatchLCMScheduler | FlowMatchEule
 
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+PREDICTION_TYPES = {kind: name for name, kind in PREDICTIONS.items()}
 LORA_FILE = "pytorch_lora_weights.safetensors"  # what diffusers looks for
 
 
@@ -65,8 +70,12 @@ def export(
     role = {"student": STUDENT, "ema": STUDENT_EMA}.get(weights)
     if role is None or role not in backbone.roles:
         raise UserError(f"weights={weights} cannot be exported from this run; allowed: student, ema (train.ema_decay)")
-    form.check(family_of(backbone), backbone.roles.sharing.kind)
-    scheduler = few_step_scheduler(backbone, sampler)
+    if backbone.has_guidance_layer and isinstance(backbone, Flux2Backbone):
+        raise UserError(
+            f"a student that takes guidance cannot be exported: {backbone.pipeline} tells its network of none"
+        )
+    form.check(family_of(backbone), "full" if backbone.has_guidance_layer else backbone.roles.sharing.kind)
+    scheduler = few_step_scheduler(backbone, sampler, role)
     place = place or Place(out.name)
     with atomic_folder(out) as folder:
         if form.merge:
@@ -87,7 +96,8 @@ def export(
 
 def _as_lora(backbone: PipelineBackbone) -> bool:
     """Whether diffusers' pipeline reads the student as a LoRA."""
-    return backbone.roles.sharing.kind == "lora" and hasattr(getattr(diffusers, backbone.pipeline), "save_lora_weights")
+    is_lora = backbone.roles.sharing.kind == "lora" and not backbone.has_guidance_layer  # none in the base's pipeline
+    return is_lora and hasattr(getattr(diffusers, backbone.pipeline), "save_lora_weights")
 
 
 def family_of(backbone: PipelineBackbone) -> str:
@@ -98,10 +108,10 @@ def family_of(backbone: PipelineBackbone) -> str:
 def _write_lora(backbone: PipelineBackbone, role: str, form: Form, folder: Path, name: str) -> tuple[str, torch.dtype]:
     """Write a LoRA; returns its file's name and its dtype."""
     file = f"{name}.safetensors" if form.is_one_file else LORA_FILE
-    parameters, sharing = backbone.role_parameters(role), backbone.roles.sharing
+    parameters, sharing = whole_adapter(backbone, role)
     dtype = DTYPES.get(form.dtype, next(iter(parameters.values())).dtype)
     if form.names_of(family_of(backbone)) == "kohya":
-        state = kohya_state(backbone, parameters)
+        state = kohya_state(backbone, parameters, sharing)
         about = {
             "ss_network_module": "networks.lora",
             "ss_network_dim": sharing.rank,
@@ -113,6 +123,16 @@ def _write_lora(backbone: PipelineBackbone, role: str, form: Form, folder: Path,
         save = getattr(diffusers, backbone.pipeline).save_lora_weights
         save(folder, weight_name=file, **{f"{backbone.network_folder}_lora_layers": state})
     return file, dtype
+
+
+def whole_adapter(backbone: PipelineBackbone, role: str) -> tuple[Mapping[str, Tensor], Sharing]:
+    """Factors and size of all that makes the role of the base as it is published: also those of earlier rounds."""
+    own, sharing = backbone.role_parameters(role), backbone.roles.sharing
+    if not backbone.merged_parent:
+        return own, sharing
+    whole = stacked(backbone.merged_parent, in_full(own, sharing.alpha / sharing.rank))
+    rank = max(len(value) for name, value in whole.items() if ".lora_A." in name)
+    return whole, replace(sharing, rank=rank, alpha=rank)
 
 
 def _stored(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -180,7 +200,7 @@ def lora_state(parameters: Mapping[str, Tensor], sharing: Sharing) -> dict[str, 
     }
 
 
-def few_step_scheduler(backbone: PipelineBackbone, sampler: Sampler) -> Scheduler:
+def few_step_scheduler(backbone: PipelineBackbone, sampler: Sampler, role: str = STUDENT) -> Scheduler:
     """The student's sampler for diffusers: the teacher's noise schedule, timesteps of a trailing grid."""
     steps, solver, eta = sampler.steps, sampler.solver, sampler.eta
     if steps < 1:
@@ -188,6 +208,11 @@ def few_step_scheduler(backbone: PipelineBackbone, sampler: Sampler) -> Schedule
     assert backbone.source is not None
     options = {"revision": backbone.revision} if backbone.revision else {}
     teacher = LCMScheduler.load_config(backbone.source, subfolder="scheduler", **options)
+    kind = backbone.kind_of(role)
+    if kind not in (("flow",) if isinstance(backbone.process, FlowProcess) else PREDICTION_TYPES):
+        raise UserError(
+            f"method.prediction={kind} cannot be exported: diffusers' samplers of this process read no such"
+        )
     if isinstance(backbone.process, FlowProcess):
         if solver == "ddim" and eta > 0:
             raise UserError(
@@ -201,6 +226,7 @@ def few_step_scheduler(backbone: PipelineBackbone, sampler: Sampler) -> Schedule
             f"steps={steps} cannot be exported: diffusers' timesteps are equally spaced for divisors of {total}"
         )
     common = {"timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
+    common["prediction_type"] = PREDICTION_TYPES[kind]
     if solver == "ddim":
         return DDIMScheduler.from_config(teacher, set_alpha_to_one=True, **common)
     return LCMScheduler.from_config(teacher, original_inference_steps=steps, timestep_scaling=10.0, **common)

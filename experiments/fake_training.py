@@ -32,6 +32,7 @@ from core.methods.clock import Clock
 from core.training.loop import micro_batch
 from experiments.architectures import architectures
 from experiments.build import FAMILIES, METHODS, compute_dtype, place_players, sharing_of, storage_dtype
+from experiments.parents import merges_parent
 
 
 def build(config: ExperimentConfig) -> Method:
@@ -44,10 +45,12 @@ def build(config: ExperimentConfig) -> Method:
             sharing_of(config),
             vae=known["vae"],
             image_size=config.data.image_size,
+            guidance_embedding=config.backbone.guidance_embedding,
         )
         # Not `.to`: diffusers warns of modules that it keeps in fp32
         for parameter in backbone.roles.base.parameters():
             parameter.data = parameter.data.to(storage_dtype(config))
+        backbone.merged_parent = {} if merges_parent(config) else None
         backbone.compute_dtype, backbone.device = compute_dtype(config), torch.device("meta")
         method = METHODS[config.method.name](config.method, backbone, config.seed, ema_decay=config.train.ema_decay)
         place_players(method, config)

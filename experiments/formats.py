@@ -52,7 +52,10 @@ class Form:
         if self.merge:
             raise UserError(f"{asked} is for a LoRA, and --merge leaves none; give one of the two")
         if sharing == "full":
-            raise UserError(f"{asked} is for a LoRA, not for whole weights (backbone.sharing=full); allowed: diffusers")
+            raise UserError(
+                f"{asked} is for a LoRA, not for whole weights (backbone.sharing=full, or a guidance_embedding); "
+                "allowed: diffusers"
+            )
         if family in _NO_KOHYA and self.names_of(family) == "kohya":
             more = ", comfyui" if family in _COMFYUI_AS_DIFFUSERS else ""
             raise UserError(
@@ -76,4 +79,5 @@ def check_export(config: ExperimentConfig, arguments: Namespace, run_id: str) ->
     weights = arguments.weights or config.eval.weights
     if weights == "ema" and not config.train.ema_decay:
         raise UserError("weights=ema cannot be exported from this run; allowed: student, ema (train.ema_decay)")
-    form_of(arguments).check(config.backbone.family, config.backbone.sharing)
+    whole = "full" if config.backbone.guidance_embedding else config.backbone.sharing
+    form_of(arguments).check(config.backbone.family, whole)

@@ -17,6 +17,7 @@ from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya, conver
 from torch import Tensor
 
 from core.backbones.pipeline import PipelineBackbone
+from core.backbones.roles import Sharing
 from core.config import UserError
 
 _PREFIX = "lora_unet_"  # of every denoising network's layers, transformers included
@@ -55,7 +56,7 @@ class Factors(NamedTuple):
         return cls(torch.cat([part.down for part in filled]), torch.block_diag(*(part.up for part in filled)))
 
 
-def kohya_state(backbone: PipelineBackbone, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def kohya_state(backbone: PipelineBackbone, parameters: Mapping[str, Tensor], sharing: Sharing) -> dict[str, Tensor]:
     """Factors ``...lora_A.weight`` and ``...lora_B.weight`` of a role as a file's tensors in Kohya's keys.
 
     Raises:
@@ -66,7 +67,7 @@ def kohya_state(backbone: PipelineBackbone, parameters: Mapping[str, Tensor]) ->
         state = convert_state_dict_to_kohya({f"unet.{name}": value for name, value in factors.items()})
     else:
         state = _flux2_state(factors)
-    scale = backbone.roles.sharing.alpha / backbone.roles.sharing.rank
+    scale = sharing.alpha / sharing.rank
     for key in [key for key in state if key.endswith(".lora_down.weight")]:
         state[key.replace(".lora_down.weight", ".alpha")] = torch.tensor(scale * len(state[key]))
     _check_read_back(backbone, state, factors)

@@ -75,6 +75,12 @@ class Student:
         return self.file.endswith(".safetensors")
 
     @property
+    def guidance(self) -> float:
+        """The guidance that diffusers' pipeline is told."""
+        own = self.backbone.has_guidance_layer or self.sampler.guidance != 1
+        return self.sampler.guidance if own else self.backbone.student_guidance
+
+    @property
     def options(self) -> dict[str, Any]:
         """Arguments of the pipeline's call that the sampler needs, and those of the backbone."""
         steps, eta = self.sampler.steps, self.sampler.eta
@@ -100,7 +106,7 @@ def model_card(student: Student, place: Place, run: Run | None) -> str:
         role="student's average (EMA)" if student.weights == "ema" else "student itself, not of an average",
         files=_files(student),
         code="\n".join(_code(student, place, path, on_hub)),
-        note=_note(student),
+        note=_note(student, run),
         measured="" if run is None else "\n".join(_measured(student, run)),
     )
 
@@ -136,7 +142,7 @@ def _code(student: Student, place: Place, path: str, on_hub: bool) -> Iterator[s
     if dtype == "fp8":
         casting = f"torch.float8_e4m3fn, {loaded_as}, skip_modules_classes=(torch.nn.Conv2d,)"
         yield f"pipe.{backbone.network_folder}.enable_layerwise_casting({casting})"
-    guidance = f"guidance_scale={backbone.student_guidance:g}"
+    guidance = f"guidance_scale={student.guidance:g}"
     options = "".join(f", {key}={value}" for key, value in student.options.items())
     call = f'prompt="{PROMPT}", num_inference_steps={student.sampler.steps}, {guidance}{options}'
     yield f"image = pipe({call}).images[0]"
@@ -189,9 +195,15 @@ def _teacher(path: str, run: Run | None, on_hub: bool) -> str:
     return f"`{Path(path).name}` (a folder in diffusers' format{content})"
 
 
-def _note(student: Student) -> str:
+def _note(student: Student, run: Run | None) -> str:
     steps = student.sampler.steps
     divides = f" `num_inference_steps` must divide {steps}." if student.scheduler == "LCMScheduler" else ""
+    if student.backbone.has_guidance_layer:
+        method = None if run is None else run.config.method
+        trained = "" if method is None else f", trained from {method.guidance_min:g} to {method.guidance_max:g}"
+        return f" Guidance is an input of the student{trained}: it costs no second pass.{divides}"
+    if student.sampler.guidance != 1:
+        return f" Guidance takes a second pass, as of the base model.{divides}"
     return f" No guidance: it is distilled into the student.{divides}"
 
 

@@ -69,8 +69,10 @@ def _parent(config: ExperimentConfig) -> Iterator[str]:
     except UserError as error:
         yield f"train.init_from: {error}"
         return
-    if not list(run.path.glob("snapshots/[0-9]*")):
-        yield f"train.init_from={source}: run {run.id} has no snapshot yet; train it first"
+    if run.noted("state") == "diverged":
+        yield f"train.init_from={source}: run {run.id} has diverged ({run.reason()}): nothing starts from it"
+    elif run.noted("state") != "done":
+        yield f"train.init_from={source}: run {run.id} is not trained to its end; train it first"
 
 
 def _holds(path: Path, name: str) -> bool:

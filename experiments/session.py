@@ -25,9 +25,10 @@ from core.run import Run
 from core.sampler import Setting
 from core.tasks.base import Task
 from core.tasks.given import given_requests
-from core.training.checkpoint import latest_snapshot
+from core.training.checkpoint import MERGED, latest_snapshot
 from experiments.build import build_backbone, build_method, build_task, load_role
 from experiments.dataset import open_split
+from experiments.parents import merges_parent, read_weights
 
 WEIGHTS = {"student": STUDENT, "ema": STUDENT_EMA}
 SHEET_PROMPTS = 8
@@ -160,7 +161,10 @@ def load_run(
         raise UserError(f"backbone.path={config.backbone.path} holds other weights than run {run.id} was trained with")
     if images != 0:
         config.train.init_from = None  # the snapshot has the weights
-    session = Session(config, build_method(config, build_backbone(config), training=False), 0)
+    backbone = build_backbone(config)
+    if config.train.init_from is None and merges_parent(config):
+        backbone.merge_parent(read_weights(_snapshot_of(run, images) / f"{MERGED}.safetensors"))
+    session = Session(config, build_method(config, backbone, training=False), 0)
     if session.config.method.trains and images != 0:
         load_snapshot(session, run, images)
     return session, run
@@ -168,6 +172,16 @@ def load_run(
 
 def load_snapshot(session: Session, run: Run, images: int | None = None) -> None:
     """Give the session the weights of a run's newest snapshot, or of the one after ``images`` training images."""
+    snapshot = _snapshot_of(run, images)
+    for file in snapshot.glob("*.safetensors"):
+        if file.stem in session.backbone.roles:
+            load_role(session.backbone, file.stem, file)
+    session.backbone.lay_out_for_sampling()
+    session.images = int(snapshot.name)
+
+
+def _snapshot_of(run: Run, images: int | None) -> Path:
+    """The folder of the newest snapshot, or of the one after ``images``; UserError where there is none."""
     root = run.path / "snapshots"
     newest = latest_snapshot(root)
     if newest is None:
@@ -176,8 +190,4 @@ def load_snapshot(session: Session, run: Run, images: int | None = None) -> None
     if not snapshot.is_dir():
         there = ", ".join(str(int(folder.name)) for folder in sorted(root.glob("[0-9]*")))
         raise UserError(f"run {run.id} has no snapshot of {images} images; allowed: 0 (untrained), {there}")
-    for file in snapshot.glob("*.safetensors"):
-        if file.stem in session.backbone.roles:
-            load_role(session.backbone, file.stem, file)
-    session.backbone.lay_out_for_sampling()
-    session.images = int(snapshot.name)
+    return snapshot

@@ -19,7 +19,7 @@ from core.config import ExperimentConfig, compose, resolve
 from core.data.memory import Memory
 from core.methods.base import Method
 from core.run import Run, atomic_write
-from core.sampler import Setting, teacher_setting
+from core.sampler import Setting
 from core.training.loop import Diverged, Trainer
 from core.training.monitor import AboveBar
 from core.training.preemption import EXIT_CODE as PREEMPTED
@@ -40,7 +40,6 @@ from experiments.session import Session, own_requests, sheet_requests
 from experiments.sheet import contact_sheet
 
 log = logging.getLogger("fewstep")
-TEACHER_STEPS = 20
 DONE, FAILED = 0, 1  # exit codes, beside that of a preempted training
 STATES = {DONE: "done", FAILED: "diverged", PREEMPTED: "stopped"}
 
@@ -213,7 +212,7 @@ def _sheet(session: Session, run: Run, world: World) -> Callable[[int], Path | N
     config = session.config
     requests = sheet_requests(config, session.task)
     session.encode_now(requests)
-    teacher = teacher_setting(TEACHER_STEPS, config.method.teacher_guidance)
+    teacher = session.method.teacher_setting
     own = [
         Setting(weights, config.eval.sampler_at(steps))
         for weights in ("student", "ema")[: 1 + (config.train.ema_decay > 0)]

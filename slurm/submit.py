@@ -16,7 +16,7 @@ from ablations.grid import Cell
 from ablations.job import CellsJob
 from ablations.logs import log_of
 from ablations.packs import pack_of, packs_of
-from ablations.status import FINAL
+from ablations.status import DIVERGED, FINAL
 from ablations.work import (
     ALLOCATOR,
     EVALUATE,
@@ -73,7 +73,13 @@ class Submitter:
             self.adopt_orphans()
         submitted = self.ledger.jobs()
         out: list[Work] = []
+        lost: set[str] = set()  # runs from which nothing can start
         for found in grid_status(cells, self.runs_dir, self.queue):
+            if found.state == DIVERGED or lost & set(found.cell.parents):
+                lost.add(found.cell.id)
+            if found.state not in FINAL and found.cell.id in lost:
+                self.say(f"{found.cell.name}: not submitted, its parent {found.cell.parents[0]} has diverged")
+                continue
             again = found.state in retry or found.cell.id in retry
             if found.state in FINAL or (found.state in BROKEN and found.job and not again):
                 continue

@@ -69,8 +69,11 @@ def backbone(
     *,
     targets: tuple[str, ...] = TARGETS,
     to_be_sharded: bool = False,
+    guidance_embedding: int = 0,
 ) -> PipelineBackbone:
-    settings, options = Sharing(sharing, 4, 4, targets), {"device": device, "to_be_sharded": to_be_sharded}
+    layers = FAMILIES[family].guidance_layers if guidance_embedding else ()
+    settings, options = Sharing(sharing, 4, 4, (*targets, *layers)), {"device": device, "to_be_sharded": to_be_sharded}
+    options["guidance_embedding"] = guidance_embedding
     write = WRITERS[family]
     return FAMILIES[family].load(str(write(folder / f"tiny-{family}")), settings, image_size=64, **options)
 
@@ -140,7 +143,8 @@ def trainer(
     settings = config(folder, *overrides, sharing=sharing, experiment=experiment)
     with world.main_first():
         sharded = is_sharded(settings.execution, world.size)
-        run, network = Run.create(settings), backbone(folder, sharing, family, device, to_be_sharded=sharded)
+        more = {"to_be_sharded": sharded, "guidance_embedding": settings.backbone.guidance_embedding}
+        run, network = Run.create(settings), backbone(folder, sharing, family, device, **more)
     options = {"ema_decay": settings.train.ema_decay, "solutions": solutions, "lockstep": sharded}
     method = METHODS[settings.method.name](settings.method, network, settings.seed, **options)
     place_players(method, settings)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -52,6 +53,13 @@ class Cond:
         """Add further tensors (B, ...) by name."""
         return Cond({**self.tensors, **tensors})
 
+    def where(self, rows: Tensor, other: Cond) -> Cond:
+        """The conditioning of ``other`` at ``rows``, bool (B,)."""
+        tensors = {}
+        for name, value in self.tensors.items():
+            tensors[name] = torch.where(rows.view(-1, *[1] * (value.ndim - 1)), other.tensors[name], value)
+        return Cond(tensors)
+
     def to(self, device: torch.device | str) -> Cond:
         """A copy on ``device``, made without waiting for it."""
         return Cond({name: value.to(device, non_blocking=True) for name, value in self.tensors.items()})
@@ -71,11 +79,17 @@ class Backbone(ABC):
     process: Process
     prediction: str  # what the network predicts: "eps", "v", "x0" or "flow"
     latent_shape: tuple[int, int, int]
+    guidance_layers: ClassVar[tuple[str, ...]] = ()  # endings of the names of the layers of an added guidance input
 
     def __init__(self) -> None:
         self.evaluations: Counter[str] = Counter()
         self.compute_dtype: torch.dtype | None = None  # autocast dtype of every forward, rollouts included
         self.answers: Answers | None = None  # given while pictures are drawn again and again from the same noise
+        self.read_as: Mapping[str, str] = {}  # by role, what its output is taken for where that is not ``prediction``
+        self.has_guidance_layer = False  # added for students that take guidance as an input
+        self.guidance_inputs: frozenset[str] = frozenset()  # the roles that take guidance as an input, in one pass
+        # One adapter that holds those of earlier rounds, which are part of the base's weights; None: it is what it was
+        self.merged_parent: Mapping[str, Tensor] | None = None
 
     # What a family implements.
     @abstractmethod
@@ -171,7 +185,7 @@ class Backbone(ABC):
             return self.pixels(latents).float()
 
     def predict(self, role: str, x_t: Tensor, t: Tensor, cond: Cond, as_: str = "x0") -> Tensor:
-        """The role's prediction converted once, in fp32, to ``as_``: "x0", "eps", "v" or "flow"."""
+        """The role's prediction converted once, at least in fp32, to ``as_``: "x0", "eps", "v" or "flow"."""
         if self.answers is None:
             return self._predicted(role, x_t, t, cond, as_)
         question = (role, as_, float(t[0]), len(t))
@@ -182,23 +196,35 @@ class Backbone(ABC):
         self.evaluations[role] += len(x_t)
         with self._autocast(x_t):
             raw = self.network(role, x_t, t, cond)
-        return self.process.convert(raw.float().contiguous(), x_t.float(), t, self.prediction, as_)
+        return self.process.convert(raw.contiguous(), x_t, t, self.kind_of(role), as_)
+
+    def kind_of(self, role: str) -> str:
+        """The kind of prediction that the role's network gives."""
+        return self.read_as.get(role, self.prediction)
 
     def guided(
         self, role: str, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, w: Tensor | float, as_: str = "x0"
     ) -> Tensor:
         """Classifier-free guidance as **one** batch of 2B; w is a number or one value per sample.
 
-        The number 1 (no guidance) asks for the conditional pass alone.
+        The number 1 (no guidance) asks for the conditional pass alone, and a role that takes guidance as an input for
+        one pass at any w.
         """
-        if self.passes(w) == 1:
+        if self.takes_guidance(role):
+            scale = torch.as_tensor(w, dtype=torch.float32, device=x_t.device).expand(len(x_t))
+            return self.predict(role, x_t, t, cond.also({"guidance": scale}), as_)
+        if self.passes(w, role) == 1:
             return self.predict(role, x_t, t, cond, as_)
         both = self.predict(role, torch.cat([x_t, x_t]), torch.cat([t, t]), Cond.cat([cond, null.beside(cond)]), as_)
         return combine(*both.chunk(2), w)
 
-    def passes(self, w: Tensor | float) -> int:
+    def takes_guidance(self, role: str) -> bool:
+        """Whether guidance is an input of the role's network instead of a second pass."""
+        return role in self.guidance_inputs
+
+    def passes(self, w: Tensor | float, role: str = TEACHER) -> int:
         """Evaluations of the network that ``guided`` takes for one sample."""
-        return 1 if isinstance(w, (int, float)) and w == 1 else 2
+        return 1 if self.takes_guidance(role) or (isinstance(w, (int, float)) and w == 1) else 2
 
     def features(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """Bottleneck features for a critic, float32; counted apart (half a network)."""

@@ -14,13 +14,14 @@ from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor, nn
 from transformers import AutoProcessor, Mistral3ForConditionalGeneration, Qwen2TokenizerFast, Qwen3ForCausalLM
 
 from core.backbones.base import Cond
 from core.backbones.pipeline import SCHEDULER, PipelineBackbone, call_block, cast, read_json
-from core.backbones.roles import Sharing
+from core.backbones.roles import Sharing, keyed_init
 from core.config import UserError
 from core.diffusion.process import FlowProcess, Process
 
@@ -43,6 +44,7 @@ class Flux2Backbone(PipelineBackbone):
     network_folder, network_class, vae_class = "transformer", Flux2Transformer2DModel, AutoencoderKLFlux2
     parts = "transformer/, vae/, text_encoder/, tokenizer/, scheduler/, model_index.json"
     side: int = 64  # of the latents: 1024 pixels
+    guidance_layers = ("guidance_embedder.linear_1", "guidance_embedder.linear_2")
     embedded_guidance: float = 4.0  # w of calls without one, where guidance is an embedding
 
     @classmethod
@@ -103,19 +105,24 @@ class Flux2Backbone(PipelineBackbone):
     @property
     def has_embedded_guidance(self) -> bool:
         """Whether guidance is an input of the network instead of a second pass."""
-        return self.roles.base.config.guidance_embeds
+        return self.roles.base.config.guidance_embeds and not self.has_guidance_layer
 
-    def guided(
-        self, role: str, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, w: Tensor | float, as_: str = "x0"
-    ) -> Tensor:
-        """Guidance as in every backbone, or in one pass that takes w where the network is guidance-distilled."""
-        if not self.has_embedded_guidance:
-            return super().guided(role, x_t, t, cond, null, w, as_)
-        scale = torch.as_tensor(w, dtype=torch.float32, device=x_t.device).expand(len(x_t))
-        return self.predict(role, x_t, t, Cond({**cond.tensors, "guidance": scale}), as_)
+    @staticmethod
+    def add_guidance_layer(network: Flux2Transformer2DModel, width: int) -> None:
+        """The embedding that dev has, of which klein's transformer has none; its second layer is zero."""
+        embedding, channels = network.time_guidance_embed, network.config.timestep_guidance_channels
+        if embedding.guidance_embedder is not None or width != channels:
+            allowed = 0 if embedding.guidance_embedder is not None else f"0 and {channels}"
+            raise UserError(f"backbone.guidance_embedding={width} is not for this network; allowed: {allowed}")
+        weight = embedding.timestep_embedder.linear_1.weight
+        with keyed_init("guidance embedder"):
+            layer = TimestepEmbedding(channels, weight.shape[0], sample_proj_bias=False)
+        nn.init.zeros_(layer.linear_2.weight)
+        embedding.guidance_embedder = layer.to(weight.device, weight.dtype)
+        network.register_to_config(guidance_embeds=True)
 
-    def passes(self, w: Tensor | float) -> int:
-        return 1 if self.has_embedded_guidance else super().passes(w)
+    def takes_guidance(self, role: str) -> bool:
+        return self.has_embedded_guidance or super().takes_guidance(role)
 
     def _inputs(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> dict[str, Tensor | None]:
         """The network's arguments: tokens, their positions (time, row, column, index in the text), time, guidance."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from core.backbones.adapters import merge_into
 from core.backbones.base import Backbone, Cond, compile_block
 from core.backbones.merged import merged_bytes
 from core.backbones.roles import Roles, Sharing
@@ -57,8 +58,12 @@ class PipelineBackbone(Backbone):
         source: str | None = None,
         revision: str | None = None,
         device: torch.device | str = "cpu",
+        guidance_embedding: int = 0,
     ) -> None:
         super().__init__()
+        if guidance_embedding:
+            self.add_guidance_layer(network, guidance_embedding)
+            self.has_guidance_layer = True
         # A method of the network: FSDP2 then gathers what it reads, as it does for a whole forward
         network.half_forward = MethodType(type(self).half_forward, network)
         self.roles = Roles(network, sharing)
@@ -71,6 +76,11 @@ class PipelineBackbone(Backbone):
     def _latent_shape(self, network: nn.Module) -> tuple[int, int, int]:
         size = network.config.sample_size
         return network.config.in_channels, size, size
+
+    @staticmethod
+    def add_guidance_layer(network: nn.Module, width: int) -> None:
+        """Give the network an input for guidance, of ``width`` Fourier features, that changes nothing yet."""
+        raise UserError(f"backbone.guidance_embedding={width}: there is no such input for this family; allowed: 0")
 
     def _resize(self, image_size: int, vae: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:  # noqa: B027
         """Latents of images of ``image_size`` pixels, for networks that do not fix the size of theirs."""
@@ -111,10 +121,12 @@ class PipelineBackbone(Backbone):
         dtype: torch.dtype = torch.float32,
         image_size: int | None = None,
         to_be_sharded: bool = False,
+        guidance_embedding: int = 0,
     ) -> Self:
         """Load a pipeline folder or hub id; ``UserError`` names what is missing.
 
-        ``image_size`` (pixels) is for networks that do not fix the size of their latents. ``to_be_sharded``: the
+        ``image_size`` (pixels) is for networks that do not fix the size of their latents, ``guidance_embedding`` the
+        width of an input for guidance that it gets. ``to_be_sharded``: the
         network and its copies stay on the host until sharding takes each block to ``device``. If the file holds
         ``dtype``, it is memory-mapped and the processes of a node share it.
         """
@@ -133,7 +145,8 @@ class PipelineBackbone(Backbone):
         if cls.channels_last and sharing.kind == "lora" and not to_be_sharded:
             network = network.to(device, memory_format=torch.channels_last)
         network = network.to("cpu" if to_be_sharded else device)
-        loaded = cls(network, scheduler, sharing, source=source, revision=revision, device=device)
+        where = {"source": source, "revision": revision, "device": device}
+        loaded = cls(network, scheduler, sharing, **where, guidance_embedding=guidance_embedding)
         loaded.roles.aliased = to_be_sharded
         return loaded
 
@@ -146,12 +159,13 @@ class PipelineBackbone(Backbone):
         *,
         vae: Mapping[str, Any] | None = None,
         image_size: int | None = None,
+        guidance_embedding: int = 0,
     ) -> Self:
         """A network without weights (call it under ``torch.device("meta")`` to count parameters), and such a VAE.
 
         ``image_size`` as in ``load``.
         """
-        built = cls(cls.network_class(**architecture), scheduler, sharing)
+        built = cls(cls.network_class(**architecture), scheduler, sharing, guidance_embedding=guidance_embedding)
         if vae is not None:
             built.vae = cls.vae_class(**vae).eval().requires_grad_(False)
             if image_size is not None:
@@ -171,6 +185,11 @@ class PipelineBackbone(Backbone):
         self, role: str, like: str | None = None, *, trainable: bool, average: bool = False, seed: int = 0
     ) -> None:
         self.roles.add(role, like, trainable=trainable, average=average, seed=seed)
+
+    def merge_parent(self, factors: Mapping[str, Tensor]) -> None:
+        """Make the parent's student the base, before there are roles; ``factors`` as ``core.backbones.adapters``."""
+        merge_into(self.roles.base, factors)
+        self.merged_parent = factors
 
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         return self.roles.parameters(role)

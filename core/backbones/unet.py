@@ -16,7 +16,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from core.backbones.base import Cond
 from core.backbones.pipeline import PipelineBackbone, cast, dtype_of
+from core.config import UserError
+from core.diffusion.guidance import fourier_features
 from core.diffusion.process import Process, VPProcess
+
+
+def _embedded(w: Tensor | None, unet: UNet2DConditionModel) -> Tensor | None:
+    return None if w is None else cast(fourier_features(w, unet.config.time_cond_proj_dim), unet)
+
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
@@ -28,6 +35,7 @@ class UNetBackbone(PipelineBackbone):
     network_folder, network_class, vae_class = "unet", UNet2DConditionModel, AutoencoderKL
     parts = "unet/, vae/, text_encoder/, tokenizer/, scheduler/"
     channels_last = True
+    guidance_layers = ("time_embedding.cond_proj",)
 
     def _process(self, scheduler: Mapping[str, Any]) -> tuple[Process, str]:
         return VPProcess.from_config(scheduler), PREDICTIONS[scheduler.get("prediction_type", "epsilon")]
@@ -35,7 +43,21 @@ class UNetBackbone(PipelineBackbone):
     def network(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         with self.roles.use(role) as unet:
             text, added = cast(cond.tensors["text"], unet), self.added_conditions(cond, dtype_of(unet))
-            return unet(cast(x_t, unet), t, encoder_hidden_states=text, added_cond_kwargs=added).sample
+            options = {"added_cond_kwargs": added, "timestep_cond": _embedded(cond.tensors.get("guidance"), unet)}
+            return unet(cast(x_t, unet), t, encoder_hidden_states=text, **options).sample
+
+    @staticmethod
+    def add_guidance_layer(network: UNet2DConditionModel, width: int) -> None:
+        """Latent consistency models' layer beside the time embedding's first, which diffusers' pipelines feed; zero."""
+        embedding = network.time_embedding
+        if embedding.cond_proj is not None:
+            raise UserError(
+                f"backbone.guidance_embedding={width}: this network takes guidance as an input already; allowed: 0"
+            )
+        first = embedding.linear_1
+        embedding.cond_proj = nn.Linear(width, first.in_features, False, first.weight.device, first.weight.dtype)
+        nn.init.zeros_(embedding.cond_proj.weight)
+        network.register_to_config(time_cond_proj_dim=width)
 
     def added_conditions(self, cond: Cond, dtype: torch.dtype) -> dict[str, Tensor] | None:
         """Further inputs beside the time; None in Stable Diffusion 1, which has none."""

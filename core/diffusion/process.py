@@ -38,6 +38,10 @@ class Process(ABC):
     def timesteps(self, num_steps: int) -> np.ndarray:
         """The K-step grid, from full noise down, (K,); index 0 is full noise."""
 
+    @abstractmethod
+    def divided(self, num_steps: int, parts: int) -> np.ndarray:
+        """``timesteps(num_steps)`` with each of its steps cut into ``parts`` of equal length, (num_steps parts,)."""
+
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t (B, C, H, W), at least float32."""
         dtype = torch.promote_types(x0.dtype, torch.float32)
@@ -115,6 +119,11 @@ class VPProcess(Process):
     def timesteps(self, num_steps: int) -> np.ndarray:
         return trailing_timesteps(num_steps, self.num_train_timesteps)
 
+    def divided(self, num_steps: int, parts: int) -> np.ndarray:
+        fine = trailing_timesteps(num_steps * parts, self.num_train_timesteps)
+        fine[::parts] = self.timesteps(num_steps)  # rounded alike
+        return fine
+
 
 class FlowProcess(Process):
     """Rectified flow: alpha = 1 - sigma, sigma = t/1000. ``shift`` moves times to noise (SD3, Eq. 23).
@@ -137,7 +146,11 @@ class FlowProcess(Process):
         return (self.num_train_timesteps * _shifted(fraction, self.shift)).float()
 
     def timesteps(self, num_steps: int) -> np.ndarray:
-        return self.num_train_timesteps * _shifted(1 - np.arange(num_steps) / num_steps, self.shift_of(num_steps))
+        return self.divided(num_steps, 1)
+
+    def divided(self, num_steps: int, parts: int) -> np.ndarray:
+        total = num_steps * parts
+        return self.num_train_timesteps * _shifted(1 - np.arange(total) / total, self.shift_of(num_steps))
 
 
 def _shifted(sigma: Any, shift: float) -> Any:

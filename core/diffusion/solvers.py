@@ -87,16 +87,29 @@ def _coefficients(process: Process, timesteps: np.ndarray) -> tuple[list[float],
     log-SNR lambda = log(alpha/sigma): both solvers share them, and neither divides by alpha. extrapolation =
     1/(2r) = h/(2 h_prev), 0 at the ends, where lambda is infinite.
     """
-    pair = process.alpha_sigma(torch.from_numpy(timesteps), torch.float64)
-    alpha, sigma = (coefficient.flatten().numpy() for coefficient in pair)
-    next_alpha, next_sigma = np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
-    decay = next_sigma / sigma
-    gain = next_alpha - alpha * decay
+    alpha, sigma = _alpha_sigma(process, timesteps)
+    decay, gain = ddim_coefficients(process, timesteps)
     with np.errstate(divide="ignore"):
         h = np.diff(np.log(np.append(alpha, 1.0)) - np.log(np.append(sigma, 0.0)))  # the last is infinite
     extrapolation = np.zeros(len(timesteps))
     extrapolation[1:-1] = h[1:-1] / (2 * h[:-2])
     return decay.tolist(), gain.tolist(), extrapolation.tolist()
+
+
+def ddim_coefficients(process: Process, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """decay and gain (K,) of DDIM along a grid, float64: x_next = decay x_t + gain x0; the last step ends at the data.
+
+    The x0 with which one step leads from x_t to a given x_next is therefore (x_next - decay x_t) / gain.
+    """
+    alpha, sigma = _alpha_sigma(process, timesteps)
+    next_alpha, next_sigma = np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
+    decay = next_sigma / sigma
+    return decay, next_alpha - alpha * decay
+
+
+def _alpha_sigma(process: Process, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    alpha, sigma = process.alpha_sigma(torch.from_numpy(timesteps), torch.float64)
+    return alpha.flatten().numpy(), sigma.flatten().numpy()
 
 
 @torch.no_grad()
@@ -107,12 +120,14 @@ def few_step_sample(
     process: Process,
     solver: str = "lcm",
     eta: float = 0.0,
+    *,
+    consistency: bool = True,
 ) -> Tensor:
     """Predict x0, go back to the next timestep, repeat; returns the last x0 (B, C, H, W).
 
     ``noises`` holds one (B, C, H, W) per timestep; the first is the starting point itself (pure noise). The
-    prediction is combined with ``boundary_scalings`` as in training. Same as diffusers' schedulers of these names on
-    these timesteps.
+    prediction is combined with ``boundary_scalings`` as in training, unless the student is no ``consistency`` model.
+    Same as diffusers' schedulers of these names on these timesteps.
 
     ``lcm``: the next timestep's noise is new (Luo et al., 2023, Alg. 3). ``ddim``: it is the noise that the prediction
     implies, of which ``eta`` replaces a part (Song et al., 2021, Eq. 12 and 16; 0: deterministic, 1: DDPM).
@@ -122,8 +137,10 @@ def few_step_sample(
     x_t = noises[0]
     for step, timestep in enumerate(timesteps):
         t = _times(timestep, len(rows), x_t.device)
-        c_skip, c_out = boundary_scalings(t)
-        x0 = c_skip * x_t + c_out * denoise(x_t, t, rows)
+        x0 = denoise(x_t, t, rows)
+        if consistency:
+            c_skip, c_out = boundary_scalings(t)
+            x0 = c_skip * x_t + c_out * x0
         if step + 1 == len(timesteps):
             break
         following, noise = _times(timesteps[step + 1], len(rows), x_t.device), noises[step + 1]

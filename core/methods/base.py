@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ from core.data.memory import Memory, Rows
 from core.diffusion.solvers import boundary_scalings, few_step_sample
 from core.methods.clock import Clock
 from core.randomness import Stream
-from core.sampler import Sampler
+from core.sampler import Sampler, Setting, teacher_setting
+
+TEACHER_STEPS = 20  # of its pictures beside a student's
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Rollout:
 class Method(ABC):
     """A distillation method on any backbone; see the module's docstring for the contract."""
 
+    consistency: ClassVar[bool] = True  # the student's x0 is combined with its input, as consistency models do
+
     def __init__(
         self,
         config: Any,
@@ -116,6 +120,7 @@ class Method(ABC):
         """
         self.config, self.backbone, self.seed = config, backbone, seed
         self.ema_decay, self.solutions, self.memory, self.lockstep = ema_decay, solutions, memory, lockstep
+        backbone.read_as, backbone.guidance_inputs = self.readings(), self.guidance_inputs()
         for role in self.roles():
             if training or role.for_sampling:
                 self._make(role, (initial or {}).get(role.name))
@@ -133,14 +138,33 @@ class Method(ABC):
         rows = [Role(STUDENT, trainable=True, for_sampling=True)]
         if self.ema_decay:
             rows.append(Role(STUDENT_EMA, STUDENT, follows=STUDENT, decay=self.ema_decay, for_sampling=True))
-        if self.config.teacher_is_parent:
+        if self.teacher == PARENT:
             rows.append(Role(PARENT, STUDENT, for_sampling=True))
         return rows
 
+    def readings(self) -> dict[str, str]:
+        """By role, what its network's output is taken for (x0, eps, v, flow), where that differs from the base's."""
+        return {}
+
+    def guidance_inputs(self) -> frozenset[str]:
+        """The roles that take guidance as an input, where the backbone's network has such a layer."""
+        if not self.backbone.has_guidance_layer:
+            return frozenset()
+        parent = [self.teacher] if self.config.parent_takes_guidance else []
+        return frozenset([STUDENT, STUDENT_EMA, *parent])
+
     @property
     def teacher(self) -> str:
-        """The role that teaches: the base, or in a later round of a chain the student of the round before."""
-        return PARENT if self.config.teacher_is_parent else TEACHER
+        """The role that teaches: the base, or in a later round of a chain the student of the round before.
+
+        Where the base holds that student, it is the base again.
+        """
+        return PARENT if self.config.teacher_is_parent and self.backbone.merged_parent is None else TEACHER
+
+    @property
+    def teacher_setting(self) -> Setting:
+        """How the teacher's pictures beside the student's are drawn."""
+        return teacher_setting(TEACHER_STEPS, self.config.teacher_guidance)
 
     @abstractmethod
     def build(self) -> None:
@@ -211,9 +235,15 @@ class Method(ABC):
         return found, was_kept * cost
 
     def few_step_x0(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """A role's f(x_t, t) = c_skip x_t + c_out x0, as the sampler evaluates it; latents (B, C, H, W)."""
+        """A role's f(x_t, t) = c_skip x_t + c_out x0, as the sampler evaluates it; latents (B, C, H, W).
+
+        x0 alone where the student is no ``consistency`` model.
+        """
+        x0 = self.backbone.predict(role, x_t, t, cond)
+        if not self.consistency:
+            return x0
         c_skip, c_out = boundary_scalings(t)
-        return c_skip * x_t + c_out * self.backbone.predict(role, x_t, t, cond)
+        return c_skip * x_t + c_out * x0
 
     def student_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """``few_step_x0`` of the student."""
@@ -238,12 +268,13 @@ class Method(ABC):
         process, guidance = self.backbone.process, sampler.guidance
 
         def denoise(x_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-            if guidance == 1:
+            if guidance == 1 and role not in self.backbone.guidance_inputs:
                 return self.backbone.predict(role, x_t, t, cond[rows])
             return self.backbone.guided(role, x_t, t, cond[rows], null, guidance)
 
         timesteps = process.timesteps(sampler.steps)
-        return few_step_sample(denoise, noises, timesteps, process, sampler.solver, sampler.eta)
+        solver, eta = sampler.solver, sampler.eta
+        return few_step_sample(denoise, noises, timesteps, process, solver, eta, consistency=self.consistency)
 
 
 def draw(values: np.ndarray, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

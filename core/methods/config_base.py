@@ -43,6 +43,12 @@ class MethodConfig:
     learner: ClassVar[str] = "student"  # the player whose samples the budget's unit ``images`` counts
     # The teacher is what ``train.init_from`` names, kept as a role of its own: a later round of a chain
     teacher_is_parent: ClassVar[bool] = False
+    guidance_input: ClassVar[str] = "no"  # whether the student takes guidance as an input: no | may | must
+
+    @property
+    def parent_takes_guidance(self) -> bool:
+        """Whether a parent takes guidance as an input, if its student does."""
+        return False
 
     @property
     def period(self) -> int:

@@ -166,7 +166,7 @@ class Dmd2(Method):
             sampler = Sampler(self.config.solver, steps, guidance)
             return teacher_sample(self.backbone, noise, batch.cond, batch.null, sampler, self.teacher)
 
-        cost = self.backbone.passes(guidance) * steps * len(noise)
+        cost = self.backbone.passes(guidance, self.teacher) * steps * len(noise)
         target, rollout.stored = self.teacher_solution(batch.positions, compute, cost)
         rollout.pair_noise, rollout.pair_x0 = noise, target.to(noise.device, non_blocking=True)
 

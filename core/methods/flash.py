@@ -15,30 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from core.backbones.base import STUDENT
-from core.backbones.roles import keyed_init
-from core.critics.latent import LatentCritic
 from core.data.batches import Batch
 from core.diffusion.solvers import solve
 from core.diffusion.timesteps import timestep_pmf
-from core.losses.adversarial import GAN_LOSSES
 from core.losses.distill import DISTILL_LOSSES
 from core.losses.perceptual import PERCEPTUAL_LOSSES, PerceptualLoss
-from core.methods.base import Method, Optimizer, Player, Rollout, Turn, draw
+from core.methods.base import Method, Optimizer, Player, Turn, draw
 from core.methods.clock import Clock
+from core.methods.latent_gan import CRITIC, GanRollout, LatentGan
 from core.methods.matching import distribution_matching
-
-CRITIC = "critic"
 
 
 @dataclass
-class FlashRollout(Rollout):
-    """Start points of the teacher's ODE and their solutions, and features that both turns read."""
+class FlashRollout(GanRollout):
+    """Start points of the teacher's ODE and their solutions."""
 
     x_t: Tensor  # (B, C, H, W)
     t: Tensor  # (B,)
     target: Tensor | None = None  # the teacher's solution from x_t
-    real_features: Tensor | None = None
-    fake_features: Tensor | None = None
 
 
 class Flash(Method):
@@ -46,12 +40,11 @@ class Flash(Method):
 
     def build(self) -> None:
         self.timesteps = self.backbone.process.timesteps(self.config.num_timesteps)
-        self.gan = GAN_LOSSES[self.config.adversarial_loss]()
         self.distill = self._distill_loss()
-        self.critic: LatentCritic | None = None
+        self.gan: LatentGan | None = None
         if any(self.config.adversarial_weight):
-            with keyed_init(self.seed, CRITIC):
-                self.critic = LatentCritic(self.backbone.feature_shape, self.config.critic_channels)
+            config = self.config
+            self.gan = LatentGan(self, config.adversarial_loss, config.critic_channels, config.adversarial_timesteps)
 
     def _distill_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         name = self.config.distill_loss
@@ -64,22 +57,21 @@ class Flash(Method):
         betas = tuple(self.config.adam_betas)
         student = Optimizer(self.config.student_lr, betas, self.config.weight_decay)
         players = [self.student_player(student)]
-        if self.critic is not None:
-            critic = Optimizer(self.config.critic_lr, betas, self.config.weight_decay, self.gan.weight_clip)
-            players.append(Player(CRITIC, dict(self.critic.named_parameters()), critic))
+        if self.gan is not None:
+            players.append(self.gan.player(self.config.critic_lr, betas, self.config.weight_decay))
         return players
 
     def networks_beside(self) -> dict[str, nn.Module]:
         found: dict[str, nn.Module] = {}
-        if self.critic is not None:
-            found[CRITIC] = self.critic
+        if self.gan is not None:
+            found[CRITIC] = self.gan.critic
         if isinstance(self.distill, PerceptualLoss):
             found["perceptual"] = self.distill.distance
         return found
 
     def turns(self, clock: Clock) -> Sequence[Turn]:
         """Both every iteration; the discriminator trains from stage 0 on, before its weight is positive (release)."""
-        return (Turn(STUDENT), Turn(CRITIC)) if self.critic is not None else (Turn(STUDENT),)
+        return (Turn(STUDENT), Turn(CRITIC)) if self.gan is not None else (Turn(STUDENT),)
 
     def weights(self, turn: str, clock: Clock) -> dict[str, float]:
         if turn == CRITIC:
@@ -136,14 +128,17 @@ class Flash(Method):
             process, solver = self.backbone.process, self.config.solver
             return solve(denoise, x_t, index, self.timesteps, process, solver, first_call)[0]
 
-        cost = self.backbone.passes(guidance) * int((self.config.num_timesteps - index).sum())
+        cost = self.backbone.passes(guidance, self.teacher) * int((self.config.num_timesteps - index).sum())
         return self.teacher_solution(batch.positions, compute, cost)
 
     def _guidance(self, purpose: str, batch: Batch) -> Tensor | float:
         return self.uniform_guidance(purpose, batch, self.config.guidance_min, self.config.guidance_max)
 
     def losses(self, turn: str, rollout: FlashRollout, clock: Clock) -> dict[str, Tensor]:
-        return self._critic_losses(rollout) if turn == CRITIC else self._student_losses(rollout, clock)
+        if turn == CRITIC:
+            assert self.gan is not None
+            return {"critic": self.gan.critic_loss(rollout)}
+        return self._student_losses(rollout, clock)
 
     def _student_losses(self, rollout: FlashRollout, clock: Clock) -> dict[str, Tensor]:
         weights = self.weights(STUDENT, clock)
@@ -157,39 +152,6 @@ class Flash(Method):
             w = self._guidance("dmd_guidance", rollout.batch)
             terms["dmd"] = distribution_matching(self, x0, rollout.batch, w, STUDENT)
         if weights["adversarial"]:
-            features = self._features(x0, rollout.batch)
-            rollout.fake_features = features.detach()
-            real = self.critic(self._real_features(rollout)) if self.gan.paired else None
-            terms["adversarial"] = self.gan.generator(self.critic(features), real)
+            assert self.gan is not None
+            terms["adversarial"] = self.gan.student_loss(x0, rollout)
         return terms
-
-    def _features(self, x0: Tensor, batch: Batch) -> Tensor:
-        """Teacher features of re-noised latents; fake and real share t' and the noise of their position."""
-        fractions, p = np.asarray(self.config.adversarial_timesteps), batch.positions
-        choice = self.stream(CRITIC, "timestep").integers(p, 0, len(fractions))
-        t = self.backbone.process.timestep(draw(fractions[choice], x0))
-        noise = draw(self.stream(CRITIC, "noise").normal(p, x0.shape[1:]), x0)
-        return self.backbone.features(self.teacher, self.backbone.process.add_noise(x0, noise, t), t, batch.cond)
-
-    def _real_features(self, rollout: FlashRollout) -> Tensor:
-        """Teacher features of the data's latents, computed once for both turns."""
-        batch = rollout.batch
-        if rollout.real_features is None:
-            features, saved = self.once(
-                "real features",
-                self.config.adversarial_timesteps,
-                batch.positions,
-                lambda: self._features(batch.x0, batch),
-                cost=len(batch.positions),
-            )
-            rollout.real_features, rollout.stored = features, rollout.stored + saved
-        return rollout.real_features
-
-    def _critic_losses(self, rollout: FlashRollout) -> dict[str, Tensor]:
-        """Eq. 8; the fake features of the student's turn serve again, detached."""
-        real = self._real_features(rollout)
-        with torch.no_grad():
-            fake = rollout.fake_features
-            if fake is None:
-                fake = self._features(rollout.samples, rollout.batch)
-        return {"critic": self.gan.discriminator(self.critic(real), self.critic(fake))}

@@ -84,7 +84,7 @@ class Lcm(Method):
             (len(self.timesteps), low, high),
             batch.positions,
             lambda: self.backbone.guided(self.teacher, x_t, t, batch.cond, batch.null, w),
-            cost=self.backbone.passes(w) * len(x_t),
+            cost=self.backbone.passes(w, self.teacher) * len(x_t),
         )
 
     def losses(self, turn: str, rollout: LcmRollout, clock: Clock) -> dict[str, Tensor]:

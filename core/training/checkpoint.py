@@ -29,6 +29,7 @@ from core.training.world import ALONE, World
 log = logging.getLogger("fewstep")
 
 SINGLE = "tensors.safetensors"
+MERGED = "merged"  # among the roles of a snapshot: adapters of earlier rounds, which the base holds
 
 
 def _hash(path: Path) -> str:

@@ -18,7 +18,7 @@ from core.methods.clock import Clock
 from core.run import Run
 from core.training.ahead import Ahead
 from core.training.averages import Averages
-from core.training.checkpoint import SINGLE, Checkpoints, names_in, read_parts, save_snapshot
+from core.training.checkpoint import MERGED, SINGLE, Checkpoints, names_in, read_parts, save_snapshot
 from core.training.compiling import Compiler
 from core.training.monitor import Monitor
 from core.training.player import TrainedPlayer
@@ -211,9 +211,11 @@ class Trainer:
         if self.world.is_main or self.sharded:
             save_snapshot(self.run.path / "snapshots", self.clock.images, self._networks(), self.world)
 
-    def _networks(self) -> dict[str, Mapping[str, torch.nn.Parameter]]:
-        """Parameters by player, and of the frozen roles that a finished run is sampled with."""
-        networks = {player.name: player.parameters for player in self.method.players()}
+    def _networks(self) -> dict[str, Mapping[str, torch.Tensor]]:
+        """Parameters by player, and all else that a finished run is sampled with: frozen roles, what the base holds."""
+        networks: dict[str, Mapping[str, torch.Tensor]] = {p.name: p.parameters for p in self.method.players()}
+        if self.method.backbone.merged_parent:
+            networks[MERGED] = self.method.backbone.merged_parent
         for role in self.method.roles():
             if role.for_sampling and not role.trainable:
                 networks[role.name] = self.method.backbone.role_parameters(role.name)

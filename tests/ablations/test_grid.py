@@ -19,7 +19,8 @@ NO_DATA = "data.path: 'random:x'"
 
 
 def grid(tmp_path: Path, text: str) -> Grid:
-    (tmp_path / "g.yaml").write_text(HEAD + text)
+    head = HEAD.replace("base: {tiny: flash/tiny}\n", "") if "base:" in text else HEAD
+    (tmp_path / "g.yaml").write_text(head + text)
     return load(str(tmp_path / "g.yaml"))
 
 
@@ -82,6 +83,25 @@ def test_child_follows_its_parent_of_the_same_seed(tmp_path: Path) -> None:
         assert by_row["b", seed].parents == (by_row["a", seed].id,)
         assert by_row["b", seed].config.train.parent == by_row["a", seed].id
         assert cells.index(by_row["a", seed]) < cells.index(by_row["b", seed])
+
+
+def test_a_changed_round_is_another_run_and_so_are_its_descendants_alone(tmp_path: Path) -> None:
+    def ids(steps: int) -> dict[str, str]:
+        later = "method.teacher: parent, method.teacher_steps"
+        rows = f"""
+rows:
+  - {{id: last, parent: second, set: {{{NO_DATA}, {later}: 2, method.student_steps: 1}}}}
+  - {{id: second, parent: first, set: {{{NO_DATA}, {later}: {steps}, method.student_steps: 2}}}}
+  - {{id: first, set: {{{NO_DATA}}}}}
+  - {{id: beside, parent: first, set: {{{NO_DATA}, {later}: 4, method.student_steps: 1}}}}
+"""
+        cells = grid(tmp_path, rows.replace("rows:", "base: {tiny: progressive/tiny}\nrows:")).expand("tiny")
+        order = [cell.row for cell in cells if cell.seed == 0]
+        assert order.index("first") < order.index("second") < order.index("last")
+        return {cell.row: cell.id for cell in cells if cell.seed == 0}
+
+    before, after = ids(4), ids(3)
+    assert {row for row in before if before[row] != after[row]} == {"second", "last"}
 
 
 def test_budget_changes_training_but_references_are_only_measured(tmp_path: Path) -> None:

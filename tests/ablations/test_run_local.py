@@ -45,6 +45,9 @@ with run.lock():
     print("at work", flush=True)
     while Path("hold").exists():
         time.sleep(0.1)
+    if config.execution.label.startswith("lost"):
+        run.end_attempt("diverged", "gradients not finite")
+        sys.exit(1)
     if config.execution.label.startswith("bad"):
         run.end_attempt("failed", "out of luck")
         sys.exit("error: out of luck")
@@ -87,6 +90,24 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(run_local, "train_command", job)
     (tmp_path / "g.yaml").write_text(GRID)
     return str(tmp_path / "g.yaml")
+
+
+def test_a_parent_that_diverged_stops_its_children_with_one_line_each(file: str) -> None:
+    """Now, and when the grid is run again; what does not descend from it goes on."""
+    rows = "rows:\n  - {id: heir, parent: lost}\n  - {id: grandchild, parent: heir, set: {method.num_timesteps: 16}}\n"
+    rows += "  - {id: lost}\n  - {id: other, set: {method.num_timesteps: 16}}\n"
+    text = Path(file).read_text()
+    Path(file).write_text(text[: text.index("rows:")] + rows + text[text.index("budgets:") :])
+    cells = load(file).expand("tiny")
+    for started in (2, 0):
+        said: list[str] = []
+        states = {s.cell.row: s.state for s in LocalRunner(cells, RUNS, 2, said.append).run()}
+        assert states == {"lost": "diverged", "heir": "planned", "grandchild": "planned", "other": "done"}
+        assert sum("  started" in line for line in said) == started
+        lost = next(cell.id for cell in cells if cell.row == "lost")
+        (line,) = (line for line in said if "heir-s0" in line)
+        assert line.endswith(f"not started: its parent {lost} has diverged")
+        assert sum("grandchild-s0" in line for line in said) == 1
 
 
 def test_run_shares_resumes_and_survives_a_failure(file: str) -> None:

@@ -74,7 +74,7 @@ def test_a_status_follows_the_folder(tmp_path: Path) -> None:
     assert found[2].reason == KILLED and found[3].path == RUNS / "elsewhere" / moved.name
 
 
-@pytest.mark.parametrize("setting", ["eval.num_images: 500", "eval.sampler: ddim"])
+@pytest.mark.parametrize("setting", ["eval.num_images: 500", "eval.sampler: ddim", "eval.guidance: 2.0"])
 def test_numbers_of_other_pictures_do_not_count(tmp_path: Path, setting: str) -> None:
     """The same folders, asked for other numbers of images and then another sampler."""
     cells_with_runs(tmp_path, 1)

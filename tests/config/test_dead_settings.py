@@ -42,6 +42,7 @@ PAIRS = [
     "method.gan=effnet_lite1",
 ]
 RUNS = {"flash/tiny": [*FOUR, METRICS], "dmd2/tiny": [*FOUR, *PAIRS], "lcm/tiny": FOUR, "teacher/tiny": []}
+RUNS |= {"progressive/tiny": [*FOUR, "method.adversarial_weight=0.1"], "guidance/tiny": [*FOUR, "method.null_prob=0.5"]}
 # The path of a network that is not embedded is read, and then told to be missing
 REFUSED = {
     "flash/tiny": "method.distill_loss=lpips", "dmd2/tiny": "method.gan=dino", "teacher/tiny": "eval.metrics=[fid]",

@@ -34,6 +34,10 @@ METHODS = {
     "dmd2": ["method.fake_score_lr=1e-3"],
     "dmd2, critic on images": ["method.gan=effnet_lite1"],
     "lcm": ["method.guidance_max=9"],
+    "progressive": ["method.guidance_max=9", "method.adversarial_weight=0.1", "method.critic_lr=1e-3"],
+    "progressive, a later round": ["method.teacher=parent", "method.prediction=v", "method.null_prob=0.5"],
+    "guidance": ["method.weighting=v"],
+    "guidance, steps first": ["method.teacher=parent", "method.num_timesteps=4"],
     "toy_two_turns": ["method=toy_two_turns"],
     "toy_reward": ["method=toy_reward"],
     "toy_round": ["method=toy_round", "method.adversarial_weight=[.1,.1,.1,.1]"],
@@ -43,7 +47,7 @@ COMMON = ["train.ema_decay=0.9", "train.budget.amount=8", "train.budget.unit=ite
 
 def trainer(folder: Path, method: str, sharing: str = "lora", family: str = "unet", *more: str) -> Trainer:
     ours = method.split(",")[0]
-    experiment = f"{ours}/tiny" if ours in ("dmd2", "lcm") else "flash/tiny"
+    experiment = f"{ours}/tiny" if ours in ("dmd2", "lcm", "progressive", "guidance") else "flash/tiny"
     return worlds.trainer(folder, [*METHODS[method], *COMMON, *more], sharing, experiment=experiment, family=family)
 
 

@@ -62,7 +62,7 @@ def test_flux2_keys_join_q_k_and_v_and_diffusers_takes_them_apart(tmp_path: Path
     """Every layer that the paper-scale configuration trains; the products of the factors come back exactly."""
     backbone = _student(tmp_path, "flux2", FLUX2_LAYERS)
     ours = backbone.role_parameters(STUDENT)
-    state = kohya_state(backbone, ours)
+    state = kohya_state(backbone, ours, backbone.roles.sharing)
     fused = "lora_unet_double_blocks_0_txt_attn_qkv"
     assert len(state[f"{fused}.lora_down.weight"]) == 12 and state[f"{fused}.alpha"] == 6
     read = Flux2KleinPipeline.lora_state_dict(dict(state))
@@ -92,7 +92,12 @@ def test_a_layer_without_a_key_that_is_read_back_is_one_clear_line(tmp_path: Pat
 @pytest.mark.parametrize(
     ("family", "sharing", "form", "said"),
     [
-        ("unet", "full", Form("kohya"), "--format kohya is for a LoRA, not for whole weights (backbone.sharing=full)"),
+        (
+            "unet",
+            "full",
+            Form("kohya"),
+            "--format kohya is for a LoRA, not for whole weights (backbone.sharing=full, or",
+        ),
         ("unet", "lora", Form("comfyui", merge=True), "--format comfyui is for a LoRA, and --merge leaves none"),
         ("pixart", "lora", Form("kohya"), NO_READER.format("PixArt")),
         ("pixart", "lora", Form("comfyui"), NO_READER.format("PixArt")),

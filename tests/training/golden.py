@@ -21,6 +21,12 @@ CURVES: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
         ["train.budget.amount=200", "method.guidance_max=9"],
         ("student/consistency", "student/latent_std"),
     ),
+    "progressive": (
+        "progressive/tiny",
+        ["train.budget.amount=200", "method.guidance_max=9", "method.weighting=v"],
+        ("student/distill", "student/latent_std"),
+    ),
+    "guidance": ("guidance/tiny", ["train.budget.amount=200"], ("student/distill", "student/latent_std")),
     "dmd2": (
         "dmd2/tiny",
         ["train.budget.amount=51", "method.ttur=5"],
