@@ -24,6 +24,8 @@ from core.diffusion.process import Process
 
 STUDENT, TEACHER, STUDENT_EMA, FAKE_SCORE = "student", "teacher", "student_ema", "fake_score"
 PARENT = "parent"  # the student of the round before, where that is the teacher
+REFERENCE = "reference"  # the student before RL
+REWARD_MODEL = "reward_model"
 
 
 @dataclass(frozen=True)

@@ -84,12 +84,13 @@ class Rollout:
     """The samples that one micro-batch's turns share; a method adds its own typed fields.
 
     Only detached tensors may be put here, since they outlive the turn. ``samples`` is the student's latest output
-    (B, C, H, W), logged as latent mean and standard deviation.
+    (B, C, H, W), logged as latent mean and standard deviation; ``told`` are scalars to be logged by name.
     """
 
     batch: Batch
     samples: Tensor | None = field(default=None, kw_only=True)
     stored: int = field(default=0, kw_only=True)  # network evaluations that stored teacher solutions have saved
+    told: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
 
 class Method(ABC):
@@ -181,6 +182,10 @@ class Method(ABC):
     def has_turn_of(self, player: str, clock: Clock) -> bool:
         """Whether a player steps in this iteration."""
         return any(turn.player == player for turn in self.turns(clock))
+
+    def has_turn(self, name: str, clock: Clock) -> bool:
+        """Whether this iteration has a turn of this name."""
+        return any(turn.name == name for turn in self.turns(clock))
 
     def problem_stage(self, clock: Clock) -> int | None:
         """The stage whose kind of teacher problems this iteration poses; those of one stage may be solved together.

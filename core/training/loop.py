@@ -107,6 +107,8 @@ class Trainer:
                 self.monitor.add("student/latent_mean", rollout.samples.mean())
                 # of each sample, so that it does not depend on how a batch is split
                 self.monitor.add("student/latent_std", rollout.samples.flatten(1).std(dim=1).mean())
+            for name, value in rollout.told.items():
+                self.monitor.add(name, value)
         self.clock.save_stored(sum(rollout.stored for rollout in rollouts))
         self.clock.advance(student=self.method.has_turn_of(self.config.method.learner, self.clock))
 
