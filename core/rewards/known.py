@@ -39,7 +39,7 @@ KNOWN_REWARDS: dict[str, KnownReward] = {
             "a folder"
         ),
         KnownReward(
-            "emoji_clip", "image", "Apache-2.0", "python -m experiments.emoji.recipes.train_reward",
+            "emoji_clip", "image", "Apache-2.0", "python -m experiments.emoji.recipes.train_clip --trunk 1",
             "model.safetensors", "a folder"
         ),
         KnownReward("clip", "image", "MIT (OpenAI's)", "openai/clip-vit-large-patch14", "config.json", _CLIP),
