@@ -49,6 +49,7 @@ from core.methods.teacher import Teacher
 from core.rewards.base import Reward
 from core.rewards.image import register_image_rewards
 from core.rewards.known import KNOWN_REWARDS
+from core.rewards.latent import load_latent_reward
 from core.rewards.registry import register_reward
 from core.run import Run
 from core.tasks.base import Task
@@ -77,6 +78,7 @@ def _emoji_reward(folder: Path, backbone: Backbone) -> Reward:
 
 
 register_image_rewards()
+register_reward(KNOWN_REWARDS["lrm"], load_latent_reward)
 register_reward(KNOWN_REWARDS["emoji_clip"], _emoji_reward)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -42,7 +42,7 @@ PAIRS = [
     "method.regression_steps=4",
     "method.gan=effnet_lite1",
 ]
-RL = ["method.rl.reward=level", "method.rl.ratio=1"]
+RL = ["method.rl.reward=level", "method.rl.ratio=1", "train.budget.amount=6"]  # turns of either kind after the pairs
 RUNS = {"flash/tiny": [*FOUR, METRICS], "dmd2/tiny": [*FOUR, *PAIRS, *RL], "lcm/tiny": FOUR, "teacher/tiny": []}
 # The path of a network that is not embedded is read, and then told to be missing
 REFUSED = {
