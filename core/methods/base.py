@@ -171,6 +171,10 @@ class Method(ABC):
         """Networks that the losses read beside the backbone's, by name: critics that train, and frozen ones."""
         return {}
 
+    def reason_to_stop(self, means: Mapping[str, float]) -> str | None:
+        """Why the training should end now, by the averages of a log interval, such as a hacked reward; None: go on."""
+        return None
+
     def stream(self, player: str, purpose: str) -> Stream:
         """Keyed draws for one purpose of one player (or role): a pure function of the run's seed and a position."""
         return Stream(self.seed, player, purpose)

@@ -9,7 +9,7 @@ every ``ttur``-th.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,6 +110,9 @@ class Dmd2(Method):
         if self.image_features is not None:
             found["image_features"] = self.image_features
         return found
+
+    def reason_to_stop(self, means: Mapping[str, float]) -> str | None:
+        return self.rl.reason_to_stop(means)
 
     def turns(self, clock: Clock) -> Sequence[Turn]:
         """Critics in every iteration, from the samples that the student was shown; the student in each ``ttur``-th.

@@ -7,6 +7,7 @@ some of the student's turns, and calls its losses in them. p_ref is a frozen rol
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +25,7 @@ from core.rewards.base import Prompts, Reward
 from core.rewards.registry import load_reward
 
 RL = "rl"
+DISTANCE = "rl/distance_to_reference"
 
 
 class Reinforcement:
@@ -56,6 +58,13 @@ class Reinforcement:
     def weights(self) -> dict[str, float]:
         return {self.settings.objective: self.settings.weight}
 
+    def reason_to_stop(self, means: Mapping[str, float]) -> str | None:
+        """Why the run should end, by what it told on average since the last log point; None: it should not."""
+        limit, distance = self.settings.max_distance, means.get(DISTANCE, 0.0)
+        if not limit or distance <= limit:
+            return None
+        return f"{DISTANCE} {distance:.4g} is beyond method.rl.max_distance={limit:g}: the reward may be hacked"
+
     def losses(self, rollout: Rollout, clock: Clock) -> dict[str, Tensor]:
         """The one term of the turn; what it saw of the reward is told in ``rollout.told``."""
         batch = rollout.batch
@@ -82,7 +91,7 @@ class Reinforcement:
             log_ratio(x, x0, reference_x0, following, process, mean=settings.mean_density) for x in pairs.of(candidates)
         ]
         rollout.told |= self._told(rewards, pairs, [ratio.detach() for ratio in ratios])
-        rollout.told["rl/distance_to_reference"] = (x0.detach() - reference_x0).square().mean()
+        rollout.told[DISTANCE] = (x0.detach() - reference_x0).square().mean()
         return (preference_loss(*ratios, settings.beta, settings.clamp) * pairs.counts).mean()
 
     def _told(self, rewards: Tensor, pairs: Pairs, ratios: list[Tensor]) -> dict[str, Tensor]:

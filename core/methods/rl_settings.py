@@ -35,6 +35,9 @@ class RlConfig:
     mean_density: bool = True  # log densities are means over dimensions [2], not their sums
     clamp: float = 0.1  # ratios p / p_ref stay within 1 - clamp and 1 + clamp [2]; 0: they are free
     min_gap: float = 0.0  # of the rewards of best and worst; a closer pair teaches nothing
+    # The run ends, as one that diverged, when the student's x0 is farther from its reference's than this (mean squared
+    # distance over a log interval): rewards that are hacked lie there; 0: anywhere is allowed [I]
+    max_distance: float = 0.0
 
     @property
     def is_on(self) -> bool:
@@ -65,6 +68,7 @@ class RlConfig:
         check_range("method.rl.beta", self.beta, 0.0)
         check_range("method.rl.clamp", self.clamp, 0.0, 0.99)
         check_range("method.rl.min_gap", self.min_gap, 0.0)
+        check_range("method.rl.max_distance", self.max_distance, 0.0)
         if self.is_on and num_steps < 2:
             raise UserError(
                 f"method.num_steps={num_steps} draws no next state, between which method.rl.reward={self.reward} could "

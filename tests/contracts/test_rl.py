@@ -11,7 +11,7 @@ import torch
 
 from core.config import UserError, compose, from_yaml, run_id, to_yaml
 from core.losses.preference import NoPreference
-from core.training.loop import Trainer
+from core.training.loop import Diverged, Trainer
 from core.training.preemption import Preempted
 from tests import toy_rewards, worlds
 
@@ -67,7 +67,7 @@ def test_a_run_without_rl_keeps_its_id_and_a_stored_one_is_read() -> None:
     config = compose("dmd2/tiny")
     config.backbone.weights_hash = config.data.data_hash = "known"
     before = run_id(config)
-    stored = to_yaml(config).split("  rl:")[0] + to_yaml(config).split("min_gap: 0.0\n")[1]
+    stored = to_yaml(config).split("  rl:")[0] + to_yaml(config).split("max_distance: 0.0\n")[1]
     assert "rl:" not in stored and run_id(from_yaml(stored)) == before
     ids = {before}
     for overrides in (["method.rl.reward=level"], ["method.rl.reward=level", "method.rl.beta=100"]):
@@ -196,6 +196,16 @@ def test_a_pair_that_is_too_close_teaches_nothing(tmp_path: Path) -> None:
     (line,) = _lines(trained, 1)
     assert line["rl/pairs"] == 0 and line["rl/preference"] == 0 and line["rl/gap"] > 0
     assert worlds.equal(before, worlds.parameters(trained))
+
+
+def test_a_student_that_leaves_its_reference_ends_the_run_by_a_setting(tmp_path: Path) -> None:
+    """Nothing is thrown away: the distance that ended it is in the log."""
+    options = [*LEVEL, "method.rl.distil=false", "method.student_lr=1e-2"]
+    trained = trainer(tmp_path, *options, "method.rl.max_distance=1e-6")
+    with pytest.raises(Diverged, match="is beyond method.rl.max_distance=1e-06: the reward may be hacked, after 8 im"):
+        trained.train()
+    distances = [line["rl/distance_to_reference"] for line in trained.run.metrics()]
+    assert distances[0] == 0 and distances[1] > 1e-6 and len(distances) == 2
 
 
 @pytest.mark.parametrize(
