@@ -274,7 +274,8 @@ def _old_values(schema: type) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for item in fields(schema):
         if "reproduces_old" in item.metadata:
-            out[item.name] = item.metadata["reproduces_old"]
+            old = item.metadata["reproduces_old"]
+            out[item.name] = {**asdict(old), **_old_values(type(old))} if is_dataclass(old) else old
         elif is_dataclass(item.default_factory) and (nested := _old_values(item.default_factory)):
             out[item.name] = nested
     return out

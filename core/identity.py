@@ -46,9 +46,16 @@ def identity_dict(config: Any) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, old in _identity_fields(type(config)):
         value = getattr(config, name)
-        if old is dataclasses.MISSING or value != old:
+        if _is_news(value, old):
             out[name] = identity_dict(value) if dataclasses.is_dataclass(value) else value
     return out
+
+
+def _is_news(value: Any, old: Any) -> bool:
+    """Whether a field's value is to be told: older runs had the field, or did as if it had another value."""
+    if dataclasses.is_dataclass(old) and isinstance(value, type(old)):
+        return identity_dict(value) != identity_dict(old)
+    return old is dataclasses.MISSING or value != old
 
 
 @functools.cache
@@ -114,7 +121,7 @@ def _canonical(config: Any) -> str:
     texts = []
     for name, old in sorted(_identity_fields(type(config))):
         value = getattr(config, name)
-        if old is dataclasses.MISSING or value != old:
+        if _is_news(value, old):
             texts.append(f'"{name}":{_canonical_part(value) if dataclasses.is_dataclass(value) else _json(value)}')
     return "{" + ",".join(texts) + "}"
 
@@ -139,9 +146,10 @@ def fill_hashes(config: ExperimentConfig, known: dict[str, str]) -> None:
     backbone.weights_hash = _weights_hash(backbone.path, backbone.revision, cache, known)
     data.data_hash = _data_hash(data.path, cache, known)
     for file in config.method.weight_files:
-        path = getattr(config.method, file.path)
+        path = config.method.path_of(file)
         if file.hash is not None and path is not None:
-            setattr(config.method, file.hash, _source_hash(f"method.{file.path}", path, cache, _NOT_WEIGHTS, known))
+            digest = _source_hash(f"method.{file.path}", path, cache, _NOT_WEIGHTS, known)
+            config.method.set_hash_of(file, digest)
     if config.method.teacher_is_parent and train.init_from is None:
         raise UserError("method.teacher=parent: train.init_from is not set; give train.init_from=RUN, the round before")
     train.parent = None if train.init_from is None else _parent_id(train.init_from, cache)

@@ -46,6 +46,11 @@ from core.methods.guidance import Guidance
 from core.methods.lcm import Lcm
 from core.methods.progressive import Progressive
 from core.methods.teacher import Teacher
+from core.rewards.base import Reward
+from core.rewards.image import register_image_rewards
+from core.rewards.known import KNOWN_REWARDS
+from core.rewards.latent import load_latent_reward
+from core.rewards.registry import register_reward
 from core.tasks.base import Task
 from core.tasks.text_to_image import TextToImage
 from experiments.dataset import num_variants, open_split, shown_view, view_of
@@ -66,6 +71,17 @@ RANDOM_PIPELINES = {
     "tiny-sd3": write_tiny_sd3, "tiny-flux2": write_tiny_flux2,
     "tiny-flux2-dev": write_tiny_flux2_dev, "sd-50m": write_random_sd,
 }  # fmt: skip
+
+
+def _emoji_reward(folder: Path, backbone: Backbone) -> Reward:
+    from experiments.emoji.reward import EmojiReward  # open_clip is slow to import
+
+    return EmojiReward(folder, backbone.device)
+
+
+register_image_rewards()
+register_reward(KNOWN_REWARDS["lrm"], load_latent_reward)
+register_reward(KNOWN_REWARDS["emoji_clip"], _emoji_reward)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -179,7 +179,7 @@ def _sum(rows: list[Row], checkpointing: bool) -> tuple[int, int]:
 def _notes(config: ExperimentConfig) -> Iterator[str]:
     """Notes on what the numbers leave out, or assume."""
     for file in config.method.weight_files:
-        if file.stand_in and getattr(config.method, file.path) is None:
+        if file.stand_in and config.method.path_of(file) is None:
             yield f"method.{file.path} is not set: {file.stand_in}"
     yield (
         "not planned: CUDA's context, what its allocator and NCCL keep, and the text encoder, which is released before "

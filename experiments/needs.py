@@ -50,10 +50,10 @@ def lacking_images(config: ExperimentConfig) -> Iterator[str]:
 def _weight_files(config: ExperimentConfig) -> Iterator[str]:
     """The method's weights beside the backbone's."""
     for wanted in config.method.weight_files:
-        path = getattr(config.method, wanted.path)
+        path = config.method.path_of(wanted)
         if path is None:
             yield wanted.needed
-        elif not _holds(Path(path).expanduser(), wanted.file):
+        elif not _holds(locate(path), wanted.file):
             yield f"method.{wanted.path}={path}: no file {wanted.file} there"
         if wanted.package and not _is_installed(wanted.package):
             yield f"the package {wanted.package} is not installed: pip install 'fewstep[{wanted.package}]'"

@@ -27,6 +27,8 @@ from core.diffusion.process import Process
 
 STUDENT, TEACHER, STUDENT_EMA, FAKE_SCORE = "student", "teacher", "student_ema", "fake_score"
 PARENT = "parent"  # the student of the round before, where that is the teacher
+REFERENCE = "reference"  # the student before RL
+REWARD_MODEL = "reward_model"
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,16 @@ class Backbone(ABC):
         self.evaluations[f"{role}_features"] += len(x_t)
         with self._autocast(x_t):
             return self.network_features(role, x_t, t, cond).float().contiguous()
+
+    def stages(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
+        """The outputs of all stages of the encoder half, float32 (B, F_i, h_i, w_i), the bottleneck last."""
+        self.evaluations[f"{role}_features"] += len(x_t)
+        with self._autocast(x_t):
+            return [found.float() for found in self.network_stages(role, x_t, t, cond)]
+
+    def network_stages(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
+        """The stages of ``stages``; where a family has none but its bottleneck, that."""
+        return [self.network_features(role, x_t, t, cond)]
 
     def _autocast(self, like: Tensor) -> AbstractContextManager:
         return computing_in(self.compute_dtype, like)

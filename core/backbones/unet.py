@@ -68,19 +68,38 @@ class UNetBackbone(PipelineBackbone):
 
     @staticmethod
     def half_forward(
-        network: UNet2DConditionModel, x_t: Tensor, t: Tensor, text: Tensor, added: dict[str, Tensor] | None
+        network: UNet2DConditionModel,
+        x_t: Tensor,
+        t: Tensor,
+        text: Tensor,
+        added: dict[str, Tensor] | None,
+        stages: list[Tensor] | None = None,
     ) -> Tensor:
-        """The encoder half: input convolution, down blocks, mid block (Flash Diffusion, Sec. 4.3)."""
+        """The encoder half: input convolution, down blocks, mid block (Flash Diffusion, Sec. 4.3).
+
+        ``stages`` takes what each down block gives before it halves the size, and the mid block's output.
+        """
         embedding = network.time_embedding(network.get_time_embed(x_t, t))
         augmented = network.get_aug_embed(embedding, text, added)
         embedding = embedding if augmented is None else embedding + augmented
         hidden = network.conv_in(x_t)
         for block in network.down_blocks:
             if getattr(block, "has_cross_attention", False):
-                hidden, _ = block(hidden, embedding, encoder_hidden_states=text)
+                hidden, kept = block(hidden, embedding, encoder_hidden_states=text)
             else:
-                hidden, _ = block(hidden, embedding)
-        return network.mid_block(hidden, embedding, encoder_hidden_states=text)
+                hidden, kept = block(hidden, embedding)
+            if stages is not None:
+                stages.append(kept[-1 if block.downsamplers is None else -2])
+        hidden = network.mid_block(hidden, embedding, encoder_hidden_states=text)
+        if stages is not None:
+            stages.append(hidden)
+        return hidden
+
+    def network_stages(self, role: str, x_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
+        found: list[Tensor] = []
+        with self.roles.use(role) as network:
+            network.half_forward(**self._half_inputs(network, x_t, t, cond), stages=found)
+        return found
 
     def _half_inputs(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> dict[str, Any]:
         text, added = cast(cond.tensors["text"], network), self.added_conditions(cond, dtype_of(network))

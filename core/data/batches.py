@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,21 +18,25 @@ from core.randomness import permutation
 
 @dataclass(frozen=True)
 class Batch:
-    """``positions``: global sample indices (B,); ``x0``: latents (B, C, H, W); ``null``: that of the empty prompt."""
+    """``positions``: global sample indices (B,); ``x0``: latents (B, C, H, W); ``null``: that of the empty prompt.
+
+    ``texts``: the captions that ``cond`` encodes.
+    """
 
     positions: np.ndarray
     x0: Tensor
     cond: Cond
     null: Cond
+    texts: Sequence[str] = ()
 
     def split(self, size: int) -> list[Batch]:
         """Micro-batches of ``size`` samples; the order is kept."""
         assert len(self.positions) % size == 0
         starts = range(0, len(self.positions), size)
-        return [
-            Batch(self.positions[i : i + size], self.x0[i : i + size], self.cond[slice(i, i + size)], self.null)
-            for i in starts
-        ]
+        return [self._part(slice(i, i + size)) for i in starts]
+
+    def _part(self, rows: slice) -> Batch:
+        return Batch(self.positions[rows], self.x0[rows], self.cond[rows], self.null, self.texts[rows])
 
 
 class LatentData:
@@ -66,7 +70,12 @@ class LatentData:
         x0, cond = self._read(positions) if being_read is None else being_read.result()
         if following is not None:
             self._being_read = {tuple(following): self._reader.submit(self._read, following)}
-        return Batch(positions, x0.to(self.device, non_blocking=True), cond.to(self.device), self.null)
+        x0, cond = x0.to(self.device, non_blocking=True), cond.to(self.device)
+        return Batch(positions, x0, cond, self.null, self.texts(positions))
+
+    def texts(self, positions: np.ndarray) -> list[str]:
+        """The captions of the samples at ``positions``."""
+        return [self.cache.captions[index] for index in self.cache.caption_index[self.items(positions)]]
 
     def _read(self, positions: np.ndarray) -> tuple[Tensor, Cond]:
         """Latents and conditions on the host, in memory from which a GPU can copy while it computes."""

@@ -86,12 +86,13 @@ class Rollout:
     """The samples that one micro-batch's turns share; a method adds its own typed fields.
 
     Only detached tensors may be put here, since they outlive the turn. ``samples`` is the student's latest output
-    (B, C, H, W), logged as latent mean and standard deviation.
+    (B, C, H, W), logged as latent mean and standard deviation; ``told`` are scalars to be logged by name.
     """
 
     batch: Batch
     samples: Tensor | None = field(default=None, kw_only=True)
     stored: int = field(default=0, kw_only=True)  # network evaluations that stored teacher solutions have saved
+    told: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
 
 class Method(ABC):
@@ -194,6 +195,10 @@ class Method(ABC):
         """Networks that the losses read beside the backbone's, by name: critics that train, and frozen ones."""
         return {}
 
+    def reason_to_stop(self, means: Mapping[str, float]) -> str | None:
+        """Why the training should end now, by the averages of a log interval, such as a hacked reward; None: go on."""
+        return None
+
     def stream(self, player: str, purpose: str) -> Stream:
         """Keyed draws for one purpose of one player (or role): a pure function of the run's seed and a position."""
         return Stream(self.seed, player, purpose)
@@ -205,6 +210,10 @@ class Method(ABC):
     def has_turn_of(self, player: str, clock: Clock) -> bool:
         """Whether a player steps in this iteration."""
         return any(turn.player == player for turn in self.turns(clock))
+
+    def has_turn(self, name: str, clock: Clock) -> bool:
+        """Whether this iteration has a turn of this name."""
+        return any(turn.name == name for turn in self.turns(clock))
 
     def problem_stage(self, clock: Clock) -> int | None:
         """The stage whose kind of teacher problems this iteration poses; those of one stage may be solved together.

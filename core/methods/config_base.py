@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import ClassVar
 
 
@@ -23,9 +24,10 @@ class TeacherProblem:
 class WeightFile:
     """A file or folder of weights that a method reads beside its backbone's.
 
-    ``path`` and ``hash`` name fields of the schema; a file whose content is fixed (checked when it is read) has no
-    ``hash``. ``stand_in`` says what a memory plan assumes while the path is not set. ``needed`` is the line for a user
-    who has not set it, ``file`` the file that lies in the folder, ``package`` what must be installed beside it.
+    ``path`` and ``hash`` name fields of the schema, those of a part by ``PART.NAME``; a file whose content is fixed
+    (checked when it is read) has no ``hash``. ``stand_in`` says what a memory plan assumes while the path is not set.
+    ``needed`` is the line for a user who has not set it, ``file`` the file that lies in the folder, ``package`` what
+    must be installed beside it.
     """
 
     path: str
@@ -49,6 +51,15 @@ class MethodConfig:
     def parent_takes_guidance(self) -> bool:
         """Whether a parent takes guidance as an input, if its student does."""
         return False
+
+    def path_of(self, file: WeightFile) -> str | None:
+        """The place that the user has given for it."""
+        return attrgetter(file.path)(self)
+
+    def set_hash_of(self, file: WeightFile, digest: str) -> None:
+        """Note its content, which decides the run's id."""
+        part, _, name = file.hash.rpartition(".")
+        setattr(attrgetter(part)(self) if part else self, name, digest)
 
     @property
     def period(self) -> int:

@@ -9,9 +9,10 @@ every ``ttur``-th.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from core.losses.distill import mse
 from core.methods.base import Method, Optimizer, Player, Role, Rollout, Turn, draw
 from core.methods.clock import Clock
 from core.methods.matching import distribution_matching
+from core.methods.rl import RL, Reinforcement
 from core.methods.teacher import teacher_sample
 from core.sampler import Sampler
 
@@ -39,8 +41,8 @@ FAKE_ROLES = {"network": FAKE_SCORE, "student": STUDENT, "none": None}
 class Dmd2Rollout(Rollout):
     """The point at which the student is called with a graph, and pairs of the teacher where it learns from them."""
 
-    x_t: Tensor  # (B, C, H, W)
-    t: Tensor  # (B,)
+    x_t: Tensor | None = None  # (B, C, H, W)
+    t: Tensor | None = None  # (B,)
     pair_noise: Tensor | None = None  # (B, C, H, W)
     pair_x0: Tensor | None = None  # where the teacher's ODE takes it
 
@@ -49,22 +51,28 @@ class Dmd2(Method):
     """See the module's docstring; settings are ``Dmd2Config``."""
 
     def roles(self) -> list[Role]:
-        """The student's, and a fake score that starts as the teacher."""
-        rows = super().roles()
+        """The student's, those of RL, and a fake score that starts as the teacher."""
+        rows = [*super().roles(), *self.rl.roles()]
         if self.fake_role == FAKE_SCORE:
             rows.append(Role(FAKE_SCORE, self.teacher, trainable=True))
         return rows
 
+    @cached_property
+    def rl(self) -> Reinforcement:
+        """The turns of RL that some settings add."""
+        return Reinforcement(self.config.rl, self)
+
     @property
     def fake_role(self) -> str | None:
-        """The role whose score stands for the distribution of the student's samples."""
-        return FAKE_ROLES[self.config.fake_score]
+        """The role whose score stands for the distribution of the student's samples; none where nothing is matched."""
+        return None if self.config.rl.is_alone else FAKE_ROLES[self.config.fake_score]
 
     def build(self) -> None:
         self.timesteps = self.backbone.process.timesteps(self.config.num_steps)
         self.gan = GAN_LOSSES[self.config.adversarial_loss]()
         self.image_features: nn.Module | None = None
-        self.critic = self._critic() if self.config.adversarial_weight else None
+        has_critic = self.config.adversarial_weight and not self.config.rl.is_alone
+        self.critic = self._critic() if has_critic else None
 
     def _critic(self) -> nn.Module | None:
         """A head on the fake score's bottleneck, or heads on a frozen network's features of decoded images."""
@@ -96,24 +104,32 @@ class Dmd2(Method):
         return players
 
     def networks_beside(self) -> dict[str, nn.Module]:
-        found: dict[str, nn.Module] = {}
+        found: dict[str, nn.Module] = self.rl.networks()
         if self.critic is not None:
             found[CRITIC] = self.critic
         if self.image_features is not None:
             found["image_features"] = self.image_features
         return found
 
+    def reason_to_stop(self, means: Mapping[str, float]) -> str | None:
+        return self.rl.reason_to_stop(means)
+
     def turns(self, clock: Clock) -> Sequence[Turn]:
-        """Critics in every iteration, from the samples that the student was shown; the student in each ``ttur``-th."""
+        """Critics in every iteration, from the samples that the student was shown; the student in each ``ttur``-th.
+
+        Its turns are of distillation, or some of RL.
+        """
         critics = []
         if self.fake_role == FAKE_SCORE:
             critics.append(Turn(FAKE_SCORE))
         if self.critic is not None and not self.shares_bottleneck:
             critics.append(Turn(CRITIC))
-        due = not critics or clock.iteration % self.config.ttur == 0
-        return (Turn(STUDENT), *critics) if due else tuple(critics)
+        number, rest = divmod(clock.iteration, self.config.ttur if critics else 1)
+        return tuple(critics) if rest else (self.rl.turn_of_student(number), *critics)
 
     def weights(self, turn: str, clock: Clock) -> dict[str, float]:
+        if turn == RL:
+            return self.rl.weights()
         if turn == FAKE_SCORE:
             return {"denoise": 1.0, "critic": self.config.critic_weight}
         if turn == CRITIC:
@@ -128,7 +144,9 @@ class Dmd2(Method):
 
     @torch.no_grad()
     def rollout(self, batch: Batch, clock: Clock) -> Dmd2Rollout:
-        """x_t of the student's call, and its sample where no student's turn makes it."""
+        """x_t of the student's call, and its sample where no turn of distillation makes it."""
+        if self.config.rl.is_alone:
+            return Dmd2Rollout(batch)
         index, process = self._steps(batch.positions), self.backbone.process
         shape = batch.x0.shape[1:]
         noises = [
@@ -146,14 +164,14 @@ class Dmd2(Method):
 
             x_t = simulate(denoise, noises, index.tolist(), self.timesteps, process, self._calls(clock))
         rollout = Dmd2Rollout(batch, x_t, t)
-        if not self.has_turn_of(STUDENT, clock):
+        if not self.has_turn(STUDENT, clock):
             rollout.samples = self.student_x0(x_t, t, batch.cond)
         if self.problem_stage(clock) is not None:
             self._add_pairs(rollout)
         return rollout
 
     def problem_stage(self, clock: Clock) -> int | None:
-        asks = self.has_turn_of(STUDENT, clock) and self.weights(STUDENT, clock)["regression"] > 0
+        asks = self.has_turn(STUDENT, clock) and self.weights(STUDENT, clock)["regression"] > 0
         return 0 if asks else None
 
     def _add_pairs(self, rollout: Dmd2Rollout) -> None:
@@ -179,6 +197,8 @@ class Dmd2(Method):
         return int(self._steps(clock.positions()).max()) if self.lockstep else None
 
     def losses(self, turn: str, rollout: Dmd2Rollout, clock: Clock) -> dict[str, Tensor]:
+        if turn == RL:
+            return self.rl.losses(rollout, clock)
         if turn == STUDENT:
             return self._student_losses(rollout, self.weights(STUDENT, clock))
         return self._fake_score_losses(rollout) if turn == FAKE_SCORE else self._critic_losses(rollout)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from core.losses.files import NEEDS_DINO
 from core.methods.config_base import MethodConfig, TeacherProblem, WeightFile
+from core.methods.rl_settings import RlConfig
 from core.schema import UserError, added, check_choice, check_range, execution, listing, register_schema
 
 REVISION = 1
@@ -52,11 +53,12 @@ class Dmd2Config(MethodConfig):
     critic_lr: float = 5e-5  # of a critic on decoded images; one on the bottleneck trains with the fake score
     adam_betas: list[float] = listing(0.9, 0.999)
     weight_decay: float = 0.01  # [C]
+    rl: RlConfig = added(RlConfig, old=RlConfig())  # turns of RL among those of the student (Flash-DMD, stage 2)
 
     @property
     def period(self) -> int:
         """The update ratio: the student has its turn once in as many iterations."""
-        return self.ttur
+        return 1 if self.rl.is_alone else self.ttur
 
     @property
     def teacher_problem(self) -> TeacherProblem | None:
@@ -75,11 +77,11 @@ class Dmd2Config(MethodConfig):
 
     @property
     def weight_files(self) -> tuple[WeightFile, ...]:
-        """The network whose features of decoded images the critic reads."""
+        """The network whose features of decoded images the critic reads, and the reward model."""
         if self.gan != "dino":
-            return ()
+            return self.rl.weight_files
         stand_in = "image_features is planned as DINOv2-B"
-        return (WeightFile("dino_path", "dino_hash", stand_in, NEEDS_DINO, "config.json"),)
+        return (WeightFile("dino_path", "dino_hash", stand_in, NEEDS_DINO, "config.json"), *self.rl.weight_files)
 
     def validate(self) -> None:
         """Raise UserError for the first value that is not allowed."""
@@ -95,6 +97,7 @@ class Dmd2Config(MethodConfig):
         for key in ("dmd_weight", "adversarial_weight", "critic_weight", "student_lr", "fake_score_lr", "critic_lr"):
             check_range(f"method.{key}", getattr(self, key), 0.0)
         check_range("method.weight_decay", self.weight_decay, 0.0)
+        self.rl.validate(self.num_steps)
         check_range("method.regression_weight", self.regression_weight, 0.0)
         check_range("method.regression_init", self.regression_init, 0.0, 1.0)
         check_range("method.regression_steps", self.regression_steps, 1)

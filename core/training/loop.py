@@ -30,7 +30,7 @@ MAX_SKIPPED_IN_ROW = 20
 
 
 class Diverged(Exception):  # noqa: N818  a result, not a crash
-    """A player's gradients were not finite for many updates in a row."""
+    """A player's gradients were not finite for many updates in a row, or the method saw a reason to stop."""
 
 
 class Trainer:
@@ -107,6 +107,8 @@ class Trainer:
                 self.monitor.add("student/latent_mean", rollout.samples.mean())
                 # of each sample, so that it does not depend on how a batch is split
                 self.monitor.add("student/latent_std", rollout.samples.flatten(1).std(dim=1).mean())
+            for name, value in rollout.told.items():
+                self.monitor.add(name, value)
         self.clock.save_stored(sum(rollout.stored for rollout in rollouts))
         self.clock.advance(student=self.method.has_turn_of(self.config.method.learner, self.clock))
 
@@ -148,7 +150,7 @@ class Trainer:
         means = None
         if self._is_due(execution.log_every_images):
             means = self.monitor.flush()
-            self._check_divergence()
+            self._check_divergence(means)
         self.monitor.tick(means)
         if self.sheet is not None and self._is_due(execution.sample_every_images):
             self._draw_sheet()
@@ -173,7 +175,10 @@ class Trainer:
         signalled = self.world.any(self.flag.raised)
         return signalled or (stop is not None and self.clock.images >= stop)
 
-    def _check_divergence(self) -> None:
+    def _check_divergence(self, means: Mapping[str, float]) -> None:
+        reason = self.method.reason_to_stop(means)
+        if reason is not None:
+            raise Diverged(f"{reason}, after {self.clock.images} images")
         for name, player in self.players.items():
             if player.skipped_in_row.item() >= MAX_SKIPPED_IN_ROW:
                 raise Diverged(

@@ -31,11 +31,14 @@ TRUNK_PREFIX = "visual.trunk."
 
 
 class EmojiTower(nn.Module):
-    """Images (N, 3, 64, 64), normalised as (x - 127) / 128, to embeddings (N, EMBED_DIM)."""
+    """Images (N, 3, 64, 64), normalised as (x - 127) / 128, to embeddings (N, EMBED_DIM).
 
-    def __init__(self, hidden: int = 256) -> None:
+    ``trunk``: the EfficientNet-Lite below the head: 0 of what judges, 1 of what rewards; both have the same widths.
+    """
+
+    def __init__(self, hidden: int = 256, trunk: int = 0) -> None:
         super().__init__()
-        self.trunk = efficientnet_lite(0)[0]
+        self.trunk = efficientnet_lite(trunk)[0]
         self.image_size = IMAGE_SIZE
         self.head = nn.Sequential(
             nn.LayerNorm(FEATURE_DIM),
@@ -45,7 +48,6 @@ class EmojiTower(nn.Module):
             nn.Linear(hidden, EMBED_DIM),
         )
 
-    @torch.no_grad()
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Pooled features (N, FEATURE_DIM) of the frozen trunk."""
         x, pooled = self.trunk.bn1(self.trunk.conv_stem(x)), []
@@ -64,13 +66,13 @@ class EmojiTower(nn.Module):
         return self
 
 
-def build_clip(vocabulary: int) -> CustomTextCLIP:
+def build_clip(vocabulary: int, trunk: int = 0) -> CustomTextCLIP:
     """An open_clip model with ``EmojiTower`` as its image tower and a two-layer text transformer."""
     text = {"context_length": MAX_TOKENS, "vocab_size": vocabulary, "width": 128, "heads": 4, "layers": 2}
     # The pooled token is the one with the largest id: the end token is moved there by ``tokenizer_function``.
     placeholder = {"image_size": 8, "patch_size": 8, "width": 32, "layers": 1, "head_width": 32}
     model = CustomTextCLIP(EMBED_DIM, placeholder, text)
-    model.visual = EmojiTower()
+    model.visual = EmojiTower(trunk=trunk)
     return model
 
 
@@ -105,7 +107,8 @@ def load_emoji_clip(folder: Path) -> tuple[CustomTextCLIP, Callable, Callable]:
         UserError: missing folder, or a file in it that is missing or damaged.
     """
     try:
-        model = build_clip(json.loads((folder / "config.json").read_text())["vocabulary"])
+        settings = json.loads((folder / "config.json").read_text())
+        model = build_clip(settings["vocabulary"], settings.get("trunk", 0))
         weights = load_file(folder / "model.safetensors")
         missing, unexpected = model.load_state_dict(weights, strict=False)
         if unexpected or any(not name.startswith(TRUNK_PREFIX) for name in missing):

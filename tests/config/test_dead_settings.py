@@ -22,13 +22,14 @@ from core.run import Run
 from core.schema import SCHEMAS, ExperimentConfig, UserError, discover_schemas
 from experiments.expected import outcomes
 from experiments.train import train_config
+from tests import toy_rewards
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "analysis" / "records" / "runs" / "157e67d615"  # of an experiment that states what it should reach
 READ_ALIKE_IN = ("core/config.py", "core/typed.py")
 READ_ALIKE_BY = ("identity_dict", "_canonical", "_canonical_part", "validate", "_validate_stages")
 # Filled in by resolve, for the id alone
-CONTENT = {"Dmd2Config.dino_hash"}
+CONTENT = {"Dmd2Config.dino_hash", "RlConfig.reward_hash"}
 # Read by nobody, but a part of the ids of all committed runs
 KEPT_FOR_IDS = {"DataConfig.name"}
 
@@ -41,7 +42,8 @@ PAIRS = [
     "method.regression_steps=4",
     "method.gan=effnet_lite1",
 ]
-RUNS = {"flash/tiny": [*FOUR, METRICS], "dmd2/tiny": [*FOUR, *PAIRS], "lcm/tiny": FOUR, "teacher/tiny": []}
+RL = ["method.rl.reward=level", "method.rl.ratio=1", "train.budget.amount=6"]  # turns of either kind after the pairs
+RUNS = {"flash/tiny": [*FOUR, METRICS], "dmd2/tiny": [*FOUR, *PAIRS, *RL], "lcm/tiny": FOUR, "teacher/tiny": []}
 RUNS |= {"progressive/tiny": [*FOUR, "method.adversarial_weight=0.1"], "guidance/tiny": [*FOUR, "method.null_prob=0.5"]}
 # The path of a network that is not embedded is read, and then told to be missing
 REFUSED = {
@@ -101,7 +103,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The settings that trainings and measurements of every method read."""
     folder = tmp_path_factory.mktemp("noted")
     paths = [f"execution.runs_dir={folder}/runs", f"execution.cache_dir={folder}/cache", *SMALL]
-    with noted() as found:
+    with noted() as found, toy_rewards.registered():
         for name, more in RUNS.items():
             assert train_config(resolve(compose(name, [*paths, *more])), evaluate=True) == 0
         for name, override in REFUSED.items():

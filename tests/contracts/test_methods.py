@@ -108,7 +108,10 @@ def _check_declarations(trained: Trainer) -> None:
         due.append(method.has_turn_of(config.learner, clock))
     assert due[: config.period] == due[config.period :] and sum(due) == 2
     for file in config.weight_files:
-        assert {file.path, file.hash or file.path} <= {item.name for item in dataclasses.fields(config)}
+        for name in (file.path, file.hash or file.path):
+            part, _, leaf = name.rpartition(".")
+            owner = getattr(config, part) if part else config
+            assert leaf in {item.name for item in dataclasses.fields(owner)}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -5,7 +5,8 @@ kinds and groups of variants of a few kinds (hard negatives), and pairs with equ
 each other. The learning rate decays with wall-clock time. Writes the folder that
 ``experiments.emoji.judge.load_emoji_clip`` reads, with ``retrieval.json``, its accuracy on both splits.
 
-``python -m experiments.emoji.recipes.train_clip --data FOLDER --out FOLDER --minutes 5``
+``python -m experiments.emoji.recipes.train_clip --data FOLDER --out FOLDER --minutes 5``; with ``--trunk 1`` it is a
+reward model, on another image network than the judges'.
 """
 
 import argparse
@@ -33,6 +34,7 @@ VARIANTS = 8  # pictures of one kind in a group of hard negatives
 Views = tuple[torch.Tensor, list[str], dict[str, list[int]]]
 
 
+@torch.no_grad()
 def cache_views(model: CustomTextCLIP, examples: list[Example], per_example: int) -> Views:
     """Features float16 (n, FEATURE_DIM), captions, and rows by kind, of ``per_example`` views of each example."""
     features, captions, by_kind = [], [], defaultdict(list)
@@ -84,7 +86,7 @@ def retrieval(
 def train(model: CustomTextCLIP, tokens: torch.Tensor, views: Views, args: argparse.Namespace) -> tuple:
     """Train head and text tower until the minutes are spent; returns the EMA model and the number of steps."""
     features, captions, by_kind = views
-    ema = build_clip(args.vocabulary)
+    ema = build_clip(args.vocabulary, args.trunk)
     ema.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1
@@ -115,17 +117,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5, help="of training, without the features")
     parser.add_argument("--views", type=int, default=5, help="views of each example")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--trunk", type=int, default=0, choices=(0, 1), help="EfficientNet-Lite: 0 judges, 1 rewards")
     args = parser.parse_args()
     torch.manual_seed(0)
     data, held_out = open_dataset(args.data, "train"), open_dataset(args.data, "heldout")
     tokenizer = train_tokenizer(list(data), args.out)
     tokenize = tokenizer_function(tokenizer)
     args.vocabulary = len(tokenizer) + 1
-    model = build_clip(args.vocabulary)
+    model = build_clip(args.vocabulary, args.trunk)
     views = cache_views(model.eval(), list(data), args.views)
     print("views", tuple(views[0].shape), flush=True)
     ema, steps = train(model.train(), tokenize(views[1]), views, args)
-    (args.out / "config.json").write_text(json.dumps({"vocabulary": args.vocabulary}) + "\n")
+    settings = {"vocabulary": args.vocabulary} | ({"trunk": args.trunk} if args.trunk else {})
+    (args.out / "config.json").write_text(json.dumps(settings) + "\n")
     save_file(trained_state(ema), args.out / "model.safetensors")
     candidates = sorted({*data.captions, *held_out.captions})
     result = {
