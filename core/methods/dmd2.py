@@ -22,7 +22,7 @@ from core.backbones.roles import keyed_init
 from core.critics.image import IMAGE_FEATURES, ImageCritic
 from core.critics.latent import LatentCritic
 from core.data.batches import Batch
-from core.diffusion.solvers import simulate
+from core.diffusion.solvers import Denoise, simulate
 from core.losses.adversarial import GAN_LOSSES
 from core.losses.distill import mse
 from core.methods.base import Method, Optimizer, Player, Role, Rollout, Turn, draw
@@ -130,27 +130,34 @@ class Dmd2(Method):
     def rollout(self, batch: Batch, clock: Clock) -> Dmd2Rollout:
         """x_t of the student's call, and its sample where no student's turn makes it."""
         index, process = self._steps(batch.positions), self.backbone.process
-        shape = batch.x0.shape[1:]
-        noises = [
-            draw(self.stream(STUDENT, f"noise {step}").normal(batch.positions, shape), batch.x0)
-            for step in range(self.config.num_steps)
-        ]
+        noises = self.noises(batch)
         t = draw(self.timesteps[index], batch.x0)
         if self.config.student_input == "noised_data":
             full_noise = draw(index == 0, batch.x0)[:, None, None, None]  # sampling starts there from pure noise
             x_t = torch.where(full_noise, noises[0], process.add_noise(batch.x0, noises[0], t))
         else:
-
-            def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-                return self.backbone.predict(STUDENT, x, t, batch.cond[rows])
-
-            x_t = simulate(denoise, noises, index.tolist(), self.timesteps, process, self._calls(clock))
+            calls = self._calls(clock)
+            x_t = simulate(self.denoise(batch), noises, index.tolist(), self.timesteps, process, calls)
         rollout = Dmd2Rollout(batch, x_t, t)
         if not self.has_turn_of(STUDENT, clock):
             rollout.samples = self.student_x0(x_t, t, batch.cond)
         if self.problem_stage(clock) is not None:
             self._add_pairs(rollout)
         return rollout
+
+    def noises(self, batch: Batch) -> list[Tensor]:
+        """Noise of each step of the student's own sampling."""
+        shape = batch.x0.shape[1:]
+        draws = (self.stream(STUDENT, f"noise {step}") for step in range(self.config.num_steps))
+        return [draw(stream.normal(batch.positions, shape), batch.x0) for stream in draws]
+
+    def denoise(self, batch: Batch) -> Denoise:
+        """The student's network as its simulation calls it."""
+
+        def call(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+            return self.backbone.predict(STUDENT, x, t, batch.cond[rows])
+
+        return call
 
     def problem_stage(self, clock: Clock) -> int | None:
         asks = self.has_turn_of(STUDENT, clock) and self.weights(STUDENT, clock)["regression"] > 0
@@ -195,12 +202,20 @@ class Dmd2(Method):
             low, high, w = self.config.dmd_min, self.config.dmd_max, self.config.guidance
             terms["dmd"] = 0.5 * distribution_matching(self, x0, batch, w, self.fake_role, low, high)
         if weights["adversarial"]:
-            if self.gan.paired:
-                real, fake = self._pair_of_logits(batch.x0, x0, batch)
-            else:
-                real, fake = None, self._logits(x0, batch)
-            terms["adversarial"] = self.gan.generator(fake, real)
+            terms["adversarial"] = self._adversarial(self.judged(rollout, x0), batch)
         return terms
+
+    def _adversarial(self, x0: Tensor, batch: Batch) -> Tensor:
+        """The student's side of the game."""
+        if self.gan.paired:
+            real, fake = self._pair_of_logits(batch.x0, x0, batch)
+        else:
+            real, fake = None, self._logits(x0, batch)
+        return self.gan.generator(fake, real)
+
+    def judged(self, rollout: Dmd2Rollout, x0: Tensor) -> Tensor:
+        """The student's samples that the critic judges, with a graph where gradients are computed: ``x0`` itself."""
+        return x0
 
     def _one_step(self, rollout: Dmd2Rollout) -> Tensor:
         """The student's x0 from the pairs' noise in one step."""
@@ -221,7 +236,9 @@ class Dmd2(Method):
         return terms
 
     def _critic_losses(self, rollout: Dmd2Rollout) -> dict[str, Tensor]:
-        real, fake = self._pair_of_logits(rollout.batch.x0, rollout.samples, rollout.batch)
+        with torch.no_grad():
+            judged = self.judged(rollout, rollout.samples)
+        real, fake = self._pair_of_logits(rollout.batch.x0, judged, rollout.batch)
         return {"critic": self.gan.discriminator(real, fake)}
 
     def _pair_of_logits(self, real: Tensor, fake: Tensor, batch: Batch) -> Sequence[Tensor]:
