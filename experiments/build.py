@@ -44,6 +44,7 @@ from core.methods.base import Method
 from core.methods.clock import Clock
 from core.methods.dmd2 import Dmd2
 from core.methods.flash import Flash
+from core.methods.flash_dmd import FlashDmd
 from core.methods.lcm import Lcm
 from core.methods.teacher import Teacher
 from core.run import Run
@@ -57,7 +58,9 @@ FAMILIES: dict[str, type[PipelineBackbone]] = {
     "unet": UNetBackbone, "unet_sdxl": SDXLBackbone, "pixart": PixArtBackbone, "mmdit": SD3Backbone,
     "flux2": Flux2Backbone,
 }  # fmt: skip
-METHODS: dict[str, type[Method]] = {"flash": Flash, "dmd2": Dmd2, "lcm": Lcm, "teacher": Teacher}
+METHODS: dict[str, type[Method]] = {
+    "flash": Flash, "dmd2": Dmd2, "flash_dmd": FlashDmd, "lcm": Lcm, "teacher": Teacher,
+}  # fmt: skip
 TASKS: dict[str, type[Task]] = {"text_to_image": TextToImage}
 RANDOM_PIPELINES = {
     "tiny-sd": write_tiny_sd, "tiny-sdxl": write_tiny_sdxl, "tiny-pixart": write_tiny_pixart,
