@@ -70,6 +70,7 @@ PAGES = (
             "sharing",
         ),
     ),
+    Page("flash_dmd", "Flash-DMD", ("flash_dmd_components", "flash_dmd_ttur", "flash_dmd_score_ema")),
 )
 
 

@@ -44,8 +44,8 @@ PAIRS = [
 ]
 ON_IMAGES = ["method.critic_heads=pooled", "method.critic_crop=32", "method.adversarial_ratio=0.5"]
 RUNS = {
-    "flash/tiny": [*FOUR, METRICS], "dmd2/tiny": [*FOUR, *PAIRS, *ON_IMAGES], "flash_dmd/tiny": [*FOUR, *PAIRS, *ON_IMAGES],
-    "lcm/tiny": FOUR, "teacher/tiny": [],
+    "flash/tiny": [*FOUR, METRICS], "dmd2/tiny": [*FOUR, *PAIRS, *ON_IMAGES],
+    "flash_dmd/tiny": [*FOUR, *PAIRS, *ON_IMAGES], "lcm/tiny": FOUR, "teacher/tiny": [],
 }  # fmt: skip
 # The path of a network that is not embedded is read, and then told to be missing
 REFUSED = {
