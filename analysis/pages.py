@@ -75,6 +75,7 @@ PAGES = (
         "Step and guidance distillation",
         ("progressive_rounds", "progressive_targets", "guidance_then_steps", "guidance_against_steps"),
     ),
+    Page("flash_dmd", "Flash-DMD", ("flash_dmd_components", "flash_dmd_ttur", "flash_dmd_score_ema")),
 )
 
 

@@ -43,6 +43,8 @@ def added(default: Any, old: Any) -> Any:
 def _field(default: Any, metadata: dict[str, Any]) -> Any:
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 

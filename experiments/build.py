@@ -42,6 +42,7 @@ from core.methods.base import Method
 from core.methods.clock import Clock
 from core.methods.dmd2 import Dmd2
 from core.methods.flash import Flash
+from core.methods.flash_dmd import FlashDmd
 from core.methods.guidance import Guidance
 from core.methods.lcm import Lcm
 from core.methods.progressive import Progressive
@@ -62,7 +63,7 @@ FAMILIES: dict[str, type[PipelineBackbone]] = {
     "flux2": Flux2Backbone,
 }  # fmt: skip
 METHODS: dict[str, type[Method]] = {
-    "flash": Flash, "dmd2": Dmd2, "lcm": Lcm, "progressive": Progressive, "guidance": Guidance,
+    "flash": Flash, "dmd2": Dmd2, "flash_dmd": FlashDmd, "lcm": Lcm, "progressive": Progressive, "guidance": Guidance,
     "teacher": Teacher,
 }  # fmt: skip
 TASKS: dict[str, type[Task]] = {"text_to_image": TextToImage}

@@ -16,7 +16,16 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    SamConfig,
+    SamModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from core.backbones.base import Backbone
 from core.backbones.pipeline import PipelineBackbone
@@ -51,6 +60,17 @@ CONDS: dict[str, dict[str, tuple[int, ...]]] = {
     "flux2": {"text": (6, 48)},
 }  # fmt: skip
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+# SAM's image encoder, whose third layer sees all positions, and the smallest parts beside it
+SMALL_SAM: dict[str, dict[str, Any]] = {
+    "vision_config": {
+        "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "mlp_dim": 32, "image_size": 64,
+        "patch_size": 16, "window_size": 2, "global_attn_indexes": [2], "output_channels": 8,
+    },
+    "prompt_encoder_config": {"hidden_size": 8, "image_size": 64, "patch_size": 16, "mask_input_channels": 4},
+    "mask_decoder_config": {
+        "hidden_size": 8, "mlp_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "iou_head_hidden_dim": 8,
+    },
+}  # fmt: skip
 SMALL_VISION = {"hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 32}
 
 
@@ -101,15 +121,25 @@ def pictures(folder: Path, count: int = 8) -> Path:
 
 
 def vision(folder: Path, kind: str) -> Path:
-    """A random network of the kind dinov2, vit or clip, as a folder of transformers."""
+    """A random network of the kind dinov2, vit, clip or sam, as a folder of transformers."""
     with keyed_init(kind):
         model = {
             "dinov2": lambda: Dinov2Model(Dinov2Config(**SMALL_VISION, image_size=56, patch_size=14)),
             "vit": lambda: ViTModel(ViTConfig(**SMALL_VISION, image_size=32, patch_size=8)),
+            "sam": lambda: _moved(SamModel(SamConfig(**SMALL_SAM))),
             "clip": lambda: CLIPVisionModel(CLIPVisionConfig(**SMALL_VISION, image_size=32, patch_size=8)),
         }[kind]()
     model.save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def _moved(model: SamModel) -> SamModel:
+    """Positions count: SAM's start at zero."""
+    for name, parameter in model.vision_encoder.named_parameters():
+        if "pos" in name:
+            parameter.normal_()
+    return model
 
 
 def trained_on_pictures(folder: Path, experiment: str, *overrides: str) -> dict[str, Any]:

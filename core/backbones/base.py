@@ -138,6 +138,9 @@ class Backbone(ABC):
     def shard_units(self) -> list[nn.Module]:
         """The blocks of all networks: a sharded trainer gathers one at a time."""
 
+    # Whether backward passes compute activations again, of whatever a method reads beside the networks, too
+    checkpoints_activations: bool = False
+
     def enable_activation_checkpointing(self) -> None:
         """Compute activations again in the backward pass instead of keeping them; after the last ``add_role``."""
         raise UserError(f"execution.activation_checkpointing is not for {type(self).__name__}")

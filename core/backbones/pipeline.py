@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from core.backbones.adapters import merge_into
 from core.backbones.base import Backbone, Cond, compile_block
 from core.backbones.merged import merged_bytes
+from core.backbones.precision import recomputed
 from core.backbones.roles import Roles, Sharing
 from core.backbones.tenants import OwnRoles
 from core.config import UserError
@@ -240,6 +241,12 @@ class PipelineBackbone(Backbone):
         for module in self.roles.modules():
             module.enable_gradient_checkpointing(self.roles.checkpointing())
             module.train()  # diffusers checkpoints in train mode only; these networks have no dropout
+        self.checkpoints_activations = True
+
+    def training_pixels(self, latents: Tensor) -> Tensor:
+        if self.checkpoints_activations and not self.vae.is_gradient_checkpointing:
+            self.vae.enable_gradient_checkpointing(recomputed)
+        return super().training_pixels(latents)
 
     # Pixels and text.
     def release_text_encoders(self) -> None:
@@ -283,6 +290,11 @@ class PipelineBackbone(Backbone):
         if self.source is None:  # built from its config alone: the released models
             return 8
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def pixels_of_a_position(self) -> int:
+        """Pixels of a side of what one position of a latent shows."""
+        return self.image_side // self.latent_shape[1]
 
     @property
     def image_side(self) -> int:

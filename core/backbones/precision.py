@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 # The products that autocast computes in 16 bits, as networks call them
 PRODUCTS = {
@@ -80,6 +81,12 @@ def computing_as_now() -> AbstractContextManager:
     """A context that computes products as they are now: a recomputation must save the same tensors again."""
     fused = torch.backends.cuda.flash_sdp_enabled()  # of every device, whatever its name says
     return _products(fused, _widened_dtype())
+
+
+def recomputed(function: Callable, *args: Any) -> Any:
+    """``function(*args)``, which keeps its arguments alone and is computed again in the backward pass."""
+    contexts = lambda: (nullcontext(), computing_as_now())  # noqa: E731
+    return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager

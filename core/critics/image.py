@@ -6,7 +6,6 @@ ImageNet network beside the judges' EfficientNet-Lite0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -96,9 +95,3 @@ class ImageCritic(nn.ModuleList):
     def forward(self, maps: list[Tensor]) -> Tensor:
         dtype = self[0][0].weight.dtype  # may be bf16
         return torch.cat([head(found.to(dtype)).flatten(1) for head, found in zip(self, maps, strict=True)], dim=1)
-
-
-IMAGE_FEATURES: dict[str, Callable[[str | None], nn.Module]] = {
-    "dino": DinoFeatures,
-    "effnet_lite1": lambda path: EffnetFeatures(),  # its weights are installed
-}

@@ -167,9 +167,28 @@ def simulate(
     is not evaluated again, so the cost is the sum of the stops. ``calls``: how often ``denoise`` is called at least,
     for processes that must call a sharded network equally often; a call that nobody needs takes one sample.
     """
-    x_t = noises[0].clone()
-    for step in range(max(max(stop), calls or 0)):
-        on_the_way = [row for row, last in enumerate(stop) if last > step]
+    start, last = [0] * len(stop), max(max(stop), calls or 0)
+    return advance(denoise, noises[0], noises, start, stop, range(last), timesteps, process)
+
+
+@torch.no_grad()
+def advance(
+    denoise: Denoise,
+    x_t: Tensor,
+    noises: Sequence[Tensor],
+    start: Sequence[int],
+    stop: Sequence[int],
+    steps: range,
+    timesteps: np.ndarray,
+    process: Process,
+) -> Tensor:
+    """The state of the sampler ``lcm`` before its call ``stop`` (B,), from ``x_t``, its state before ``start`` (B,).
+
+    ``steps``: the calls that are made, at least those that a sample needs; see ``simulate``.
+    """
+    x_t = x_t.clone()
+    for step in steps:
+        on_the_way = [row for row, (first, last) in enumerate(zip(start, stop, strict=True)) if first <= step < last]
         rows = _at(on_the_way or [0], x_t.device)
         t = _times(timesteps[step], len(rows), x_t.device)
         c_skip, c_out = boundary_scalings(t)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from core.backbones.base import PARENT, STUDENT, STUDENT_EMA, TEACHER, Backbone,
 from core.data.batches import Batch
 from core.data.memory import Memory, Rows
 from core.diffusion.solvers import boundary_scalings, few_step_sample
+from core.losses.balance import norms
 from core.methods.clock import Clock
 from core.randomness import Stream
 from core.sampler import Sampler, Setting, teacher_setting
@@ -93,6 +95,20 @@ class Rollout:
     samples: Tensor | None = field(default=None, kw_only=True)
     stored: int = field(default=0, kw_only=True)  # network evaluations that stored teacher solutions have saved
     told: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
+    # By term, once its backward pass has come to a watched sample: norm of its gradient there, weight included, as the
+    # loss of that sample alone has it; mean over the samples
+    gradient_norms: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
+
+    def watched(self, term: str, x0: Tensor) -> Tensor:
+        """``x0`` (B, ...) as one term reads it, whose gradient is measured on its way back."""
+        if not x0.requires_grad:
+            return x0
+        branch = x0.view_as(x0)
+        branch.register_hook(partial(self._measure, term))
+        return branch
+
+    def _measure(self, term: str, gradient: Tensor) -> None:
+        self.gradient_norms[term] = len(gradient) * norms(gradient).mean()
 
 
 class Method(ABC):

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from core.backbones.base import FAKE_SCORE, STUDENT, Cond
 from core.backbones.roles import keyed_init
-from core.critics.image import IMAGE_FEATURES, ImageCritic
+from core.critics.image import DinoFeatures, EffnetFeatures, ImageCritic
 from core.critics.latent import LatentCritic
+from core.critics.pixel import PixelCritic, SamFeatures
 from core.data.batches import Batch
-from core.diffusion.solvers import simulate
+from core.diffusion.solvers import Denoise, simulate
 from core.losses.adversarial import GAN_LOSSES
+from core.losses.balance import gradient_at, norms, with_gradient_norms
 from core.losses.distill import mse
 from core.methods.base import Method, Optimizer, Player, Role, Rollout, Turn, draw
 from core.methods.clock import Clock
@@ -32,6 +34,7 @@ from core.methods.matching import distribution_matching
 from core.methods.rl import RL, Reinforcement
 from core.methods.teacher import teacher_sample
 from core.sampler import Sampler
+from core.schema import UserError
 
 CRITIC = "critic"
 FAKE_ROLES = {"network": FAKE_SCORE, "student": STUDENT, "none": None}
@@ -45,6 +48,7 @@ class Dmd2Rollout(Rollout):
     t: Tensor | None = None  # (B,)
     pair_noise: Tensor | None = None  # (B, C, H, W)
     pair_x0: Tensor | None = None  # where the teacher's ODE takes it
+    judged: Tensor | None = None  # what the critic judges, where that is not ``samples``
 
 
 class Dmd2(Method):
@@ -73,6 +77,8 @@ class Dmd2(Method):
         self.image_features: nn.Module | None = None
         has_critic = self.config.adversarial_weight and not self.config.rl.is_alone
         self.critic = self._critic() if has_critic else None
+        if self.config.critic_crop:
+            self._check_crop()
 
     def _critic(self) -> nn.Module | None:
         """A head on the fake score's bottleneck, or heads on a frozen network's features of decoded images."""
@@ -82,8 +88,26 @@ class Dmd2(Method):
                 return LatentCritic(self.backbone.feature_shape, width)
             if kind == "off":
                 return None
-            self.image_features = IMAGE_FEATURES[kind](self.config.dino_path).to(self.backbone.device)
-            return ImageCritic(self.image_features.channels, width)
+            self.image_features = self._image_features().to(self.backbone.device)
+            heads = PixelCritic if self.config.critic_heads == "pooled" else ImageCritic
+            return heads(self.image_features.channels, width)
+
+    def _check_crop(self) -> None:
+        """UserError where the part that is to be decoded is none of the image."""
+        crop, position = self.config.critic_crop, self.backbone.pixels_of_a_position
+        side = position * self.backbone.latent_shape[1]
+        if crop % position or crop > side:
+            raise UserError(
+                f"method.critic_crop={crop} does not fit; allowed: 0, or a multiple of {position} up to {side}"
+            )
+
+    def _image_features(self) -> nn.Module:
+        config, backbone = self.config, self.backbone
+        if config.gan == "sam":
+            return SamFeatures(
+                config.sam_path, config.sam_layers, backbone.compute_dtype, lambda: backbone.checkpoints_activations
+            )
+        return DinoFeatures(config.dino_path) if config.gan == "dino" else EffnetFeatures()
 
     @property
     def shares_bottleneck(self) -> bool:
@@ -148,27 +172,34 @@ class Dmd2(Method):
         if self.config.rl.is_alone:
             return Dmd2Rollout(batch)
         index, process = self._steps(batch.positions), self.backbone.process
-        shape = batch.x0.shape[1:]
-        noises = [
-            draw(self.stream(STUDENT, f"noise {step}").normal(batch.positions, shape), batch.x0)
-            for step in range(self.config.num_steps)
-        ]
+        noises = self.noises(batch)
         t = draw(self.timesteps[index], batch.x0)
         if self.config.student_input == "noised_data":
             full_noise = draw(index == 0, batch.x0)[:, None, None, None]  # sampling starts there from pure noise
             x_t = torch.where(full_noise, noises[0], process.add_noise(batch.x0, noises[0], t))
         else:
-
-            def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-                return self.backbone.predict(STUDENT, x, t, batch.cond[rows])
-
-            x_t = simulate(denoise, noises, index.tolist(), self.timesteps, process, self._calls(clock))
+            calls = self._calls(clock)
+            x_t = simulate(self.denoise(batch), noises, index.tolist(), self.timesteps, process, calls)
         rollout = Dmd2Rollout(batch, x_t, t)
         if not self.has_turn(STUDENT, clock):
             rollout.samples = self.student_x0(x_t, t, batch.cond)
         if self.problem_stage(clock) is not None:
             self._add_pairs(rollout)
         return rollout
+
+    def noises(self, batch: Batch) -> list[Tensor]:
+        """Noise of each step of the student's own sampling."""
+        shape = batch.x0.shape[1:]
+        draws = (self.stream(STUDENT, f"noise {step}") for step in range(self.config.num_steps))
+        return [draw(stream.normal(batch.positions, shape), batch.x0) for stream in draws]
+
+    def denoise(self, batch: Batch) -> Denoise:
+        """The student's network as its simulation calls it."""
+
+        def call(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+            return self.backbone.predict(STUDENT, x, t, batch.cond[rows])
+
+        return call
 
     def problem_stage(self, clock: Clock) -> int | None:
         asks = self.has_turn(STUDENT, clock) and self.weights(STUDENT, clock)["regression"] > 0
@@ -189,8 +220,13 @@ class Dmd2(Method):
         rollout.pair_noise, rollout.pair_x0 = noise, target.to(noise.device, non_blocking=True)
 
     def _steps(self, positions: np.ndarray) -> np.ndarray:
-        """The sampling step that each sample trains, uniform over 0..num_steps-1, int64 (B,)."""
-        return self.stream(STUDENT, "step").integers(positions, 0, self.config.num_steps)
+        """The sampling step that each sample trains, uniform over ``matched_steps``, int64 (B,)."""
+        return self.stream(STUDENT, "step").integers(positions, 0, self.matched_steps)
+
+    @property
+    def matched_steps(self) -> int:
+        """The number of sampling steps, from full noise on, whose samples are matched to the teacher's."""
+        return self.config.num_steps
 
     def _calls(self, clock: Clock) -> int | None:
         """Calls of a sharded network that the simulation of any process needs in this iteration."""
@@ -213,14 +249,34 @@ class Dmd2(Method):
             terms["regression"] = mse(self._one_step(rollout), rollout.pair_x0).mean()
         if weights["dmd"]:
             low, high, w = self.config.dmd_min, self.config.dmd_max, self.config.guidance
-            terms["dmd"] = 0.5 * distribution_matching(self, x0, batch, w, self.fake_role, low, high)
+            matched = rollout.watched("dmd", x0)
+            terms["dmd"] = 0.5 * distribution_matching(self, matched, batch, w, self.fake_role, low, high)
         if weights["adversarial"]:
-            if self.gan.paired:
-                real, fake = self._pair_of_logits(batch.x0, x0, batch)
+            judged = rollout.watched("adversarial", self.judged(rollout, x0))
+            if self.config.adversarial_ratio and weights["dmd"]:
+                share = self.config.adversarial_ratio * weights["dmd"] / weights["adversarial"]
+                wanted = share * norms(gradient_at(terms["dmd"], matched))
+                terms["adversarial"] = self._balanced(judged, batch, wanted)
             else:
-                real, fake = None, self._logits(x0, batch)
-            terms["adversarial"] = self.gan.generator(fake, real)
+                terms["adversarial"] = self._adversarial(judged, batch)
         return terms
+
+    def _balanced(self, judged: Tensor, batch: Batch, wanted: Tensor) -> Tensor:
+        """``_adversarial`` with a gradient of these norms (B,) at the samples."""
+        leaf = judged.detach().requires_grad_()
+        return with_gradient_norms(self._adversarial(leaf, batch), leaf, judged, wanted)
+
+    def _adversarial(self, x0: Tensor, batch: Batch) -> Tensor:
+        """The student's side of the game."""
+        if self.gan.paired:
+            real, fake = self._pair_of_logits(batch.x0, x0, batch)
+        else:
+            real, fake = None, self._logits(x0, batch)
+        return self.gan.generator(fake, real)
+
+    def judged(self, rollout: Dmd2Rollout, x0: Tensor) -> Tensor:
+        """The student's samples that the critic judges, with a graph where gradients are computed: ``x0`` itself."""
+        return x0
 
     def _one_step(self, rollout: Dmd2Rollout) -> Tensor:
         """The student's x0 from the pairs' noise in one step."""
@@ -241,7 +297,9 @@ class Dmd2(Method):
         return terms
 
     def _critic_losses(self, rollout: Dmd2Rollout) -> dict[str, Tensor]:
-        real, fake = self._pair_of_logits(rollout.batch.x0, rollout.samples, rollout.batch)
+        with torch.no_grad():
+            judged = self.judged(rollout, rollout.samples)
+        real, fake = self._pair_of_logits(rollout.batch.x0, judged, rollout.batch)
         return {"critic": self.gan.discriminator(real, fake)}
 
     def _pair_of_logits(self, real: Tensor, fake: Tensor, batch: Batch) -> Sequence[Tensor]:
@@ -252,8 +310,16 @@ class Dmd2(Method):
     def _logits(self, x0: Tensor, batch: Batch) -> Tensor:
         """Logits of noised latents on the fake score's bottleneck, t' ~ U over all times; or of decoded images."""
         if not self.shares_bottleneck:
-            return self.critic(self.image_features(self.backbone.training_pixels(x0)))
+            return self.critic(self.image_features(self.backbone.training_pixels(self._cropped(x0, batch))))
         process, p = self.backbone.process, batch.positions
         t = process.timestep(draw(self.stream(CRITIC, "timestep").uniform(p), x0))
         noise = draw(self.stream(CRITIC, "noise").normal(p, x0.shape[1:]), x0)
         return self.critic(self.backbone.features(FAKE_SCORE, process.add_noise(x0, noise, t), t, batch.cond))
+
+    def _cropped(self, x0: Tensor, batch: Batch) -> Tensor:
+        """The part of each sample that the critic sees decoded, at a keyed place; pairs have one place."""
+        if not self.config.critic_crop:
+            return x0
+        side, p = self.config.critic_crop // self.backbone.pixels_of_a_position, batch.positions
+        places = (self.stream(CRITIC, f"crop {axis}").integers(p, 0, x0.shape[-1] - side + 1) for axis in "yx")
+        return torch.stack([x[:, i : i + side, j : j + side] for x, i, j in zip(x0, *places, strict=True)])

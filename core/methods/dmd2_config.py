@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.losses.files import NEEDS_DINO
+from core.losses.files import NEEDS_DINO, NEEDS_SAM
 from core.methods.config_base import MethodConfig, TeacherProblem, WeightFile
 from core.methods.rl_settings import RlConfig
 from core.schema import UserError, added, check_choice, check_range, execution, listing, register_schema
@@ -15,7 +15,9 @@ from core.schema import UserError, added, check_choice, check_range, execution, 
 REVISION = 1
 STUDENT_INPUTS = ("backward_simulation", "noised_data")
 FAKE_SCORES = ("network", "student", "none")
-GANS = ("off", "bottleneck", "dino", "effnet_lite1")
+GANS = ("off", "bottleneck", "dino", "sam", "effnet_lite1")
+ON_IMAGES = ("dino", "sam", "effnet_lite1")
+HEADS = ("patch", "pooled")
 GAN_LOSSES = ("non_saturating", "lsgan", "hinge", "wgan", "relativistic")
 
 
@@ -34,10 +36,18 @@ class Dmd2Config(MethodConfig):
     dmd_weight: float = 1.0  # of L_DMD with its 1/2 [C]
     dmd_min: float = 0.02  # t'' ~ U[min, max] as fractions of T [C]
     dmd_max: float = 0.98
-    # bottleneck: a head on the fake score's bottleneck, noised images [C] | on decoded images: dino [P] | effnet_lite1
+    # bottleneck: a head on the fake score's bottleneck, noised images [C] | on decoded images: dino [P] | sam: the
+    # encoder of Flash-DMD's Pixel-GAN | effnet_lite1: the embedded ImageNet network, which stands in for both
     gan: str = "bottleneck"
     dino_path: str | None = execution(None)  # folder of a DINO or DINOv2 in transformers' format, for gan: dino
     dino_hash: str = added("", old="")  # of that folder; filled in
+    sam_path: str | None = execution(None)  # folder of a SAM in transformers' format, for gan: sam
+    sam_hash: str = added("", old="")  # of that folder; filled in
+    sam_layers: list[int] = added([3, 6, 9, 12], old=[3, 6, 9, 12])  # of its image encoder, from 1, read by a head each
+    # Of a critic on decoded images: patch: each position is judged | pooled: the image on each level, as in Pixel-GAN
+    critic_heads: str = added("patch", old="patch")
+    # Pixels of a side of the part that is decoded for such a critic, at a keyed place; 0: whole images
+    critic_crop: int = added(0, old=0)
     # Pairs of noise and the teacher's ODE solution from it, which the student learns in one step (DMD; not needed in
     # DMD2 [P], but for the initialisation of a one-step student [C])
     regression_weight: float = 0.0
@@ -46,6 +56,9 @@ class Dmd2Config(MethodConfig):
     solver: str = "dpmpp_2m"  # of the teacher: dpmpp_2m | ddim
     adversarial_loss: str = "non_saturating"  # softplus on both sides [C] | lsgan | hinge | wgan | relativistic
     adversarial_weight: float = 5e-3  # of the student's side; SD1.5: 1e-3 [C]
+    # Norm of the critic's gradient at a sample of the student over that of the DM term, weights included: the former is
+    # scaled to it, sample by sample, whatever adversarial_weight is; 0: it is as the weight makes it
+    adversarial_ratio: float = added(0.0, old=0.0)
     critic_weight: float = 1e-2  # of the critic's side beside L_denoise, with which it shares the bottleneck [C]
     critic_channels: int = 64  # width of the critic's head
     student_lr: float = 5e-5  # AdamW; full fine-tuning: 5e-7 [C]
@@ -78,10 +91,12 @@ class Dmd2Config(MethodConfig):
     @property
     def weight_files(self) -> tuple[WeightFile, ...]:
         """The network whose features of decoded images the critic reads, and the reward model."""
-        if self.gan != "dino":
-            return self.rl.weight_files
-        stand_in = "image_features is planned as DINOv2-B"
-        return (WeightFile("dino_path", "dino_hash", stand_in, NEEDS_DINO, "config.json"), *self.rl.weight_files)
+        plan = "image_features is planned as"
+        files = {
+            "dino": WeightFile("dino_path", "dino_hash", f"{plan} DINOv2-B", NEEDS_DINO, "config.json"),
+            "sam": WeightFile("sam_path", "sam_hash", f"{plan} SAM ViT-H", NEEDS_SAM, "config.json"),
+        }
+        return (*((files[self.gan],) if self.gan in files else ()), *self.rl.weight_files)
 
     def validate(self) -> None:
         """Raise UserError for the first value that is not allowed."""
@@ -104,6 +119,11 @@ class Dmd2Config(MethodConfig):
         check_choice("method.solver", self.solver, ("dpmpp_2m", "ddim"))
         if len(self.adam_betas) != 2:
             raise UserError(f"method.adam_betas={self.adam_betas} is not a pair; give two values")
+        self._validate_game()
+
+    def _validate_game(self) -> None:
+        """Check what the critic reads, and with which losses it goes together."""
+        self._validate_image_critic()
         if not (self.dmd_weight or self.adversarial_weight):
             raise UserError("method.dmd_weight=0 and method.adversarial_weight=0 leave the student no loss")
         if self.gan == "bottleneck" and self.adversarial_weight and self.fake_score != "network":
@@ -115,6 +135,23 @@ class Dmd2Config(MethodConfig):
             raise UserError(
                 "method.adversarial_loss=wgan clips the weights of its critic, and with method.gan=bottleneck the fake "
                 f"score is one; allowed here: {', '.join(name for name in GAN_LOSSES if name != 'wgan')}"
+            )
+
+    def _validate_image_critic(self) -> None:
+        check_choice("method.critic_heads", self.critic_heads, HEADS)
+        check_range("method.critic_crop", self.critic_crop, 0)
+        check_range("method.adversarial_ratio", self.adversarial_ratio, 0.0)
+        if not self.sam_layers or list(self.sam_layers) != sorted(set(self.sam_layers)) or self.sam_layers[0] < 1:
+            raise UserError(f"method.sam_layers={self.sam_layers}: give numbers from 1 that rise")
+        if self.critic_heads == "pooled" and self.gan in ON_IMAGES and self.critic_channels % 8:
+            raise UserError(
+                f"method.critic_channels={self.critic_channels} is not a multiple of 8, as method.critic_heads=pooled "
+                "needs it"
+            )
+        if self.adversarial_ratio and (self.gan not in ON_IMAGES or not self.dmd_weight):
+            raise UserError(
+                f"method.adversarial_ratio={self.adversarial_ratio:g} needs method.dmd_weight above 0 and a critic on "
+                f"decoded images; allowed for method.gan: {', '.join(ON_IMAGES)}"
             )
 
 

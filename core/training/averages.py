@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from core.backbones.base import Backbone
+from core.config import UserError
 from core.methods.base import Role
 from core.training.sharding import own_part
 
@@ -24,7 +25,16 @@ class Averages:
         self._followers: dict[str, list[Role]] = defaultdict(list)
         for role in roles:
             if role.follows is not None:
+                self._check_precision(role)
                 self._followers[role.follows].append(role)
+
+    def _check_precision(self, role: Role) -> None:
+        """UserError where a network moves by less than its numbers can tell."""
+        if any(part.dtype == torch.bfloat16 for part in self._backbone.role_parameters(role.name).values()):
+            raise UserError(
+                f"{role.name} follows {role.follows}, and most of its steps are too small for bf16; allowed for "
+                "train.state_dtype: fp32"
+            )
 
     @torch.no_grad()
     def move(self, followed: str | None, applied: Tensor) -> None:

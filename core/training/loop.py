@@ -135,6 +135,9 @@ class Trainer:
                 loss.backward(inputs=player.trained)  # nobody else's gradients are computed
             for term, value in terms.items():
                 self.monitor.add(f"{turn.name}/{term}", value)
+            for term, norm in rollout.gradient_norms.items():  # of a loss that was divided by their number
+                self.monitor.add(f"gradient/{term}", norm * len(rollouts))
+            rollout.gradient_norms.clear()
         if not terms:
             return
         self.world.average(player.gradients())

@@ -139,7 +139,7 @@ def test_every_grid_expands_at_each_of_its_scales(name: str) -> None:
 
 def test_the_figure_s_grids_share_the_runs_of_the_usual_settings() -> None:
     grids = [load(name) for name in names() if name.startswith("flash_")]
-    shared = [{cell.id for cell in grid.expand("emoji")} for grid in grids if "emoji" in grid.base]
+    shared = [{cell.id for cell in grid.expand("emoji")} for grid in grids if grid.base.get("emoji") == "flash/emoji"]
     usual = {run_id(resolve(compose("flash/emoji", ["seed=0"])))}
     assert len(shared) >= 8 and set.intersection(*shared) == usual
 
@@ -149,6 +149,26 @@ def test_a_budget_may_leave_rows_out() -> None:
     rows = {budget: {cell.row for cell in made.expand("tiny", budget)} for budget in made.budgets}
     assert rows["full"] - rows["demo"] == {"adv-dmd"}
     assert made.expand("tiny", "full")[-2].config.method.distill_weight == 0  # before the reference: adv-dmd
+
+
+@pytest.mark.parametrize("scale", ["emoji", "paper", "tiny"])
+def test_each_component_of_flash_dmd_is_alone_in_its_row(scale: str) -> None:
+    """Timestep split, critic on decoded images, average in the score; the DMD2 rows are dmd2's own runs."""
+    cells = {c.row: c.config.method for c in load("flash_dmd_components", ["data.path=random:x"]).expand(scale)}
+    on = {
+        row: (m.num_low_noise_steps > 0, m.gan != "bottleneck" and m.critic_heads == "pooled", m.score_ema_decay < 1)
+        for row, m in cells.items()
+        if m.name == "flash_dmd" and not row.startswith("ratio-")
+    }
+    assert on == {
+        "split": (True, False, False), "pixel-gan": (False, True, False), "score-ema": (False, False, True),
+        "all": (True, True, True),
+    }  # fmt: skip
+    theirs = {c.id for c in load("dmd2_ttur", ["data.path=random:x"]).expand(scale)}
+    ours = {c.id for c in load("flash_dmd_ttur", ["data.path=random:x"]).expand(scale) if c.row.startswith("dmd2-")}
+    assert len(ours) == 9 and (ours <= theirs or scale == "tiny"), "dmd2/tiny has another ratio than 5:1"
+    weight = {m.adversarial_weight for row, m in cells.items() if row in ("dmd2", "dmd2-5", "split", "score-ema")}
+    assert len(weight) == 1
 
 
 @pytest.mark.parametrize("scale", ["emoji", "paper", "tiny"])

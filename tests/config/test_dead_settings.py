@@ -22,14 +22,15 @@ from core.run import Run
 from core.schema import SCHEMAS, ExperimentConfig, UserError, discover_schemas
 from experiments.expected import outcomes
 from experiments.train import train_config
-from tests import toy_rewards
+from tests import toy_rewards, worlds
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "analysis" / "records" / "runs" / "157e67d615"  # of an experiment that states what it should reach
 READ_ALIKE_IN = ("core/config.py", "core/typed.py")
 READ_ALIKE_BY = ("identity_dict", "_canonical", "_canonical_part", "validate", "_validate_stages")
 # Filled in by resolve, for the id alone
-CONTENT = {"Dmd2Config.dino_hash", "RlConfig.reward_hash"}
+CONTENT = {f"{schema}.{name}_hash" for schema in ("Dmd2Config", "FlashDmdConfig") for name in ("dino", "sam")}
+CONTENT |= {"RlConfig.reward_hash"}
 # Read by nobody, but a part of the ids of all committed runs
 KEPT_FOR_IDS = {"DataConfig.name"}
 
@@ -42,12 +43,18 @@ PAIRS = [
     "method.regression_steps=4",
     "method.gan=effnet_lite1",
 ]
+ON_IMAGES = ["method.critic_heads=pooled", "method.critic_crop=32", "method.adversarial_ratio=0.5"]
 RL = ["method.rl.reward=level", "method.rl.ratio=1", "train.budget.amount=6"]  # turns of either kind after the pairs
-RUNS = {"flash/tiny": [*FOUR, METRICS], "dmd2/tiny": [*FOUR, *PAIRS, *RL], "lcm/tiny": FOUR, "teacher/tiny": []}
-RUNS |= {"progressive/tiny": [*FOUR, "method.adversarial_weight=0.1"], "guidance/tiny": [*FOUR, "method.null_prob=0.5"]}
+RUNS = {
+    "flash/tiny": [*FOUR, METRICS], "dmd2/tiny": [*FOUR, *PAIRS, *ON_IMAGES, *RL],
+    # Other problems than those of dmd2/tiny, whose solutions it would read
+    "flash_dmd/tiny": [*FOUR, *PAIRS, *ON_IMAGES, "method.regression_steps=3"], "lcm/tiny": FOUR, "teacher/tiny": [],
+    "progressive/tiny": [*FOUR, "method.adversarial_weight=0.1"], "guidance/tiny": [*FOUR, "method.null_prob=0.5"],
+}  # fmt: skip
 # The path of a network that is not embedded is read, and then told to be missing
 REFUSED = {
-    "flash/tiny": "method.distill_loss=lpips", "dmd2/tiny": "method.gan=dino", "teacher/tiny": "eval.metrics=[fid]",
+    "flash/tiny": "method.distill_loss=lpips", "dmd2/tiny": "method.gan=dino", "flash_dmd/tiny": "method.gan=dino",
+    "teacher/tiny": "eval.metrics=[fid]",
 }  # fmt: skip
 
 
@@ -106,6 +113,10 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     with noted() as found, toy_rewards.registered():
         for name, more in RUNS.items():
             assert train_config(resolve(compose(name, [*paths, *more])), evaluate=True) == 0
+        sam = worlds.vision(folder / "sam", "sam")
+        for name in ("dmd2/tiny", "flash_dmd/tiny"):
+            short = ["train.budget.amount=1", "method.gan=sam", f"method.sam_path={sam}", "method.sam_layers=[2,4]"]
+            assert train_config(resolve(compose(name, [*paths, *short]))) == 0
         for name, override in REFUSED.items():
             with pytest.raises(UserError, match="_path"):
                 train_config(resolve(compose(name, [*paths, override])), evaluate=True)

@@ -33,6 +33,8 @@ METHODS = {
     "flash": ["method.adversarial_weight=[.1,.1,.1,.1]", "method.dmd_weight=[.3,.3,.3,.3]"],
     "dmd2": ["method.fake_score_lr=1e-3"],
     "dmd2, critic on images": ["method.gan=effnet_lite1"],
+    "flash_dmd": ["method.fake_score_lr=1e-3", "method.adversarial_ratio=0.5", "method.critic_crop=32"],
+    "flash_dmd, critic on the score": ["method.gan=bottleneck", "method.num_low_noise_steps=2"],
     "lcm": ["method.guidance_max=9"],
     "progressive": ["method.guidance_max=9", "method.adversarial_weight=0.1", "method.critic_lr=1e-3"],
     "progressive, a later round": ["method.teacher=parent", "method.prediction=v", "method.null_prob=0.5"],
@@ -47,7 +49,8 @@ COMMON = ["train.ema_decay=0.9", "train.budget.amount=8", "train.budget.unit=ite
 
 def trainer(folder: Path, method: str, sharing: str = "lora", family: str = "unet", *more: str) -> Trainer:
     ours = method.split(",")[0]
-    experiment = f"{ours}/tiny" if ours in ("dmd2", "lcm", "progressive", "guidance") else "flash/tiny"
+    own = ("dmd2", "flash_dmd", "lcm", "progressive", "guidance")
+    experiment = f"{ours}/tiny" if ours in own else "flash/tiny"
     return worlds.trainer(folder, [*METHODS[method], *COMMON, *more], sharing, experiment=experiment, family=family)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from core.backbones.roles import keyed_init
 from core.config import UserError, compose, resolve, run_id
-from core.critics.image import IMAGE_FEATURES, DinoFeatures, EffnetFeatures, ImageCritic
+from core.critics.image import DinoFeatures, EffnetFeatures, ImageCritic
 from tests import worlds
 
 
@@ -46,7 +46,7 @@ def test_wrong_folders_are_told_in_one_line(tmp_path: Path) -> None:
         (str(worlds.vision(tmp_path / "clip", "clip")), "is a clip_vision_model; allowed: vit \\(DINO\\), dinov2"),
     ):
         with pytest.raises(UserError, match=line):
-            IMAGE_FEATURES["dino"](path)
+            DinoFeatures(path)
 
 
 def test_dmd2_trains_against_a_users_dino_whose_content_is_part_of_the_run(tmp_path: Path) -> None:

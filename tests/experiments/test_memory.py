@@ -226,6 +226,19 @@ def test_what_judges_decoded_images_counts_in_the_activations(tmp_path: Path) ->
     assert min(losses["lpips"], losses["effnet_lite1"]) > 2 * losses["mse"]
 
 
+@pytest.mark.usefixtures("states_only")
+def test_sam_is_planned_without_its_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first twelve layers of ViT-H, each of 19.7M parameters, beside the VAE and the heads."""
+    options = ["method.gan=sam", "method.critic_channels=256"]
+    rows = plan("flash_dmd/emoji", *options)
+    layers = rows["image_features", "parameters"].all / 4 / 12
+    assert 19.6e6 < layers < 20.5e6 and rows["vae", "parameters"].all > 0
+    heads = 4 * ((1280 + 256 + 256) * 256 * 16 + 256 * 256 * 9 + 12 * 256 + 257)
+    assert rows["critic", "parameters"].all == 4 * heads
+    assert main(["plan-memory", "flash_dmd/emoji", *options]) == 0
+    assert "method.sam_path is not set: image_features is planned as SAM ViT-H" in capsys.readouterr().out
+
+
 def test_terms_of_later_stages_are_planned(tmp_path: Path) -> None:
     """Flash Diffusion's first stage has no adversarial term."""
     folder = write_tiny_sd(tmp_path / "tiny-sd")

@@ -27,6 +27,11 @@ CURVES: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
         ("student/distill", "student/latent_std"),
     ),
     "guidance": ("guidance/tiny", ["train.budget.amount=200"], ("student/distill", "student/latent_std")),
+    "flash_dmd": (
+        "flash_dmd/tiny",
+        ["train.budget.amount=51", "method.adversarial_ratio=0.1"],
+        ("student/dmd", "student/adversarial", "fake_score/denoise", "critic/critic", "gradient/adversarial"),
+    ),
     "dmd2": (
         "dmd2/tiny",
         ["train.budget.amount=51", "method.ttur=5"],
