@@ -158,6 +158,24 @@ def test_a_stopped_run_ends_with_the_same_bits_whatever_its_reference_was(tmp_pa
     assert resumed.clock.evaluations == whole.clock.evaluations
 
 
+def test_rl_goes_together_with_flash_dmds_first_stage(tmp_path: Path) -> None:
+    """Turns of either kind move the student, each takes the fake score along, p_ref stays where the run began."""
+    settings = [*LEVEL, "method.ttur=1", "train.budget.amount=2", "method.student_lr=1e-3", "method.fake_score_lr=0"]
+    trained = worlds.trainer(tmp_path, [*settings, "method.score_ema_decay=0.5"], experiment="flash_dmd/tiny")
+    states = [worlds.parameters(trained)]
+    for _ in trained.iterations():
+        states.append(worlds.parameters(trained))
+
+    def moved(role: str, before: int) -> bool:
+        keys = [key for key in states[0] if key.startswith(f"{role}/")]
+        assert keys, role
+        return any((states[before][key] != states[before + 1][key]).any() for key in keys)
+
+    assert [[moved(role, step) for step in range(2)] for role in ("student", "fake_score", "reference")] == [
+        [True, True], [True, True], [False, False],
+    ]  # fmt: skip
+
+
 def test_another_micro_batch_gives_the_same_curve(tmp_path: Path) -> None:
     whole, split = (
         trainer(tmp_path / str(n), *LEVEL, f"execution.micro_batch={n}", "train.budget.amount=3") for n in (4, 2)
