@@ -106,7 +106,7 @@ class Results:
         """(seed, number of evaluations, raw value) of every number of ``shared``, by row, metric and split."""
         found: dict[tuple[str, str, str], list[tuple[int, float, float]]] = {}
         columns = ("row", "metric", "split", "seed", "nfe", "value", "state")
-        for row, metric, split, seed, nfe, value, state in _rows(self.shared, columns):
+        for row, metric, split, seed, nfe, value, state in plain_rows(self.shared, columns):
             if value == value and state != "diverged":
                 found.setdefault((row, metric, split), []).append((seed, nfe, value))
         return found
@@ -188,7 +188,7 @@ def comparable(frame: pd.DataFrame) -> pd.DataFrame:
     protocols = _shared_protocols(frame)
     newest: dict[tuple[Any, ...], tuple[bool, str, int]] = {}
     columns = ("run", "row", "metric", "split", "steps", "value", "comparable", "time")
-    for place, (*cell, steps, value, protocol, time) in enumerate(_rows(frame, columns)):
+    for place, (*cell, steps, value, protocol, time) in enumerate(plain_rows(frame, columns)):
         is_hole = value != value
         if not is_hole and protocol != protocols[cell[2], cell[3]]:
             continue
@@ -197,7 +197,7 @@ def comparable(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.iloc[sorted(place for _, _, place in newest.values())]
 
 
-def _rows(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+def plain_rows(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """The lines of a frame as plain values, which is quicker than asking pandas for each group of a small table."""
     return zip(*(frame[name].tolist() for name in columns), strict=True)
 
@@ -207,7 +207,7 @@ def _shared_protocols(frame: pd.DataFrame) -> dict[tuple[str, str], str]:
     runs: dict[tuple[str, str], dict[str, set[str]]] = {}
     times: dict[tuple[str, str, str], str] = {}
     columns = ("metric", "split", "comparable", "run", "time", "value")
-    for metric, split, protocol, run, time, value in _rows(frame, columns):
+    for metric, split, protocol, run, time, value in plain_rows(frame, columns):
         if value == value:
             runs.setdefault((metric, split), {}).setdefault(protocol, set()).add(run)
             times[metric, split, protocol] = max(times.get((metric, split, protocol), time), time)

@@ -16,7 +16,7 @@ import pandas as pd
 from ablations.grid import Grid
 from ablations.schema import Row
 from analysis.captions import notes
-from analysis.collect import Results
+from analysis.collect import Results, plain_rows
 from analysis.columns import Column, shown_column
 from analysis.inference import LEVEL
 from analysis.labels import capitalized
@@ -156,10 +156,9 @@ Numbers = Mapping[tuple[str, str, int | None, str], Sequence[_Read]]
 
 def _index(frame: pd.DataFrame) -> Numbers:
     out: dict[tuple[str, str, int | None, str], list[_Read]] = {}
-    places = zip(*(frame[name].tolist() for name in ("split", "row", "nfe", "metric")), strict=True)
-    lines = zip(*(frame[name].tolist() for name in _Read._fields), strict=True)
-    for (split, row, nfe, metric), line in zip(places, lines, strict=True):
-        key = split, row, None if nfe is None or nfe != nfe else int(nfe), metric
+    for split, row, nfe, metric, *line in plain_rows(frame, ("split", "row", "nfe", "metric", *_Read._fields)):
+        is_known = nfe is not None and nfe == nfe
+        key = split, row, int(nfe) if is_known else None, metric
         out.setdefault(key, []).append(_Read(*line))
     return out
 

@@ -1,7 +1,8 @@
 """Overrides ``key=value`` in Hydra's grammar. Torch-free.
 
 Hydra's parser takes most of a second to import, and milliseconds for a text. Values that JSON and Hydra read alike are
-read as JSON. What Hydra made of other texts is remembered on disk, so that a command that is given again needs it once.
+read as JSON, plain absolute paths as they stand. What Hydra made of other texts is remembered on disk, so that a
+command that is given again needs it once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _KEY = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*")
 # Numbers, constants, quoted texts, and lists of them. Backslashes, dollars and braces have a meaning of their own
 _PART = r'\s*(?:-?\d[\d.eE+-]*|true|false|null|"[^"\\${}]*")\s*'
 _ALIKE = re.compile(rf"{_PART}|\[(?:{_PART}(?:,{_PART})*)?\]")
+_PATH = re.compile(r"/[A-Za-z0-9_./-]*[A-Za-z0-9_]")  # of a file or folder, which every new run may have another of
 REMEMBERED = Path(".cache") / "composed" / "overrides.json"
 
 
@@ -39,6 +41,8 @@ def parse(text: str) -> tuple[str, Any]:
 def _read_as_json(text: str) -> tuple[str, Any] | None:
     """Key and value of ``seed=1``, ``eval.steps=[1, 2]``, ``execution.label="a b"``; None for what Hydra must read."""
     key, _, value = text.partition("=")
+    if _KEY.fullmatch(key) and _PATH.fullmatch(value):
+        return key, value
     if not _KEY.fullmatch(key) or not _ALIKE.fullmatch(value):
         return None
     try:

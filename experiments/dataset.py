@@ -12,6 +12,7 @@ from core.config import ExperimentConfig, UserError, locate
 from core.data.requests import View
 from core.data.shards import Example, ImageTextDataset, open_dataset
 from core.data.views import plain
+from core.remembered import recall, remember
 from core.splits import is_split_by_key
 from experiments.emoji import views as emoji
 
@@ -62,23 +63,35 @@ def num_variants(config: ExperimentConfig) -> int:
 
 @cache
 def _view_for(folder: Path, split: str, max_bad: float, memory: Path | None) -> str:
-    dataset = open_dataset(folder, split, max_bad, memory)
-    lacking = [key for key, meta in zip(dataset.keys, dataset.metas, strict=True) if not _is_described(meta)]
-    if not lacking:
-        return "emoji"
-    needed = ", ".join(sorted(emoji.METADATA))
-    if len(lacking) < len(dataset):
-        raise UserError(
-            f"{folder}: data.view=emoji needs the metadata {needed}, which {len(lacking)} of {len(dataset)} examples "
-            f"lack, the first {lacking[0]!r}; give data.view=plain to show all as they are"
+    """The view of a split; remembered beside ``memory``: to read all metadata takes as long as many steps."""
+    remembered = None if memory is None else memory.with_name(f"{memory.stem}-{split}-{max_bad:g}-view.json")
+    view = None if remembered is None else recall(remembered).get(_needed())
+    if view is None:
+        view = _found_view(folder, open_dataset(folder, split, max_bad, memory))
+        if remembered is not None:
+            remember(remembered, {_needed(): view})
+    if view == "plain":
+        log.info(
+            "%s: no example has an emoji's metadata (%s); each is shown as it is, on white, with its own caption, "
+            "as by data.view=plain data.num_variants=1",
+            folder,
+            _needed(),
         )
-    log.info(
-        "%s: no example has an emoji's metadata (%s); each is shown as it is, on white, with its own caption, "
-        "as by data.view=plain data.num_variants=1",
-        folder,
-        needed,
-    )
-    return "plain"
+    return view
+
+
+def _found_view(folder: Path, dataset: ImageTextDataset) -> str:
+    lacking = [key for key, meta in zip(dataset.keys, dataset.metas, strict=True) if not _is_described(meta)]
+    if 0 < len(lacking) < len(dataset):
+        raise UserError(
+            f"{folder}: data.view=emoji needs the metadata {_needed()}, which {len(lacking)} of {len(dataset)} "
+            f"examples lack, the first {lacking[0]!r}; give data.view=plain to show all as they are"
+        )
+    return "plain" if lacking else "emoji"
+
+
+def _needed() -> str:
+    return ", ".join(sorted(emoji.METADATA))
 
 
 def _is_described(meta: dict[str, object]) -> bool:

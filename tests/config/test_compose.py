@@ -170,8 +170,10 @@ def test_sd15_has_the_paper_s_values() -> None:
     [
         "1", "-1", "-0", "1.5", "1e-5", "1.0e+05", "1e400", "12345678901234567890123", "true", "false", "null", " 1 ",
         '"x y"', '""', '"1"', '"null"', '" a=b, c "', '"é"', "[]", "[1,2]", "[1.0, 2]", '["a" , ""]', "[true,null]",
+        "/tmp/a-1/b_2.c/d", "/1/null", "/a/../b",
         # read by Hydra alone
         "00", "1.", ".5", "1-2", "-", "1e", "[ ]", "a", "[a, 1]", '"a\\tb"', "'a'", "{a: 1}",
+        "/", "/a/", "/a b", "/a:b",
     ],
 )  # fmt: skip
 def test_what_is_read_as_json_is_what_hydra_reads(value: str) -> None:

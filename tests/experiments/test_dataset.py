@@ -10,6 +10,7 @@ from PIL import Image
 
 from core.config import ExperimentConfig, UserError, compose, resolve
 from core.data.shards import Example
+from experiments import dataset
 from experiments.build import build_backbone, build_data
 from experiments.dataset import num_variants, open_split, shown_view, view_of
 from experiments.emoji.views import METADATA
@@ -38,6 +39,16 @@ def test_own_pictures_are_shown_as_they_are(tmp_path: Path, caplog: pytest.LogCa
 def test_emoji_stay_as_they_were() -> None:
     config = resolve(compose("flash/emoji"))
     assert shown_view(config) == "emoji" and num_variants(config) == 16
+
+
+def test_how_a_set_is_shown_is_found_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading all metadata took a second of every training whose latents are cached."""
+    config = resolve(compose("flash/emoji"))
+    dataset._view_for.cache_clear()
+    assert shown_view(config) == "emoji"
+    dataset._view_for.cache_clear()  # as in the next process
+    monkeypatch.setattr(dataset, "open_dataset", None)
+    assert shown_view(config) == "emoji"
 
 
 def described(folder: Path, lacking: int) -> ExperimentConfig:
