@@ -71,7 +71,7 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(STAMP)
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile
 
 SLURM_PACKAGES := slurm-wlm munge slurmdbd mariadb-server
 

@@ -150,12 +150,12 @@ def test_everything_that_can_be_named_is_listed_with_what_it_is(capsys: pytest.C
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
-        ("experiments", "dmd2/emoji_flux2     DMD2 on the embedded miniature of FLUX.2, 4 steps"),
-        ("grids", "flash_losses         Influence of the loss terms (Flash Diffusion, Figure 5, top left)"),
-        ("metrics", "kid         KID: clean-fid Inception kernel distance"),
-        ("backbones", "sdxl          Stable Diffusion XL with Flash Diffusion's LoRA of rank 64: 92.9M parameters [P]"),
-        ("methods", "teacher  No training: the frozen teacher sampled with an ODE solver."),
+        ("experiments", "dmd2/emoji_flux2 DMD2 on the embedded miniature of FLUX.2, 4 steps"),
+        ("grids", "flash_losses Influence of the loss terms (Flash Diffusion, Figure 5, top left)"),
+        ("metrics", "kid KID: clean-fid Inception kernel distance"),
+        ("backbones", "sdxl Stable Diffusion XL with Flash Diffusion's LoRA of rank 64: 92.9M parameters [P]"),
+        ("methods", "teacher No training: the frozen teacher sampled with an ODE solver."),
     ],
 )
 def test_one_kind_is_listed_alone(capsys: pytest.CaptureFixture[str], kind: str, line: str) -> None:
-    assert line in listed(capsys, kind)
+    assert line.split() in [found.split() for found in listed(capsys, kind)]

@@ -52,6 +52,7 @@ def test_a_finished_run_without_its_last_sheet_gets_the_one_that_training_had_dr
     assert sheet.read_bytes() == drawn
 
 
+@pytest.mark.slow
 def test_a_sharded_training_is_released_before_its_run_is_measured(tmp_path: Path) -> None:
     """What is measured is held whole: beside the training's parts it would not fit on a device."""
 

@@ -84,8 +84,8 @@ def test_contract_returns_the_exact_value_of_every_kind(process: Process, predic
 
 def test_sigma_zero_is_the_identity() -> None:
     backbone = GaussianBackbone(mixture(2), FLOW, "flow", SHAPE)
-    x = noise(1).view(-1, *SHAPE).float()
-    got = backbone.predict(TEACHER, x.double(), torch.zeros(1), backbone.encode_text([""]))
+    x = noise(1).view(-1, *SHAPE).double()
+    got = backbone.predict(TEACHER, x, torch.zeros(1), backbone.encode_text([""]))
     torch.testing.assert_close(got, x, rtol=1e-5, atol=1e-5)
 
 

@@ -80,6 +80,7 @@ def test_a_backend_that_is_named_compiles_at_once(tmp_path: Path) -> None:
     assert compiler(tmp_path, "off")[1].backends == []
 
 
+@pytest.mark.slow
 def test_a_training_that_was_compiled_on_the_way_learns_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -128,7 +128,7 @@ def test_one_non_finite_batch_changes_nothing_and_many_diverge(tmp_path: Path) -
     with pytest.raises(Diverged, match="student: gradients not finite"):
         for _ in range(MAX_SKIPPED_IN_ROW):
             trained._iteration()
-            trained._check_divergence()
+            trained._check_divergence({})
     trained.method.losses = target
     trained._iteration()
     assert trained.players["student"].skipped_in_row.item() == 0

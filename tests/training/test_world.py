@@ -36,6 +36,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(next(run.path.glob("snapshots/*/student.safetensors")))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_curve_of_one_and_one_goes_on_with_it(tmp_path: Path) -> None:
     """Started by torchrun with two processes, stopped at half of the budget, ended by one: the curve of one alone."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
