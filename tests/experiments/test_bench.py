@@ -119,5 +119,5 @@ def test_one_shared_backbone_needs_at_most_45_percent_of_three_copies(tmp_path: 
     assert backbone.latent_shape == (4, 16, 16)
     found = peaks.compare_memory(words)
     assert found["ratio"]["measured_gb"] < 0.45 and found["lora"]["measured_gb"] > 0.2, found
-    for sharing in ("lora", "full"):  # beside the plan a process holds buffers of its libraries
-        assert found[sharing]["planned_gb"] < found[sharing]["measured_gb"] < 2 * found[sharing]["planned_gb"], found
+    for sharing in ("lora", "full"):  # beside the plan a process holds its libraries, whatever the network's size
+        assert found[sharing]["planned_gb"] < found[sharing]["measured_gb"] < 0.4 + found[sharing]["planned_gb"], found
