@@ -20,13 +20,15 @@ def vae() -> AutoencoderKL:
     return build_vae(16)
 
 
-def trainer(folder: Path, vae: AutoencoderKL, family: str, images: int = 16) -> Trainer:
+def trainer(
+    folder: Path, vae: AutoencoderKL, family: str, images: int = 16, init: Path | None = None, seen: int = 0
+) -> Trainer:
     """A training in ``folder``; all of one test have one tokenizer, whose merges of equal count are in any order."""
     folder.mkdir(exist_ok=True)
     image = np.zeros((64, 64, 3), np.uint8)
     meta = {"group": "food & drink", "subgroup": "food-fruit"}
     examples = [Example(key=str(i), image=image, caption=text, meta=meta) for i, text in enumerate(CAPTIONS * 4)]
-    args = Namespace(out=folder, lr=1e-3, images=images, batch_size=2, compile=False, bf16=False)
+    args = Namespace(out=folder, lr=1e-3, images=images, batch_size=2, compile=False, bf16=False, init=init, seen=seen)
     return Trainer(args, RECIPES[family](examples, folder.parent / "tokenizer"), vae)
 
 
@@ -51,6 +53,21 @@ def test_a_stopped_training_ends_with_the_weights_of_an_uninterrupted_one(
     assert resumed.images == whole.images == 6
     for name, value in resumed.ema.state_dict().items():
         torch.testing.assert_close(value, whole.ema.state_dict()[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["sd", "flux2"])
+def test_a_training_goes_on_from_the_weights_of_a_milestone(tmp_path: Path, vae: AutoencoderKL, family: str) -> None:
+    first = trainer(tmp_path / "first", vae, family)
+    first.recipe.latents(torch.randn(4, 16, 8, 8), vae)  # their statistics are part of a pipeline
+    with torch.no_grad():
+        for parameter in first.ema.parameters():
+            parameter.add_(0.25)
+    first.export(tmp_path / "milestone")
+    later = trainer(tmp_path / "later", vae, family, init=tmp_path / "milestone", seen=8)
+    assert (later.images, later.step) == (8, 0)
+    for networks in (later.networks, later.ema):
+        for name, value in networks.state_dict().items():
+            torch.testing.assert_close(value, first.ema.state_dict()[name].half().float(), rtol=0, atol=0)
 
 
 def test_the_rate_is_constant_and_falls_over_the_last_quarter(tmp_path: Path, vae: AutoencoderKL) -> None:

@@ -5,14 +5,16 @@ the velocity of a rectified flow with uniform t (``--family flux2``); 10% empty 
 the hidden matrices (over images 12,800 to 19,200 of the former the mean loss was 0.377 against AdamW's 0.422), AdamW
 for the rest. Kinds are drawn in a balanced way, then a picture of the kind, then a view of it; latents of a fixed
 number of such draws are computed once. The learning rate is constant and falls over the last quarter of the images.
-Resumable: run the same command again. ``emoji-sd-v1`` and ``emoji-flux2-v1`` were trained by earlier forms of this
-file, on views with scale and shift.
+Resumable: run the same command again; elsewhere, from a milestone's weights and tokenizer (``--init``), without the
+optimizer's state. ``emoji-sd-v1`` and ``emoji-flux2-v1`` were trained by earlier forms of this file, on views with
+scale and shift.
 
 ``python -m experiments.emoji.recipes.train_teacher --data FOLDER --vae FOLDER --out FOLDER --images 4500000``
 """
 
 import argparse
 import copy
+import shutil
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -173,11 +175,14 @@ class Trainer:
         # Convolutions in channels last: a fifth of a step on a CPU
         layout = torch.channels_last
         self.networks, self.ema = (recipe.networks(channels).to(memory_format=layout) for _ in range(2))
+        if args.init is not None:
+            for name, network in self.networks.named_children():
+                network.load_state_dict(type(network).from_pretrained(args.init / name).state_dict())
         self.ema.load_state_dict(self.networks.state_dict())
         self.ema.requires_grad_(False).eval()
         self.optimizer = MuonAdamW(self.networks, args.lr, 0.01, recipe.outside)
         self.forward = torch.compile(self.networks) if args.compile else self.networks
-        self.images, self.step, self.seconds = 0, 0, 0.0
+        self.images, self.step, self.seconds = args.seen, 0, 0.0
         self.checkpoint = args.out / "teacher.pt"
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, weights_only=True)
@@ -256,6 +261,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="milestone to begin with: its networks and its tokenizer")
+    parser.add_argument("--seen", type=int, default=0, help="images that --init has seen, where the rate goes on")
     parser.add_argument("--images", type=int, default=4_500_000)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2.5e-3)
@@ -265,6 +272,8 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="faster where the processor has units for it")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.init is not None and not (args.out / "tokenizer").exists():
+        shutil.copytree(args.init / "tokenizer", args.out / "tokenizer")  # another one gives words other numbers
     keep_freed_memory()
     examples = list(open_dataset(args.data, "train"))
     recipe = RECIPES[args.family](examples, args.out)
