@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 QUANTILES = 200
+POWER = 0.8  # of the plans of seeds
 LEVEL = 0.05  # of a two-sided test of a difference, and of each one-sided test of equivalence
 
 

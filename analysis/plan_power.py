@@ -15,12 +15,11 @@ from ablations.grid import Grid
 from analysis.claims import LEAST_SEEDS, Claim, Contrast, load_claims
 from analysis.collect import Results
 from analysis.columns import shown_column
-from analysis.inference import average_power
+from analysis.inference import POWER, average_power
 from analysis.spread import Kind, Spread, kind_of, load, shown_values
 from core.catalogue import READINGS
 from core.splits import captions
 
-POWER = 0.8
 SEEDS = (3, 4, 6, 8, 12, 16)
 MOST_SEEDS = 200
 

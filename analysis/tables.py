@@ -288,7 +288,7 @@ def _of_most_seeds(entries: Sequence[Entry]) -> list[Entry]:
 def _differs(rival: Entry, best: Entry, spread: Spread) -> bool:
     """Whether two rows are told apart, by the test that claims are judged by."""
     difference = spread.estimate(rival.seeds, best.seeds)
-    return rival is not best and 2 * min(difference.below(0.0), difference.above(0.0)) <= LEVEL
+    return rival is not best and difference.beyond(0.0) <= LEVEL
 
 
 def _digits(panels: tuple[Panel, ...], index: int) -> int:

@@ -25,7 +25,7 @@ from analysis import spread
 from analysis.claims import EQUAL, LEAST_SEEDS, Claim, Contrast, check_rows, load_claims
 from analysis.collect import Results
 from analysis.columns import Column, shown_column
-from analysis.inference import LEVEL, Estimate, false_discovery_rates, paired, power, unpaired
+from analysis.inference import LEVEL, POWER, Estimate, false_discovery_rates, paired, power, unpaired
 from core.catalogue import METRICS, READINGS
 
 REPRODUCED, CONTRADICTED, NEGLIGIBLE = "reproduced", "contradicted", "negligible"
@@ -33,7 +33,6 @@ TOO_SMALL, INCONCLUSIVE, NO_DATA = "decided but negligible", "inconclusive", "no
 VERDICTS = (REPRODUCED, CONTRADICTED, TOO_SMALL, NEGLIGIBLE, INCONCLUSIVE, NO_DATA)
 DECIDED = VERDICTS[:4]
 RATE = 0.1  # of false discoveries
-POWER = 0.8
 MOST_SEEDS = 50
 
 

@@ -45,7 +45,9 @@ class LatentData:
     def __init__(self, cache: LatentCache, seed: int, device: torch.device | str = "cpu") -> None:
         self.cache, self.seed, self.device = cache, seed, torch.device(device)
         self.null = self._cond(cache.cond, np.zeros(1, dtype=np.int64)).to(self.device)
-        self._being_read: dict[tuple[int, ...], Future[tuple[Tensor, Cond]]] = {}  # at most one batch, by its positions
+        self._being_read: dict[
+            tuple[int, ...], Future[tuple[Tensor, Cond, list[str]]]
+        ] = {}  # at most one batch, by its positions
 
     @property
     def content_hash(self) -> str:
@@ -67,22 +69,19 @@ class LatentData:
     def batch(self, positions: np.ndarray, following: np.ndarray | None = None) -> Batch:
         """The samples at ``positions``; those at ``following`` are read meanwhile, for the next call."""
         being_read = self._being_read.pop(tuple(positions), None)
-        x0, cond = self._read(positions) if being_read is None else being_read.result()
+        x0, cond, texts = self._read(positions) if being_read is None else being_read.result()
         if following is not None:
             self._being_read = {tuple(following): self._reader.submit(self._read, following)}
         x0, cond = x0.to(self.device, non_blocking=True), cond.to(self.device)
-        return Batch(positions, x0, cond, self.null, self.texts(positions))
+        return Batch(positions, x0, cond, self.null, texts)
 
-    def texts(self, positions: np.ndarray) -> list[str]:
-        """The captions of the samples at ``positions``."""
-        return [self.cache.captions[index] for index in self.cache.caption_index[self.items(positions)]]
-
-    def _read(self, positions: np.ndarray) -> tuple[Tensor, Cond]:
-        """Latents and conditions on the host, in memory from which a GPU can copy while it computes."""
+    def _read(self, positions: np.ndarray) -> tuple[Tensor, Cond, list[str]]:
+        """Latents, conditions and captions on the host, in memory from which a GPU can copy while it computes."""
         items = self.items(positions)
         x0 = self._on_host(self.cache.latents[items])
         rows = np.asarray(self.cache.caption_index[items], dtype=np.int64)
-        return x0, self._cond(self.cache.cond, rows).also(self._cond(self.cache.item_cond, items).tensors)
+        cond = self._cond(self.cache.cond, rows).also(self._cond(self.cache.item_cond, items).tensors)
+        return x0, cond, [self.cache.captions[row] for row in rows]
 
     def _cond(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> Cond:
         return Cond({name: self._on_host(values[rows]) for name, values in arrays.items()})
