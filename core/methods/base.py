@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from core.backbones.base import PARENT, STUDENT, STUDENT_EMA, TEACHER, Backbone, Cond
 from core.data.batches import Batch
 from core.data.memory import Memory, Rows
-from core.diffusion.solvers import boundary_scalings, few_step_sample
+from core.diffusion.solvers import Denoise, boundary_scalings, few_step_sample
 from core.losses.balance import norms
 from core.methods.clock import Clock
 from core.randomness import Stream
@@ -273,6 +273,14 @@ class Method(ABC):
     def student_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """``few_step_x0`` of the student."""
         return self.few_step_x0(STUDENT, x_t, t, cond)
+
+    def denoise(self, batch: Batch) -> Denoise:
+        """The student's network as its simulation calls it."""
+
+        def call(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+            return self.backbone.predict(STUDENT, x, t, batch.cond[rows])
+
+        return call
 
     def uniform_guidance(self, purpose: str, batch: Batch, low: float, high: float) -> Tensor | float:
         """Guidance w ~ U[low, high] per sample, float32 (B,); a number when the range is a point."""

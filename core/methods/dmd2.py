@@ -24,7 +24,7 @@ from core.critics.image import DinoFeatures, EffnetFeatures, ImageCritic
 from core.critics.latent import LatentCritic
 from core.critics.pixel import PixelCritic, SamFeatures
 from core.data.batches import Batch
-from core.diffusion.solvers import Denoise, simulate
+from core.diffusion.solvers import simulate
 from core.losses.adversarial import GAN_LOSSES
 from core.losses.balance import gradient_at, norms, with_gradient_norms
 from core.losses.distill import mse
@@ -192,14 +192,6 @@ class Dmd2(Method):
         shape = batch.x0.shape[1:]
         draws = (self.stream(STUDENT, f"noise {step}") for step in range(self.config.num_steps))
         return [draw(stream.normal(batch.positions, shape), batch.x0) for stream in draws]
-
-    def denoise(self, batch: Batch) -> Denoise:
-        """The student's network as its simulation calls it."""
-
-        def call(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-            return self.backbone.predict(STUDENT, x, t, batch.cond[rows])
-
-        return call
 
     def problem_stage(self, clock: Clock) -> int | None:
         asks = self.has_turn(STUDENT, clock) and self.weights(STUDENT, clock)["regression"] > 0

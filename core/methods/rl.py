@@ -136,11 +136,8 @@ class Reinforcement:
             draw(self._noise(f"noise {step}", batch.positions, batch.x0), batch.x0)
             for step in range((int(index.max()) if calls is None else calls) + 1)
         ]
-
-        def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-            return self.backbone.predict(STUDENT, x, t, batch.cond[rows])
-
-        return simulate(denoise, noises, index.tolist(), self.method.timesteps, self.backbone.process, calls)
+        denoise, process = self.method.denoise(batch), self.backbone.process
+        return simulate(denoise, noises, index.tolist(), self.method.timesteps, process, calls)
 
     def _candidates(self, x0: Tensor, following: Tensor, positions: np.ndarray) -> Tensor:
         """Next states (B, k, C, H, W) drawn from the student's transition."""
